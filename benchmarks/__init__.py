@@ -1,0 +1,1 @@
+"""Measure memory and latency of bundles in fresh processes."""

@@ -1,0 +1,1 @@
+"""Turn official checkpoints into bundles of ONNX graphs (torch and onnx live here)."""

@@ -1,0 +1,1 @@
+"""The selective scan: one operator, its oracle and its faces."""

@@ -1,0 +1,1 @@
+"""Run an exported pose pipeline on video: numpy, click and one backend, never torch."""

@@ -1,0 +1,1 @@
+"""Backends: each turns one graph file into an Engine."""

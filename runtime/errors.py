@@ -1,0 +1,36 @@
+"""Every error the project raises on purpose.
+
+    MambaPoseError
+    +-- BundleError   a bundle folder is incomplete, altered, or from another version
+    +-- TargetError   an unknown device preset
+    +-- ExportError   a checkpoint or a network cannot be exported as asked
+    +-- EngineError   a backend cannot load or run a graph
+    +-- VideoError    a video, stream or image folder cannot be read or written
+
+A message says what was wanted, what was found and what to do, in one line. Commands print it
+after ``error:`` and exit with 1; anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class MambaPoseError(Exception):
+    """Base of all errors a user can act on."""
+
+
+class BundleError(MambaPoseError):
+    """A bundle is incomplete, altered, or of an unknown version."""
+
+
+class TargetError(MambaPoseError):
+    """A device preset is unknown or cannot do what was asked."""
+
+
+class ExportError(MambaPoseError):
+    """A checkpoint or a network cannot be exported as asked."""
+
+
+class EngineError(MambaPoseError):
+    """A backend cannot load or run a graph."""
+
+
+class VideoError(MambaPoseError):
+    """A video, stream or image folder cannot be read or written."""
