@@ -1,4 +1,4 @@
-"""Fixtures for material that lives outside the repository; absent material skips, with the reason."""
+"""Fixtures for material outside the repository (absent: skip), and the table of what ran."""
 
 from __future__ import annotations
 
@@ -58,3 +58,41 @@ def golden() -> Callable[[str], SimpleNamespace]:
         return SimpleNamespace(name=name, folder=folder, arrays=arrays, meta=meta, weights=weights)
 
     return load
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strict-skips", action="store_true", help="fail when any test was skipped")
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    return report.longrepr[2].removeprefix("Skipped: ") if report.longrepr else "no reason given"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A table of what ran in each file, then every reason for a skip with its count."""
+    stats = terminalreporter.stats
+    files: dict[str, dict[str, int]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in stats.get(outcome, []):
+            row = files.setdefault(report.nodeid.split("::")[0], {})
+            row[outcome] = row.get(outcome, 0) + 1
+    terminalreporter.section("what ran")
+    terminalreporter.write_line(f"{'file':<48}{'passed':>8}{'failed':>8}{'skipped':>8}")
+    for name, row in sorted(files.items()):
+        failed = row.get("failed", 0) + row.get("error", 0)
+        terminalreporter.write_line(
+            f"{name:<48}{row.get('passed', 0):>8}{failed:>8}{row.get('skipped', 0):>8}"
+        )
+    reasons: dict[str, int] = {}
+    for report in stats.get("skipped", []):
+        reasons[_skip_reason(report)] = reasons.get(_skip_reason(report), 0) + 1
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With --strict-skips a run that skipped anything is a failed run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    strict = exitstatus == 0 and session.config.getoption("--strict-skips")
+    if strict and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

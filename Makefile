@@ -1,0 +1,65 @@
+# The commands a person types; CI types the same ones.
+#   make run [VIDEO=file.mp4]   set up, export the cpu bundle once, run it
+#   make test [STRICT=1]        everything CI runs; STRICT=1 fails on any skipped test
+#   make check                  format, lint, types
+#   make bench                  memory and latency table, selective-scan bars
+#   make neon                   the aarch64 kernels under an emulator
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUNDLE ?= build/bundles/cpu
+OUT ?= out
+VIDEO ?= build/sample.mp4
+VS ?= vitpose-b
+PYTEST_ARGS ?=
+
+SOURCES := pyproject.toml constraints.txt $(shell find runtime export plugins benchmarks -type f \
+	-not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
+
+.PHONY: run test check bench neon clean
+
+run: $(BUNDLE)/bundle.json $(if $(filter build/sample.mp4,$(VIDEO)),build/sample.mp4)
+	$(BIN)/mp-run --engine $(BUNDLE) $(VIDEO) --out $(OUT) --overlay --overwrite
+
+$(BUNDLE)/bundle.json: $(VENV)/.run
+	$(BIN)/mp-export --target cpu --untrained --out $(BUNDLE) --overwrite
+
+build/sample.mp4: $(VENV)/.run
+	$(BIN)/python -m mambapose.runtime.sample $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export]'
+	touch $@
+
+# The parser of tensorrt-rtx is optional: where it does not install, its tests say so and skip.
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export,bench,test]'
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
+	touch $@
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(if $(STRICT),--strict-skips) $(PYTEST_ARGS)
+
+# mypy does not follow the installed namespace, so it reads the folders through links.
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p build/check/mambapose
+	for part in runtime export plugins benchmarks; do \
+		ln -sfn ../../../$$part build/check/mambapose/$$part; done
+	cd build/check && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p mambapose.runtime
+
+bench: $(VENV)/.test $(BUNDLE)/bundle.json
+	$(BIN)/mp-bench scan
+	$(BIN)/mp-bench --engine $(BUNDLE) --vs $(VS) --json benchmarks/results/latest.jsonl \
+		--plot build/bench.png
+
+neon:
+	sh plugins/csrc/tests/run_neon.sh
+
+clean:
+	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache

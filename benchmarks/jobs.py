@@ -1,0 +1,77 @@
+"""What to measure: a job runs in a process of its own and comes back as a row."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mambapose.runtime.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Job:
+    """kind: empty, stages (loaded together, run in turn) or pipeline (the whole chain).
+
+    parts: (bundle folder, stage) pairs; the chain takes the bundle of the first.
+    """
+
+    kind: str
+    parts: tuple[tuple[str, str], ...] = ()
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+    threads: int = 1
+    warmup: int = 2
+    iterations: int = 20
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Memory in MiB above an empty backend process, times in ms."""
+
+    label: str
+    group: str
+    network: str
+    size: str
+    params: int
+    weights_mib: float
+    peak_mib: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    calls: int
+    threads: int
+
+
+def job_from_dict(values: Mapping[str, Any]) -> Job:
+    """The job a JSON object describes; unknown keys are errors."""
+    return Job(**{**values, "parts": tuple(map(tuple, values.get("parts", ())))})
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Measure in a fresh interpreter; EngineError carries the last line it printed."""
+    command = [sys.executable, "-m", "mambapose.benchmarks.worker", json.dumps(asdict(job))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        what = " + ".join(f"{stage} of {bundle}" for bundle, stage in job.parts) or "the backend"
+        raise EngineError(f"measuring {what} in a fresh process failed: {reason}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def empty_peak_kib(job: Job) -> int:
+    """Peak of a process that only started the backend: the smallest of three, it is a floor."""
+    return min(run_job(replace(job, kind="empty"))["peak_kib"] for _ in range(3))
+
+
+def percentiles_ms(times: list[float]) -> tuple[float, float, float]:
+    """p50, p90 and p99 of call times."""
+    p50, p90, p99 = np.percentile(times, (50, 90, 99))
+    return float(p50), float(p90), float(p99)

@@ -1,0 +1,163 @@
+"""One measurement in a fresh process: ``python -m mambapose.benchmarks.worker JSON``.
+
+Prints one JSON object. Peak memory is VmHWM of the whole process, so nothing else may have run in
+it; the caller subtracts the peak of the ``empty`` job, a process whose backend has run one tiny
+graph. Latencies are wall-clock milliseconds of one call (a frame's worth of work of a stage).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mambapose.benchmarks.jobs import Job, job_from_dict
+from mambapose.runtime.bundle import Bundle, read_bundle
+from mambapose.runtime.engine import Engine, load_engine
+from mambapose.runtime.types import GraphSpec, TensorSpec
+
+Step = Callable[[], None]
+
+
+def status_kib(field: str) -> int:
+    """A size field of /proc/self/status in KiB: ``VmHWM`` is the peak resident size."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise KeyError(field)
+
+
+def seeded_input(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Noise that fits a tensor, one person where the dimension is free."""
+    shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
+    if spec.dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape).astype(spec.dtype)
+
+
+def graph_step(engine: Engine) -> Step:
+    """A function that runs one graph once on fixed noise."""
+    rng = np.random.default_rng(0)
+    inputs = {spec.name: seeded_input(spec, rng) for spec in engine.spec.inputs}
+    return lambda: void(engine.run(inputs))
+
+
+def void(_: object) -> None:
+    """Drop a result, so that a step holds nothing between calls."""
+
+
+def flow_step(engines: dict[str, Engine], iters: int) -> Step:
+    """One frame pair of RAFT: encode the new frame, correlate, ``iters`` updates, upsample."""
+    rng = np.random.default_rng(0)
+    image = seeded_input(engines["encode"].spec.inputs[0], rng)
+    previous = engines["encode"].run({"image": image})["fmap"]
+    height, width = previous.shape[2:]
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None].astype(np.float32)
+
+    def step() -> None:
+        features = engines["encode"].run({"image": image})
+        pyramid = engines["corr"].run({"fmap1": features["fmap"], "fmap2": previous})
+        coords, hidden = grid, features["hidden"]
+        for _ in range(iters):
+            out = engines["step"].run(
+                {**pyramid, "coords": coords, "hidden": hidden, "context": features["context"]}
+            )
+            coords, hidden = out["coords_next"], out["hidden_next"]
+        upsample = engines["upsample"]
+        given = {"coords": coords, "hidden": hidden}
+        upsample.run({spec.name: given[spec.name] for spec in upsample.spec.inputs})
+
+    return step
+
+
+def base_name(graph: str) -> str:
+    """``encode`` of ``encode@192x256``."""
+    return graph.split("@")[0]
+
+
+def first_orientation(graphs: dict[str, GraphSpec]) -> list[str]:
+    """The graph names of one orientation: the one listed first in the bundle."""
+    suffix = next(iter(graphs)).partition("@")[2]
+    return [name for name in graphs if name.partition("@")[2] == suffix]
+
+
+def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
+    """A function that does one frame's (or window's) work of a stage."""
+    entry = bundle.stages[stage]
+    names = first_orientation({name: graph.spec for name, graph in entry.graphs.items()})
+    engines = {
+        base_name(name): load_engine(
+            bundle, stage, name, backend=job.backend, device=job.device, threads=job.threads
+        )
+        for name in names
+    }
+    if stage == "flow":
+        return flow_step(engines, bundle.schedule.flow_iters)
+    (engine,) = engines.values()
+    return graph_step(engine)
+
+
+def timed(step: Step, job: Job) -> list[float]:
+    """Milliseconds per call after the warm-up, until the count and the time are both reached."""
+    for _ in range(job.warmup):
+        step()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < job.iterations or time.perf_counter() - begin < job.seconds:
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def run_empty(job: Job) -> dict[str, Any]:
+    """The backend with one tiny graph: what every measured process pays before its network."""
+    from mambapose.runtime.check import run_probe
+
+    run_probe(job.backend)
+    return {"times_ms": []}
+
+
+def run_stages(job: Job) -> dict[str, Any]:
+    """All named stages loaded together, run one after another."""
+    steps = [
+        stage_step(read_bundle(Path(folder), verify=False), stage, job)
+        for folder, stage in job.parts
+    ]
+
+    def once() -> None:
+        for step in steps:
+            step()
+
+    return {"times_ms": timed(once, job)}
+
+
+def run_pipeline(job: Job) -> dict[str, Any]:
+    """The whole chain on drawn frames; times are the gaps between finished frames."""
+    from mambapose.benchmarks.chain import frame_gaps_ms
+
+    return {"times_ms": frame_gaps_ms(job)}
+
+
+RUNNERS: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "empty": run_empty,
+    "stages": run_stages,
+    "pipeline": run_pipeline,
+}
+
+
+def main() -> None:
+    """Run the job given as the only argument and print its result as JSON."""
+    job = job_from_dict(json.loads(sys.argv[1]))
+    result = RUNNERS[job.kind](job)
+    result["peak_kib"] = status_kib("VmHWM")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Official checkpoint files from where their authors publish them.
+
+Every address below stands in the official README, model card or package of the network. A network
+without a direct link says where a person gets the file. What was downloaded before is not
+downloaded again; what broke off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mambapose.runtime.errors import ExportError
+
+PIECE = 1 << 20
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a network come from.
+
+    url: a direct link, or None when there is none; then by_hand tells what to do. sha256: all 64
+    digits, or the leading ones where the publisher gives only those; None when not published.
+    """
+
+    licence: str
+    url: str | None = None
+    sha256: str | None = None
+    by_hand: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return (self.url or "").rsplit("/", 1)[-1]
+
+
+_HF = "https://huggingface.co"
+_NONE = "no weights are published; train it, or export with --untrained"
+
+# raft: torchvision/models/optical_flow/raft.py. depth v2: README of DepthAnything/Depth-Anything-V2
+# (hash: the model page). depth v1: model page. posemamba: README and model card. vitpose: model
+# pages of the authors' group, with the classic (two deconvolutions) or the simple decoder.
+SOURCES: dict[str, Source] = {
+    "raft-small": Source(
+        "licence of the weights not stated (code BSD-3-Clause, torchvision)",
+        "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth",
+        "01064c6d",
+    ),
+    "raft-large": Source(
+        "licence of the weights not stated (code BSD-3-Clause, torchvision)",
+        "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth",
+        "ff5fadd5",
+    ),
+    "depth-anything-v2-small": Source(
+        "Apache-2.0",
+        f"{_HF}/depth-anything/Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth",
+        "715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378",
+    ),
+    "depth-anything-v2-base": Source(
+        "CC-BY-NC-4.0: not for commercial use",
+        f"{_HF}/depth-anything/Depth-Anything-V2-Base/resolve/main/depth_anything_v2_vitb.pth",
+    ),
+    "depth-anything-v2-large": Source(
+        "CC-BY-NC-4.0: not for commercial use",
+        f"{_HF}/depth-anything/Depth-Anything-V2-Large/resolve/main/depth_anything_v2_vitl.pth",
+    ),
+    "depth-anything-v1-small": Source(
+        "licence of the weights: see the model page",
+        f"{_HF}/LiheYoung/depth_anything_vits14/resolve/main/pytorch_model.bin",
+    ),
+    "vitpose-b": Source(
+        "Apache-2.0",
+        f"{_HF}/usyd-community/vitpose-base/resolve/main/model.safetensors",
+    ),
+    "vitpose-b-simple": Source(
+        "Apache-2.0",
+        f"{_HF}/usyd-community/vitpose-base-simple/resolve/main/model.safetensors",
+    ),
+    "vitpose-s": Source(
+        "Apache-2.0",
+        by_hand="the README of github.com/ViTAE-Transformer/ViTPose links vitpose_small.pth",
+    ),
+    "vitpose-s-simple": Source(
+        "Apache-2.0",
+        by_hand="the README of github.com/ViTAE-Transformer/ViTPose lists its checkpoints",
+    ),
+    "posemamba-s": Source(
+        "Apache-2.0; trained on Human3.6M, which is for academic use",
+        f"{_HF}/nankingjings/PoseMamba-weights/resolve/main/PoseMamba_S.bin",
+    ),
+    "posemamba-b": Source(
+        "Apache-2.0; trained on Human3.6M, which is for academic use",
+        f"{_HF}/nankingjings/PoseMamba-weights/resolve/main/PoseMamba_B.bin",
+    ),
+    "posemamba-l": Source(
+        "Apache-2.0; trained on Human3.6M, which is for academic use",
+        f"{_HF}/nankingjings/PoseMamba-weights/resolve/main/PoseMamba_L.bin",
+    ),
+    "mambapose-tiny": Source("none", by_hand=_NONE),
+    "mambapose-small": Source("none", by_hand=_NONE),
+    "mambapose3d": Source("none", by_hand=_NONE),
+}
+
+
+def cache_folder() -> Path:
+    """Where downloaded checkpoints stay: MAMBAPOSE_CACHE, else below the user's cache folder."""
+    if chosen := os.environ.get("MAMBAPOSE_CACHE"):
+        return Path(chosen) / "weights"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mambapose" / "weights"
+
+
+def download_weights(
+    network: str, *, folder: Path | None = None, tell: Callable[[str], None] = lambda line: None
+) -> Path:
+    """The local file with the official weights of ``network``, downloaded unless it is there.
+
+    ``tell`` receives a line that names the address, the licence and the size.
+    ExportError: no direct link, no connection, an incomplete or altered file.
+    """
+    source = SOURCES.get(network)
+    if source is None or source.url is None:
+        where = source.by_hand if source else "no source of its weights is known"
+        raise ExportError(
+            f"weights of {network} were wanted, there is no direct link ({where}); "
+            "give the file with --weights"
+        )
+    path = (folder or cache_folder()) / network / source.file
+    tell(f"{network}: {source.url}, {source.licence}")
+    return fetch(source, path)
+
+
+def fetch(source: Source, path: Path) -> Path:
+    """``path``, holding the file of ``source``; complete and with the right hash, or absent."""
+    if path.is_file() and _hash_fits(source, path):
+        return path
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _receive(source, partial)
+        if not _hash_fits(source, partial):
+            found = _sha256(partial)
+            partial.unlink()
+            raise ExportError(
+                f"{source.url}: SHA-256 {source.sha256} was wanted, found {found}; the file was "
+                "removed, try again or give one you trust with --weights"
+            )
+        os.replace(partial, path)
+    except urllib.error.HTTPError as err:
+        err.close()
+        raise ExportError(
+            f"{source.url} answered {err.code} {err.reason}; get the file by hand and give it "
+            "with --weights"
+        ) from err
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as err:
+        reason = getattr(err, "reason", None) or err
+        raise ExportError(
+            f"{source.url} could not be reached ({reason}); check the connection and run the "
+            "same command again: it goes on where it stopped"
+        ) from err
+    except OSError as err:
+        raise ExportError(
+            f"{path} could not be written ({err.strerror or err}); free the disk or set "
+            "MAMBAPOSE_CACHE to another folder"
+        ) from err
+    return path
+
+
+def _receive(source: Source, partial: Path) -> None:
+    """Bring ``partial`` to its full length. Only a file whose hash is known is continued."""
+    start = partial.stat().st_size if source.sha256 and partial.is_file() else 0
+    request = urllib.request.Request(str(source.url), headers={"User-Agent": "mambapose"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as err:
+        if not start or err.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        err.close()  # the partial file is as long as the whole: its hash will tell
+        return
+    with answer:
+        continued = answer.status == http.client.PARTIAL_CONTENT
+        start = start if continued else 0
+        announced = answer.headers.get("Content-Length")
+        with partial.open("ab" if continued else "wb") as file:
+            while piece := answer.read(PIECE):
+                file.write(piece)
+            size = file.tell()
+    if announced is not None and size != start + int(announced):
+        raise http.client.IncompleteRead(b"", start + int(announced) - size)
+
+
+def _hash_fits(source: Source, path: Path) -> bool:
+    return source.sha256 is None or _sha256(path).startswith(source.sha256)
+
+
+def _sha256(path: Path) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(PIECE):
+            state.update(piece)
+    return state.hexdigest()
