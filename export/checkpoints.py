@@ -7,7 +7,8 @@ completely or is refused with the first key that does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,29 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
         state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
+
+
+def key_table(
+    keys: Iterable[str], replacements: Sequence[tuple[str, str]]
+) -> dict[str, str | Rows]:
+    """Their key -> ours, from our keys and (pattern, replacement) pairs applied to each in turn.
+
+    Braces in the outcome list parts: ``a.{q,k,v}`` for our ``b`` gives ``a.q`` -> rows 0 of 3 of
+    ``b`` and so on.
+    """
+    table: dict[str, str | Rows] = {}
+    for key in keys:
+        theirs = key
+        for pattern, replacement in replacements:
+            theirs = re.sub(pattern, replacement, theirs)
+        head, brace, rest = theirs.partition("{")
+        if not brace:
+            table[theirs] = key
+            continue
+        names, _, tail = rest.partition("}")
+        parts = names.split(",")
+        table.update({head + p + tail: Rows(key, i, len(parts)) for i, p in enumerate(parts)})
+    return table
 
 
 def load_weights(

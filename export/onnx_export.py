@@ -75,7 +75,7 @@ def export_graph(
                 verbose=False,
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as err:
-        first = str(err).strip().splitlines()[0]
+        first = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise ExportError(f"graph {spec.name} could not be exported to ONNX: {first}") from err
     if exported is None:
         raise ExportError(
@@ -256,7 +256,7 @@ def _check_model(model: onnx.ModelProto, spec: GraphSpec) -> None:
     try:
         onnx.checker.check_model(light)
     except onnx.checker.ValidationError as err:
-        first = str(err).strip().splitlines()[0]
+        first = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise ExportError(f"graph {spec.name} is not valid ONNX: {first}") from err
 
 

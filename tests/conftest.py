@@ -52,7 +52,7 @@ def golden() -> Callable[[str], SimpleNamespace]:
             arrays: dict[str, Any] = {key: file[key] for key in file.files}
         meta = json.loads(str(arrays.pop("meta")))
         shapes = meta.get("shapes") or meta.get("keys")
-        weights = make_weights(shapes, meta["salt"]) if shapes else None
+        weights = make_weights(shapes, meta["salt"]) if shapes and meta["salt"] else None
         for key, source in (meta.get("aliases") or {}).items():
             weights[key] = weights[source]
         return SimpleNamespace(name=name, folder=folder, arrays=arrays, meta=meta, weights=weights)

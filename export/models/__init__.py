@@ -5,7 +5,8 @@ A row names the module of this package that builds it. Every such module offers
     build(**config) -> torch.nn.Module          official state_dict keys, eval mode
     graphs(model, size, **options) -> dict[str, tuple[torch.nn.Module, GraphSpec]]
                                                 what to export, pre-processing included
-    key_tables(model) -> list[dict[str, str]]   other naming schemes: their key -> ours
+    key_tables(model) -> list[KeyTable]         other naming schemes: their key -> ours, or the
+                                                part of ours it is (export/checkpoints.py)
 
 ``size`` is (H, W) for image stages and T for lifters.
 """
@@ -28,4 +29,94 @@ class Network:
     params: int | None = None  # true parameter count, checked by a test
 
 
-NETWORKS: dict[str, Network] = {}
+NETWORKS: dict[str, Network] = {
+    "raft-small": Network("raft-small", "flow", "raft", {"variant": "small"}, params=990_162),
+    "raft-large": Network("raft-large", "flow", "raft", {"variant": "large"}, params=5_257_536),
+    "depth-anything-v2-small": Network(
+        "depth-anything-v2-small",
+        "depth",
+        "depth_anything",
+        {"size": "small", "version": 2},
+        weights_licence="Apache-2.0",
+        params=24_785_089,
+    ),
+    "depth-anything-v2-base": Network(
+        "depth-anything-v2-base",
+        "depth",
+        "depth_anything",
+        {"size": "base", "version": 2},
+        weights_licence="CC-BY-NC-4.0",
+        params=97_470_785,
+    ),
+    "depth-anything-v2-large": Network(
+        "depth-anything-v2-large",
+        "depth",
+        "depth_anything",
+        {"size": "large", "version": 2},
+        weights_licence="CC-BY-NC-4.0",
+        params=335_315_649,
+    ),
+    "depth-anything-v1-small": Network(
+        "depth-anything-v1-small",
+        "depth",
+        "depth_anything",
+        {"size": "small", "version": 1},
+        params=24_785_089,
+    ),
+    "depth-anything-v1-base": Network(
+        "depth-anything-v1-base",
+        "depth",
+        "depth_anything",
+        {"size": "base", "version": 1},
+        params=97_470_785,
+    ),
+    "depth-anything-v1-large": Network(
+        "depth-anything-v1-large",
+        "depth",
+        "depth_anything",
+        {"size": "large", "version": 1},
+        params=335_315_649,
+    ),
+    "vitpose-s": Network(
+        "vitpose-s", "pose2d", "vitpose", {"size": "s", "head": "classic"}, params=24_290_577
+    ),
+    "vitpose-s-simple": Network(
+        "vitpose-s-simple", "pose2d", "vitpose", {"size": "s", "head": "simple"}, params=21_722_513
+    ),
+    "vitpose-b": Network(
+        "vitpose-b", "pose2d", "vitpose", {"size": "b", "head": "classic"}, params=89_994_513
+    ),
+    "vitpose-b-simple": Network(
+        "vitpose-b-simple", "pose2d", "vitpose", {"size": "b", "head": "simple"}, params=85_912_337
+    ),
+    "vitpose-l": Network(
+        "vitpose-l", "pose2d", "vitpose", {"size": "l", "head": "classic"}, params=308_544_785
+    ),
+    "vitpose-l-simple": Network(
+        "vitpose-l-simple", "pose2d", "vitpose", {"size": "l", "head": "simple"}, params=303_453_201
+    ),
+    "vitpose-h": Network(
+        "vitpose-h", "pose2d", "vitpose", {"size": "h", "head": "classic"}, params=637_208_849
+    ),
+    "vitpose-h-simple": Network(
+        "vitpose-h-simple", "pose2d", "vitpose", {"size": "h", "head": "simple"}, params=631_107_857
+    ),
+    "mambapose-tiny": Network(
+        "mambapose-tiny", "pose2d", "mambapose", {"width": 192, "depth": 24}, params=7_131_089
+    ),
+    "mambapose-small": Network(
+        "mambapose-small", "pose2d", "mambapose", {"width": 384, "depth": 24}, params=25_763_729
+    ),
+    "posemamba-s": Network(
+        "posemamba-s", "lift3d", "posemamba", {"width": 64, "depth": 10}, params=1_470_211
+    ),
+    "posemamba-b": Network(
+        "posemamba-b", "lift3d", "posemamba", {"width": 128, "depth": 10}, params=4_742_659
+    ),
+    "posemamba-l": Network(
+        "posemamba-l", "lift3d", "posemamba", {"width": 128, "depth": 20}, params=9_450_499
+    ),
+    "mambapose3d": Network(
+        "mambapose3d", "lift3d", "mambapose3d", {"width": 64, "depth": 10}, params=1_470_659
+    ),
+}

@@ -1,0 +1,78 @@
+"""mambapose3d: PoseMamba-S that also sees how sure, how far and how fast each joint is.
+
+Our own definition, not a published network: the blocks are PoseMamba's and keep its keys, the
+first layer takes six channels per joint in place of two, and a cue that is absent is replaced by a
+learned embedding, so one checkpoint lifts with any of them missing. The unit of the output is the
+body height, root-relative, because that is what it is trained on.
+
+Keys: those of PoseMamba, with ``Spatial_patch_to_embedding.weight`` (d, 6) in the order x, y,
+score, depth, flow x, flow y, and ``missing_embed`` (3, d) for score, depth, flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mambapose.export.models.mambapose import standardised
+from mambapose.export.models.posemamba import JOINTS, PoseMamba, lift_graph
+from mambapose.export.models.selective import seeded
+from mambapose.runtime.types import GraphSpec, TensorSpec
+
+CUES = ("score", "depth", "flow")
+CHANNELS = 6
+
+
+class MambaPose3D(PoseMamba):
+    """Joints and up to three cues of each -> (B, T, J, 3)."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__(width, depth, CHANNELS)
+        self.missing_embed = nn.Parameter(torch.empty(len(CUES), width))
+        nn.init.trunc_normal_(self.missing_embed, std=0.02)
+
+    def forward(  # type: ignore[override]
+        self, keypoints: Tensor, score: Tensor, depth: Tensor, flow: Tensor, present: Tensor
+    ) -> Tensor:
+        """(B, T, J, 3).
+
+        keypoints: (B, T, J, 2) normalised as PoseMamba does; score: (B, T, J) in 0..1; depth:
+        (B, T, J) inverse depth at the joint in any unit; flow: (B, T, J, 2) at the joint in the
+        unit of the keypoints per frame; present: (B, 3), 1 or 0 for each cue. What a cue with
+        present 0 holds does not matter, not even when it is not a number.
+        """
+        flags = (present > 0.5).unbind(1)
+        score, depth, flow = (
+            torch.where(flag[:, None, None, None], cue, 0.0)
+            for flag, cue in zip(flags, (score[..., None], depth[..., None], flow), strict=True)
+        )
+        absent = (present <= 0.5).to(flow.dtype) @ self.missing_embed
+        joints = torch.cat([keypoints, score, standardised(depth), flow], -1)
+        return self.lift(self.Spatial_patch_to_embedding(joints) + absent[:, None, None])
+
+
+def build(*, seed: int = 0, width: int = 64, depth: int = 10) -> nn.Module:
+    """A seeded random mambapose3d; depth counts pairs of blocks."""
+    return seeded(lambda: MambaPose3D(width, depth), seed)
+
+
+def graphs(
+    model: nn.Module, size: int, *, flip: bool = False
+) -> dict[str, tuple[nn.Module, GraphSpec]]:
+    """The one graph of the stage for clips of ``size`` frames; ``flip`` as for PoseMamba."""
+    clip: tuple[int | str, ...] = ("N", size, JOINTS)
+    inputs = (
+        TensorSpec("keypoints", "float32", (*clip, 2)),
+        TensorSpec("score", "float32", clip),
+        TensorSpec("depth", "float32", clip),
+        TensorSpec("flow", "float32", (*clip, 2)),
+        TensorSpec("present", "float32", ("N", len(CUES))),
+    )
+    return {"main": lift_graph(model, inputs, size, flip)}
+
+
+def key_tables(model: nn.Module) -> list[Mapping[str, str]]:
+    """No second naming scheme exists."""
+    return []
