@@ -19,10 +19,12 @@ class Job:
     """kind: empty, stages (loaded together, run in turn) or pipeline (the whole chain).
 
     parts: (bundle folder, stage) pairs; the chain takes the bundle of the first.
+    frames: file of raw RGB frames for the chain, see ``chain.drawn_frames``.
     """
 
     kind: str
     parts: tuple[tuple[str, str], ...] = ()
+    frames: str = ""
     backend: str = "onnxruntime"
     device: str = "cpu"
     threads: int = 1

@@ -118,8 +118,9 @@ def timed(step: Step, job: Job) -> list[float]:
 def run_empty(job: Job) -> dict[str, Any]:
     """The backend with one tiny graph: what every measured process pays before its network."""
     from mambapose.runtime.check import run_probe
+    from mambapose.runtime.native import find_library
 
-    run_probe(job.backend)
+    run_probe(job.backend, find_library())
     return {"times_ms": []}
 
 

@@ -42,70 +42,63 @@ class Source:
 
 
 _HF = "https://huggingface.co"
-_NONE = "no weights are published; train it, or export with --untrained"
+_V1 = f"{_HF}/spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints"
+_V2 = f"{_HF}/depth-anything"
+_LIFTER = f"{_HF}/nankingjings/PoseMamba-weights/resolve/main"
+_H36M = "Apache-2.0; trained on Human3.6M, which is for academic use"
+_NC = "CC-BY-NC-4.0: not for commercial use"
+_UNSTATED = "licence of the weights not stated"
+_VITPOSE = Source(
+    "Apache-2.0", by_hand="the README of github.com/ViTAE-Transformer/ViTPose links its checkpoints"
+)
+_OWN = Source(
+    "none", by_hand="this project's own network, no weights exist yet: train it or use --untrained"
+)
 
-# raft: torchvision/models/optical_flow/raft.py. depth v2: README of DepthAnything/Depth-Anything-V2
-# (hash: the model page). depth v1: model page. posemamba: README and model card. vitpose: model
-# pages of the authors' group, with the classic (two deconvolutions) or the simple decoder.
+# raft: torchvision/models/optical_flow/raft.py. depth: the READMEs of Depth-Anything (v1) and
+# Depth-Anything-V2; hash: the model page. posemamba: README and model card. vitpose-b: the model
+# pages of its authors' group, with the classic (two deconvolutions) and the simple decoder.
 SOURCES: dict[str, Source] = {
     "raft-small": Source(
-        "licence of the weights not stated (code BSD-3-Clause, torchvision)",
-        "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth",
-        "01064c6d",
+        _UNSTATED, "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth", "01064c6d"
     ),
     "raft-large": Source(
-        "licence of the weights not stated (code BSD-3-Clause, torchvision)",
+        _UNSTATED,
         "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth",
         "ff5fadd5",
     ),
     "depth-anything-v2-small": Source(
         "Apache-2.0",
-        f"{_HF}/depth-anything/Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth",
+        f"{_V2}/Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth",
         "715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378",
     ),
     "depth-anything-v2-base": Source(
-        "CC-BY-NC-4.0: not for commercial use",
-        f"{_HF}/depth-anything/Depth-Anything-V2-Base/resolve/main/depth_anything_v2_vitb.pth",
+        _NC, f"{_V2}/Depth-Anything-V2-Base/resolve/main/depth_anything_v2_vitb.pth"
     ),
     "depth-anything-v2-large": Source(
-        "CC-BY-NC-4.0: not for commercial use",
-        f"{_HF}/depth-anything/Depth-Anything-V2-Large/resolve/main/depth_anything_v2_vitl.pth",
+        _NC, f"{_V2}/Depth-Anything-V2-Large/resolve/main/depth_anything_v2_vitl.pth"
     ),
-    "depth-anything-v1-small": Source(
-        "licence of the weights: see the model page",
-        f"{_HF}/LiheYoung/depth_anything_vits14/resolve/main/pytorch_model.bin",
-    ),
+    "depth-anything-v1-small": Source(_UNSTATED, f"{_V1}/depth_anything_vits14.pth"),
+    "depth-anything-v1-base": Source(_UNSTATED, f"{_V1}/depth_anything_vitb14.pth"),
+    "depth-anything-v1-large": Source(_UNSTATED, f"{_V1}/depth_anything_vitl14.pth"),
     "vitpose-b": Source(
-        "Apache-2.0",
-        f"{_HF}/usyd-community/vitpose-base/resolve/main/model.safetensors",
+        "Apache-2.0", f"{_HF}/usyd-community/vitpose-base/resolve/main/model.safetensors"
     ),
     "vitpose-b-simple": Source(
-        "Apache-2.0",
-        f"{_HF}/usyd-community/vitpose-base-simple/resolve/main/model.safetensors",
+        "Apache-2.0", f"{_HF}/usyd-community/vitpose-base-simple/resolve/main/model.safetensors"
     ),
-    "vitpose-s": Source(
-        "Apache-2.0",
-        by_hand="the README of github.com/ViTAE-Transformer/ViTPose links vitpose_small.pth",
-    ),
-    "vitpose-s-simple": Source(
-        "Apache-2.0",
-        by_hand="the README of github.com/ViTAE-Transformer/ViTPose lists its checkpoints",
-    ),
-    "posemamba-s": Source(
-        "Apache-2.0; trained on Human3.6M, which is for academic use",
-        f"{_HF}/nankingjings/PoseMamba-weights/resolve/main/PoseMamba_S.bin",
-    ),
-    "posemamba-b": Source(
-        "Apache-2.0; trained on Human3.6M, which is for academic use",
-        f"{_HF}/nankingjings/PoseMamba-weights/resolve/main/PoseMamba_B.bin",
-    ),
-    "posemamba-l": Source(
-        "Apache-2.0; trained on Human3.6M, which is for academic use",
-        f"{_HF}/nankingjings/PoseMamba-weights/resolve/main/PoseMamba_L.bin",
-    ),
-    "mambapose-tiny": Source("none", by_hand=_NONE),
-    "mambapose-small": Source("none", by_hand=_NONE),
-    "mambapose3d": Source("none", by_hand=_NONE),
+    "vitpose-s": _VITPOSE,
+    "vitpose-s-simple": _VITPOSE,
+    "vitpose-l": _VITPOSE,
+    "vitpose-l-simple": _VITPOSE,
+    "vitpose-h": _VITPOSE,
+    "vitpose-h-simple": _VITPOSE,
+    "posemamba-s": Source(_H36M, f"{_LIFTER}/PoseMamba_S.bin"),
+    "posemamba-b": Source(_H36M, f"{_LIFTER}/PoseMamba_B.bin"),
+    "posemamba-l": Source(_H36M, f"{_LIFTER}/PoseMamba_L.bin"),
+    "mambapose-tiny": _OWN,
+    "mambapose-small": _OWN,
+    "mambapose3d": _OWN,
 }
 
 
@@ -159,7 +152,12 @@ def fetch(source: Source, path: Path) -> Path:
             f"{source.url} answered {err.code} {err.reason}; get the file by hand and give it "
             "with --weights"
         ) from err
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as err:
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        TimeoutError,
+        ConnectionError,
+    ) as err:
         reason = getattr(err, "reason", None) or err
         raise ExportError(
             f"{source.url} could not be reached ({reason}); check the connection and run the "

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from mambapose.runtime import manifest as strict
 from mambapose.runtime.errors import BundleError
@@ -211,9 +214,12 @@ def read_gate(bundle: Bundle, graph: GraphEntry) -> tuple[dict[str, Array], dict
         raise BundleError(f"graph {graph.spec.name} has no gate arrays; {strict.REMEDY}")
     path = bundle.file(graph.gate_file)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:  # np.load leaves its own open when the zip is broken
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, NpzFile):
+                raise ValueError("a single array, not an archive")
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as err:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise BundleError(f"{path} cannot be read ({err}); {strict.REMEDY}") from err
     inputs, outputs = (
         {key[len(kind) :]: array for key, array in arrays.items() if key.startswith(kind)}

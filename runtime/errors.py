@@ -6,6 +6,7 @@
     +-- ExportError   a checkpoint or a network cannot be exported as asked
     +-- EngineError   a backend cannot load or run a graph
     +-- VideoError    a video, stream or image folder cannot be read or written
+    +-- OutputError   results cannot be written or read back: disk full, damaged journal
 
 A message says what was wanted, what was found and what to do, in one line. Commands print it
 after ``error:`` and exit with 1; anything else that escapes is a bug and keeps its traceback.
@@ -34,3 +35,7 @@ class EngineError(MambaPoseError):
 
 class VideoError(MambaPoseError):
     """A video, stream or image folder cannot be read or written."""
+
+
+class OutputError(MambaPoseError):
+    """Results cannot be written or read back: a full disk, a damaged journal."""

@@ -1,0 +1,184 @@
+"""``mp-export``: official checkpoints to a bundle that ``mp-run`` reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mambapose.runtime.errors import MambaPoseError
+
+EPILOG = (
+    "Example: mp-export --target cpu --weights flow=raft-small.pth --weights depth=vits.pth "
+    "--download --untrained --out bundle"
+)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists the options under headings."""
+
+    headings = (
+        ("What", ("target", "only", "pose2d", "lift3d", "flow", "depth", "detect", "precision")),
+        ("Weights", ("weights", "download", "untrained", "seed")),
+        ("Sizes", ("size", "flow_iters", "clip_frames", "flip")),
+        ("Output", ("out", "overwrite", "dry_run", "verbose", "help")),
+    )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each heading in the order given there."""
+        params = {param.name: param for param in self.get_params(ctx)}
+        for heading, names in self.headings:
+            records = [params[name].get_help_record(ctx) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl([record for record in records if record is not None])
+
+
+def _pairs(
+    context: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """STAGE=VALUE strings as a dict."""
+    pairs: dict[str, str] = {}
+    for value in values:
+        stage, equals, text = value.partition("=")
+        if not (stage and equals and text):
+            raise click.BadParameter(f"{value!r} is not of the form {param.metavar}")
+        if stage in pairs:
+            raise click.BadParameter(f"{stage} is given twice")
+        pairs[stage] = text
+    return pairs
+
+
+def _sizes(
+    context: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    """STAGE=HxW strings as (height, width)."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for stage, text in _pairs(context, param, values).items():
+        sides = text.lower().split("x")
+        if len(sides) != 2 or not all(side.isascii() and side.isdigit() for side in sides):
+            raise click.BadParameter(f"{text!r} is not HxW, such as 192x256")
+        sizes[stage] = (int(sides[0]), int(sides[1]))
+    return sizes
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.option("--target", default="cpu", show_default=True, help="Device preset.")
+@click.option("--only", multiple=True, metavar="STAGE", help="Export this stage alone; repeatable.")
+@click.option("--pose2d", metavar="NAME", help="2D pose network.")
+@click.option("--lift3d", metavar="NAME|none", help="2D-to-3D lifter.")
+@click.option("--flow", metavar="NAME|none", help="Optical flow network.")
+@click.option("--depth", metavar="NAME|none", help="Depth network.")
+@click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
+@click.option("--precision", type=click.Choice(["fp32"]), help="Number format of the graphs.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="STAGE=FILE",
+    callback=_pairs,
+    help="Official checkpoint of a stage; repeatable.",
+)
+@click.option("--download", is_flag=True, help="Fetch official weights that have a direct link.")
+@click.option("--untrained", is_flag=True, help="Random weights where none are given.")
+@click.option("--seed", default=0, show_default=True, help="Of random weights and test inputs.")
+@click.option(
+    "--size",
+    multiple=True,
+    metavar="STAGE=HxW",
+    callback=_sizes,
+    help="Input size of flow, depth or pose2d; repeatable.",
+)
+@click.option("--flow-iters", type=int, metavar="N", help="Updates of the flow per frame.")
+@click.option("--clip-frames", type=int, metavar="T", help="Window of the lifter.")
+@click.option("--flip", is_flag=True, help="Lift each clip and its mirror image, and average.")
+@click.option("--out", type=Path, metavar="DIR", help="Bundle folder  [default: bundle-TARGET]")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the plan before the work.")
+def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **asked: Any) -> None:
+    """Turn checkpoints into a bundle: ONNX graphs, checked against torch, with their weights."""
+    from mambapose.export.plan import make_plan
+    from mambapose.runtime.targets import target_from_name
+
+    target = target_from_name(asked.pop("target"))
+    plan = make_plan(target, _options(asked))
+    if dry_run or verbose:
+        click.echo("\n".join(plan.lines()))
+    if not dry_run:
+        _export(plan, out or Path(f"bundle-{target.name}"), overwrite)
+
+
+def _options(asked: dict[str, Any]) -> Any:
+    """The Options of the command line."""
+    from mambapose.export.plan import DEFAULTS, Options
+
+    networks = {stage: asked.pop(stage) for stage in DEFAULTS}
+    weights = {stage: Path(file) for stage, file in asked.pop("weights").items()}
+    return Options(
+        networks={stage: name for stage, name in networks.items() if name is not None},
+        weights=weights,
+        sizes=asked.pop("size"),
+        **asked,
+    )
+
+
+def _export(plan: Any, out: Path, overwrite: bool) -> None:
+    """Build the bundle and say what was written."""
+    import time
+
+    start = time.perf_counter()
+    from mambapose.export.build import build_bundle, compiled_operator
+    from mambapose.runtime.bundle import MANIFEST
+    from mambapose.runtime.native import slow_notice
+    from mambapose.runtime.staging import check_destination
+
+    check_destination(out, overwrite=overwrite, marker=MANIFEST)  # before minutes of work
+    _check_installed()
+    bundle = build_bundle(plan, out, overwrite=overwrite, tell=click.echo)
+    if compiled_operator() is None and any(s.scan_spec for s in bundle.stages.values()):
+        click.echo(slow_notice(), err=True)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if not bundle.trained:
+        random = [name for name, stage in bundle.stages.items() if not stage.weights.trained]
+        click.echo(f"untrained: {', '.join(random)} (random weights, results are meaningless)")
+    click.echo(
+        f"wrote {out}: {', '.join(bundle.stages)}, {size / 2**20:.1f} MiB, "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+    click.echo(f"next: mp-run --engine {out} VIDEO -o results")
+
+
+def _check_installed() -> None:
+    """One line instead of a traceback when the export extra is missing."""
+    from importlib.util import find_spec
+
+    from mambapose.runtime.errors import ExportError
+
+    missing = [
+        name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if not find_spec(name)
+    ]
+    if missing:
+        raise ExportError(
+            f"exporting needs {', '.join(missing)}, which is not installed; "
+            "run: pip install 'mambapose[export]'"
+        )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: our errors are one line and exit 1, Ctrl-C exits 130."""
+    try:
+        command(args, prog_name="mp-export", standalone_mode=False)
+    except MambaPoseError as err:
+        click.echo(f"error: {err}", err=True)
+        sys.exit(1)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: nothing was written", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

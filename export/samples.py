@@ -1,0 +1,91 @@
+"""Seeded inputs for every stage, close to what the networks see: smooth, moving, in range."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambapose.runtime.errors import ExportError
+from mambapose.runtime.types import Array, GraphSpec, TensorSpec
+
+PEOPLE = 2  # of a free dimension
+MOTION_PX = 3
+
+# A standing figure, Human3.6M order, x and y in body heights from the hips, y down.
+FIGURE = np.array(
+    [
+        (0.00, 0.00), (-0.07, 0.00), (-0.08, 0.25), (-0.08, 0.48), (0.07, 0.00), (0.08, 0.25),
+        (0.08, 0.48), (0.00, -0.14), (0.00, -0.28), (0.00, -0.36), (0.00, -0.46), (0.11, -0.27),
+        (0.16, -0.10), (0.18, 0.05), (-0.11, -0.27), (-0.16, -0.10), (-0.18, 0.05),
+    ]
+)  # fmt: skip
+
+
+def smooth_field(
+    generator: np.random.Generator, shape: tuple[int, int], cells: int = 12
+) -> NDArray[np.float64]:
+    """(H, W) values in [0, 1]: noise of about ``cells`` blobs a side, bilinearly enlarged."""
+    coarse = generator.random((cells + 1, cells + 1))
+    y, x = (np.linspace(0, cells, side, endpoint=False) for side in shape)
+    y0, x0 = y.astype(int), x.astype(int)
+    fy, fx = (y - y0)[:, None], (x - x0)[None]
+    top = coarse[y0][:, x0] * (1 - fx) + coarse[y0][:, x0 + 1] * fx
+    bottom = coarse[y0 + 1][:, x0] * (1 - fx) + coarse[y0 + 1][:, x0 + 1] * fx
+    field: NDArray[np.float64] = top * (1 - fy) + bottom * fy
+    return field
+
+
+def image_pair(height: int, width: int, seed: int) -> tuple[Array, Array]:
+    """Two uint8 RGB images (1, H, W, 3), the second MOTION_PX to the left of the first."""
+    generator = np.random.default_rng(seed)
+    wide = np.stack([smooth_field(generator, (height, width + MOTION_PX)) for _ in range(3)], -1)
+    image = (255 * wide).astype(np.uint8)[None]
+    return image[:, :, MOTION_PX:].copy(), image[:, :, :-MOTION_PX].copy()
+
+
+def identity_grid(height: int, width: int) -> Array:
+    """(1, 2, h, w) float32: x, then y, of every cell of RAFT's grid for an H x W image."""
+    y, x = np.mgrid[: height // 8, : width // 8]
+    return np.stack([x, y]).astype(np.float32)[None]
+
+
+def walking_figure(people: int, frames: int, seed: int) -> Array:
+    """(N, T, 17, 2) float32 keypoints of swinging figures one unit tall, in [-1, 1]."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(frames)[None, :, None] / 12
+    swing = np.sin(time + generator.random((people, 1, 17)) * 2 * np.pi)
+    drift = 0.2 * np.sin(time / 5 + generator.random((people, 1, 1)) * 2 * np.pi)
+    x = FIGURE[:, 0] * 1.06 + 0.05 * swing + drift
+    y = np.broadcast_to(FIGURE[:, 1] * 1.06, swing.shape)
+    return np.stack([x, y], axis=-1).astype(np.float32)
+
+
+def sample_inputs(stage: str, spec: GraphSpec, seed: int) -> dict[str, Array]:
+    """Inputs of a graph that needs no other graph's outputs: depth, pose2d, lift3d, detect."""
+    return {
+        tensor.name: _sample(stage, tensor, seed + index)
+        for index, tensor in enumerate(spec.inputs)
+    }
+
+
+def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
+    shape = tuple(PEOPLE if isinstance(side, str) else side for side in tensor.shape)
+    generator = np.random.default_rng(seed)
+    if tensor.name == "present":
+        flags = np.ones(shape)
+        flags[1:, -1] = 0  # the second person lacks one modality
+        return flags.astype(np.float32)
+    if stage == "lift3d":
+        people, frames = shape[:2]
+        if tensor.name == "keypoints":
+            return walking_figure(people, frames, seed)
+        scale = 0.02 if tensor.name == "flow" else 1.0
+        return (scale * generator.random(shape)).astype(np.float32)
+    if tensor.dtype == "uint8":
+        images = [image_pair(shape[1], shape[2], seed + 7 * n)[0] for n in range(shape[0])]
+        return np.concatenate(images)
+    if tensor.dtype != "float32" or len(shape) != 4:
+        raise ExportError(f"no sample can be made of input {tensor}")
+    maps = [smooth_field(generator, shape[2:]) for _ in range(shape[0] * shape[1])]
+    scale = {"flow": 2.0 * MOTION_PX, "depth": 1.0}.get(tensor.name, 255.0)
+    return (scale * np.stack(maps)).reshape(shape).astype(np.float32)
