@@ -180,11 +180,11 @@ def selective_scan_reference(
     Returns y in token order, (B, L, D) when merge is "sum" else (B, L, K*D), and the state after
     the last step, (B, K*D, N). Raises ValueError naming the argument that does not fit.
     """
-    wide = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
-    wide["initial_state"] = initial_state
+    given = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+    given["initial_state"] = initial_state
     x: dict[str, Any] = {
         name: None if value is None else np.asarray(value, np.float64)
-        for name, value in wide.items()
+        for name, value in given.items()
     }
     check_arguments(
         **x,
@@ -201,13 +201,13 @@ def selective_scan_reference(
         check_order(order)
     with np.errstate(all="ignore"):
         y, state = _scan(x, order, directions, groups, reverse, delta_softplus, segment)
-        batch, length, _ = x["dt"].shape
-        y = y.reshape(batch, length, directions, -1)
+        batch, length, wide = x["dt"].shape
+        y = y.reshape(batch, length, directions, wide // directions)
         if merge == "sum":
             y = y.sum(axis=2, keepdims=True)
         if x["z"] is not None:
             y = y * silu(x["z"])[:, :, None, :]
-    return y.reshape(batch, length, -1), state
+    return y.reshape(batch, length, y.shape[2] * y.shape[3]), state
 
 
 def _scan(

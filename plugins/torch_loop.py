@@ -76,9 +76,7 @@ def scan_loop(
         delta = torch.nn.functional.softplus(delta, threshold=20.0)
     tokens_u = direction_rows(u)
     walked_delta, walked_drive = walk(delta, steps), walk(delta * tokens_u, steps)
-    b_rows, c_rows = (
-        _state_rows(rows.to(real), channels, directions, groups) for rows in (B, C)
-    )
+    b_rows, c_rows = (_state_rows(rows.to(real), channels, directions, groups) for rows in (B, C))
     b_rows, c_rows = (rows if rows.ndim == 3 else walk(rows, steps) for rows in (b_rows, c_rows))
     decay_rate = A.to(real).reshape(directions, channels, states)
     start = delta.new_zeros(batch, directions, channels, states)

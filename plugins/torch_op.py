@@ -8,23 +8,26 @@ was compiled. Exporters see one node. Semantics: docs/operator.md, version 1.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mambapose.plugins.reference import check_arguments
 from mambapose.plugins.torch_loop import scan_loop
 
 DOMAIN = "mambapose"
 OPERATOR = "SelectiveScan"
 SPEC = 1
-FLOAT_INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias")
-_TENSORS = (*FLOAT_INPUTS, "order", "initial_state")
-_OPTIONS = "int directions, int groups, int[] reverse, bool delta_softplus, int segment, "
+TENSORS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
+OPTIONS = ("directions", "groups", "reverse", "delta_softplus", "segment", "merge", "gate")
+NATIVE_TYPES = (torch.float32, torch.float16)
 _SCHEMA = (
     "(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
-    "Tensor? order, Tensor? initial_state, " + _OPTIONS + "str merge, str gate)"
+    "Tensor? order, Tensor? initial_state, int directions, int groups, int[] reverse, "
+    "bool delta_softplus, int segment, str merge, str gate)"
 )
 
 
@@ -67,16 +70,61 @@ def selective_scan(
     "mambapose::selective_scan", mutates_args=(), schema=_SCHEMA + " -> (Tensor, Tensor)"
 )
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return scan_loop(*arguments)
+    tensors, options = _checked(arguments)
+    if not _runs_native(tensors["u"]):
+        return scan_loop(*arguments)
+    from mambapose.plugins.native_scan import scan
+
+    y, final_state = scan(**_arrays(tensors), **options, threads=torch.get_num_threads())
+    return torch.from_numpy(y), torch.from_numpy(final_state)
 
 
 @_scan.register_fake
 def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
-    u, dt, A = arguments[:3]
-    directions, merge = arguments[10], arguments[15]
+    tensors, options = _checked(arguments)
+    u, dt, A = tensors["u"], tensors["dt"], tensors["A"]
     batch, length, width = dt.shape
-    y = u.new_empty(batch, length, width // directions if merge == "sum" else width)
+    summed = options["merge"] == "sum"
+    y = u.new_empty(batch, length, width // options["directions"] if summed else width)
     return y, A.new_empty(batch, width, A.shape[1])
+
+
+def _checked(arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the options by name. Raises ValueError for what does not fit together."""
+    tensors = dict(zip(TENSORS, arguments[:10], strict=True))
+    options = dict(zip(OPTIONS, arguments[10:], strict=True))
+    check_arguments(**tensors, **options)
+    rows = tensors["u"].dtype
+    exact = torch.float64 if rows == torch.float64 else torch.float32
+    for name, tensor in tensors.items():
+        constant = name in ("B", "C") and tensor.ndim == 2
+        wanted = rows if name in ("u", "dt", "B", "C", "z") and not constant else exact
+        if tensor is not None and name != "order" and tensor.dtype != wanted:
+            raise ValueError(f"{name}: {wanted} was wanted beside u, found {tensor.dtype}")
+    return tensors, options
+
+
+def _runs_native(u: Tensor) -> bool:
+    """Whether the compiled kernels take this call; says once when they are missing."""
+    return u.device.type == "cpu" and u.dtype in NATIVE_TYPES and _has_library()
+
+
+@functools.cache
+def _has_library() -> bool:
+    from mambapose.runtime.native import find_library, slow_notice
+
+    found = find_library() is not None
+    if not found:
+        logging.getLogger(__name__).warning(slow_notice())
+    return found
+
+
+def _arrays(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    """NumPy views of the tensors: nothing is copied, strides are kept."""
+    return {
+        name: None if tensor is None else tensor.detach().numpy()
+        for name, tensor in tensors.items()
+    }
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -87,8 +135,58 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
     wanted = list(ctx.needs_input_grad[:10])
-    grads = _loop_gradients(ctx.saved_tensors, ctx.options, grad_y, grad_state, wanted)
-    return *grads, *(None for _ in ctx.options)
+    tensors = ctx.saved_tensors
+    if _runs_native(tensors[0]):
+        made: list[Tensor] = torch.ops.mambapose.selective_scan_backward(
+            grad_y, grad_state, wanted, *tensors, *ctx.options
+        )
+    else:
+        made = _loop_gradients(tensors, ctx.options, grad_y, grad_state, wanted)
+    found = iter(made)
+    return *(next(found) if want else None for want in wanted), *(None for _ in ctx.options)
+
+
+@torch.library.custom_op(
+    "mambapose::selective_scan_backward",
+    mutates_args=(),
+    schema=_SCHEMA.replace("(", "(Tensor? grad_y, Tensor? grad_state, bool[] wanted, ", 1)
+    + " -> Tensor[]",
+)
+def _scan_backward(
+    grad_y: Tensor | None, grad_state: Tensor | None, wanted: Sequence[bool], *arguments: Any
+) -> list[Tensor]:
+    """The wanted gradients by the compiled kernels, in float32, cast to the type of each tensor."""
+    from mambapose.plugins.native_scan import scan_backward
+
+    tensors, options = _checked(arguments)
+    arrays = _arrays({name: _float32(tensor) for name, tensor in tensors.items()})
+    if grad_y is None:
+        grad_y = _scan_shapes(*arguments)[0].zero_()
+    found = scan_backward(
+        grad_y.detach().float().numpy(),
+        None if grad_state is None else grad_state.detach().numpy(),
+        **arrays,
+        **options,
+        threads=torch.get_num_threads(),
+        wanted=_chosen(wanted),
+    )
+    return [torch.from_numpy(found[name]).to(tensors[name].dtype) for name in _chosen(wanted)]
+
+
+@_scan_backward.register_fake
+def _gradient_shapes(
+    grad_y: Tensor | None, grad_state: Tensor | None, wanted: Sequence[bool], *arguments: Any
+) -> list[Tensor]:
+    tensors, _ = _checked(arguments)
+    return [tensors[name].new_empty(tensors[name].shape) for name in _chosen(wanted)]
+
+
+def _chosen(wanted: Sequence[bool]) -> list[str]:
+    return [name for name, want in zip(TENSORS, wanted, strict=True) if want]
+
+
+def _float32(tensor: Tensor | None) -> Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype == torch.float16 else tensor
 
 
 def _loop_gradients(
@@ -97,9 +195,9 @@ def _loop_gradients(
     grad_y: Tensor | None,
     grad_state: Tensor | None,
     wanted: Sequence[bool],
-) -> list[Tensor | None]:
-    """Gradients of the ten tensors by running the loop again under autograd."""
-    leaves = [
+) -> list[Tensor]:
+    """The wanted gradients by running the loop again under autograd."""
+    leaves: list[Any] = [
         tensor if tensor is None else tensor.detach().requires_grad_(want)
         for tensor, want in zip(tensors, wanted, strict=True)
     ]
@@ -111,12 +209,14 @@ def _loop_gradients(
         if grad is not None and output.requires_grad
     ]
     roots = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
-    found = iter(
+    return list(
         torch.autograd.grad(
-            [output for output, _ in pairs], roots, [grad for _, grad in pairs], allow_unused=True
+            [output for output, _ in pairs],
+            roots,
+            [grad for _, grad in pairs],
+            materialize_grads=True,
         )
     )
-    return [next(found) if want else None for want in wanted]
 
 
 _scan.register_autograd(_backward, setup_context=_save)
@@ -162,7 +262,7 @@ def _onnx_operator() -> Any:
             types.get(name, "tensor(float)"),
             param_option=single if index < 5 else optional,
         )
-        for index, name in enumerate(_TENSORS)
+        for index, name in enumerate(TENSORS)
     ]
     outputs = [
         schema.FormalParameter("y", "T"),

@@ -104,7 +104,9 @@ def deb822_from_source(source: Source, components: str) -> str:
     """The ``.sources`` paragraph of one mirror and release."""
     lines = ["Types: deb", f"URIs: {source.uri}", f"Suites: {source.suites[0]}"]
     lines.append(f"Components: {components}")
-    return "\n".join([*lines, *([f"Signed-By: {source.signed_by}"] if source.signed_by else []), ""])
+    return "\n".join(
+        [*lines, *([f"Signed-By: {source.signed_by}"] if source.signed_by else []), ""]
+    )
 
 
 def apt(scratch: Path, *arguments: str) -> None:
@@ -211,18 +213,29 @@ def default_cache() -> Path:
     return Path(home) / "mambapose" / "onnxruntime-headers"
 
 
+def usable_cache(wanted: Path, otherwise: Path) -> Path:
+    """The wanted folder, or the other one when nothing can be written there."""
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return otherwise
+    return wanted if os.access(wanted.parent, os.W_OK) else otherwise
+
+
 def main() -> int:
     """Print the folder, or the reasons on stderr; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--build", type=Path, required=True, help="used if the cache is read-only")
     arguments = parser.parse_args()
     cached = headers_below(arguments.cache)
     if cached is not None:
         print(cached)
         return 0
+    cache = usable_cache(arguments.cache, arguments.build / "onnxruntime-headers")
     for way in (headers_from_apt, headers_from_release):
         try:
-            print(way(arguments.cache))
+            print(way(cache))
             return 0
         except (Unavailable, OSError, subprocess.CalledProcessError) as problem:
             print(f"{way.__name__.replace('_', ' ')}: {problem}", file=sys.stderr)

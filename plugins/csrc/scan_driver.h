@@ -1,0 +1,35 @@
+/* Checking, dispatch and work splitting around the kernels; compiled for the base processor. */
+#ifndef MAMBAPOSE_SCAN_DRIVER_H
+#define MAMBAPOSE_SCAN_DRIVER_H
+
+#include "scan_isa.h"
+
+#include <functional>
+
+namespace mambapose
+{
+
+//! Throws std::invalid_argument with a sentence that names the argument.
+void checkParams(MambaposeScanParams const& params, bool wantsOutput);
+
+//! The kernels in use: the best of this processor, or the forced ones.
+ScanKernels const* activeKernels();
+
+//! False when the named kernels cannot run here; null chooses the best again.
+bool forceKernels(char const* name);
+
+//! Threads worth using for this call.
+int64_t usefulThreads(MambaposeScanParams const& params);
+
+//! Runs body(0) to body(count - 1) on the caller's pool, or on as many own threads. Rethrows a failure.
+void runTasks(
+    MambaposeScanParams const& params, int64_t threads, int64_t count, std::function<void(int64_t)> const& body);
+
+//! Calls body with 64-byte aligned scratch. Throws std::bad_alloc.
+void withScratch(int64_t floats, std::function<void(float*)> const& body);
+
+//! Runs a call of the C interface: 0, or -1 with the exception's sentence in error.
+int guarded(char* error, size_t errorSize, std::function<void()> const& body) noexcept;
+
+} // namespace mambapose
+#endif

@@ -1,0 +1,307 @@
+"""What the CPU kernels read and write: strides, alignment, threads, odd values, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mambapose.plugins import native_scan
+from mambapose.plugins.reference import selective_scan_reference, softplus
+from mambapose.runtime.errors import EngineError
+
+ISAS = ("scalar", "avx2", "avx512", "neon")
+ROWS = ("u", "dt", "B", "C", "z")
+FULL = ("D", "z", "dt_bias", "initial_state")
+
+pytestmark = pytest.mark.usefixtures("library", "best_isa")
+
+
+@pytest.fixture
+def best_isa():
+    yield
+    native_scan.force_instruction_set(None)
+
+
+def each_isa():
+    """Every instruction set of this machine, in use while its name is out."""
+    for name in ISAS:
+        if native_scan.force_instruction_set(name):
+            yield name
+
+
+def scan(case, **changes):
+    threads = changes.pop("threads", 1)
+    return native_scan.scan(**{**case.arguments, **changes}, **case.attributes, threads=threads)
+
+
+def _inside(array, before, after):
+    """The same values as a view of a wider tensor filled with NaN."""
+    wide = np.full((*array.shape[:-1], before + array.shape[-1] + after), np.nan, array.dtype)
+    view = wide[..., before : before + array.shape[-1]]
+    view[...] = array
+    return view
+
+
+def _moved(array, offset):
+    """The same values `offset` bytes after a 64-byte boundary."""
+    memory = np.zeros(array.nbytes + 128 + offset, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(0, 5), (3, 0), (1, 1)])
+def test_slices_of_wider_tensors_are_read_in_place(scans, half, before, after):
+    case = scans.case(1, L=37, D=19, N=5, K=2, reverse=(0, 1), optional=FULL, half=half)
+    views = {name: _inside(case.arguments[name], before, after) for name in ROWS}
+    for view in views.values():
+        assert native_scan._lined_up(view, view.dtype) is view
+    for _ in each_isa():
+        for found, wanted in zip(scan(case, **views), scan(case), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_reversed_batches_and_repeated_rows_are_read_in_place(scans):
+    case = scans.case(2, B=3, L=20, D=18)
+    flipped = {name: case.arguments[name][::-1] for name in ROWS if name in case.arguments}
+    row = case.arguments["dt"][:, :1]
+    repeated = np.broadcast_to(row, case.arguments["dt"].shape)
+    for _ in each_isa():
+        y, _ = scan(case)
+        np.testing.assert_array_equal(scan(case, **flipped)[0], y[::-1])
+        np.testing.assert_array_equal(scan(case, dt=repeated)[0], scan(case, dt=repeated.copy())[0])
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("offset", [1, 2, 4, 20, 36])
+def test_unaligned_memory(scans, half, offset):
+    case = scans.case(3, L=33, D=33, N=16, optional=FULL, half=half)
+    moved = {name: _moved(value, offset) for name, value in case.arguments.items()}
+    for _ in each_isa():
+        for found, wanted in zip(scan(case, **moved), scan(case), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("merge", ["none", "sum"])
+@pytest.mark.parametrize("half", [False, True])
+def test_every_number_of_threads_gives_the_same_bits(scans, merge, half):
+    case = scans.case(
+        4, B=2, L=700, D=89, N=16, K=2, reverse=(0, 1), merge=merge, half=half, order="rows",
+        optional=FULL,
+    )  # fmt: skip
+    one = scan(case)
+
+    def pool(context, task, argument, count):
+        for index in reversed(range(count)):
+            task(argument, index)
+
+    for threads in (2, 3, 5, 16):
+        own = scan(case, threads=threads)
+        pooled = native_scan.scan(
+            **case.arguments, **case.attributes, threads=threads, parallel_for=pool
+        )
+        for wanted, found, other in zip(one, own, pooled, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(other, wanted)
+
+
+def test_the_pool_gets_all_the_tasks(scans):
+    case = scans.case(5, B=1, L=600, D=128, N=16, K=2, reverse=(0, 1))
+    counts = []
+
+    def pool(context, task, argument, count):
+        counts.append(count)
+        for index in range(count):
+            task(argument, index)
+
+    native_scan.scan(**case.arguments, **case.attributes, threads=4, parallel_for=pool)
+    assert counts == [4]
+
+
+def _values(scans, **changes):
+    """A call whose arguments are replaced; dt_bias is absent so that dt is what is given."""
+    case = scans.case(6, B=1, L=24, D=33, N=4, optional=("D",))
+    for name, value in changes.items():
+        array = case.arguments[name]
+        array[...] = np.resize(np.asarray(value, array.dtype), array.shape)
+    return case
+
+
+EDGES = (-100.0, -20.0, -9.0, 0.0, 19.99, 20.0, 20.01, 88.0, 1e4)
+
+
+@pytest.mark.parametrize("decay", [-1e-6, -1.0, -16.0, -1e4])
+@pytest.mark.parametrize("dt", EDGES)
+def test_edges_of_step_size_and_decay(scans, dt, decay):
+    """Each edge alone, so that small step sizes are compared with small results."""
+    case = _values(scans, dt=dt, A=decay, D=0.0)
+    wanted, state = selective_scan_reference(**case.arguments, **case.attributes)
+    for isa in each_isa():
+        y, found = scan(case)
+        scans.close(f"{isa} y", y, wanted, 2e-6)
+        scans.close(f"{isa} state", found, state, 5e-6)
+
+
+def _rounded_scan(case):
+    """y of one batch element with exact exponentials and states rounded to float32 once a step."""
+    dt, u, B, C = (case.arguments[n][0].astype(float) for n in ("dt", "u", "B", "C"))
+    s = softplus(dt).astype(np.float32)
+    h = np.zeros(case.arguments["A"].shape, np.float32)
+    y = np.zeros(u.shape)
+    for t in range(len(u)):
+        factor = np.exp(s[t][:, None] * case.arguments["A"].astype(float)).astype(np.float32)
+        h = (factor.astype(float) * h + (s[t] * u[t])[:, None] * B[t]).astype(np.float32)
+        y[t] = (h * C[t]).sum(axis=1)
+    return y[None]
+
+
+def test_slow_decay_is_as_exact_as_float32_allows(scans):
+    """Thousands of factors just below 1: an exponential that is biased near 0 would show."""
+    case = scans.case(7, B=1, L=4131, D=17, N=2)
+    case.arguments["A"][:] = -np.logspace(-6, -1, 34).reshape(17, 2)
+    wanted, _ = selective_scan_reference(**case.arguments, **case.attributes)
+    least = np.abs(_rounded_scan(case) - wanted).max() / np.abs(wanted).max()
+    for isa in each_isa():
+        # Without a fused multiply-add a factor within a rounding of 1 is lost.
+        limit = 2e-5 if isa == "scalar" else 1.5 * least
+        scans.close(isa, scan(case)[0], wanted, limit)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"u": 1e4},
+        {"u": [1.0, -1e4, 0.5]},
+        {"u": 0.0},
+        {"B": 0.0},
+        {"C": 0.0},
+        {"u": 1e-30},
+    ],
+)
+def test_outliers_and_zeros(scans, changes):
+    case = _values(scans, **changes)
+    wanted, _ = selective_scan_reference(**case.arguments, **case.attributes)
+    for isa in each_isa():
+        scans.close(isa, scan(case)[0], wanted, 2e-6)
+
+
+def test_denormals_may_become_zero(scans):
+    case = _values(scans, u=1e-40)
+    for _ in each_isa():
+        y, state = scan(case)
+        assert np.abs(y).max() < 1e-36
+        assert np.abs(state).max() < 1e-36
+
+
+def test_the_largest_halves(scans):
+    case = scans.case(8, B=1, L=9, D=17, half=True, optional=("D",))
+    case.arguments["u"][:] = np.finfo(np.float16).max
+    case.arguments["D"][:] = 0.5
+    case.arguments["C"][:] = 0
+    for _ in each_isa():
+        np.testing.assert_array_equal(scan(case)[0], np.float16(np.finfo(np.float16).max / 2))
+    case.arguments["D"][:] = 2.0
+    for _ in each_isa():
+        assert np.isposinf(scan(case)[0]).all()
+
+
+@pytest.mark.parametrize("name", ["u", "dt", "z"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_no_number_stays_in_its_channel(scans, name, value, half):
+    case = scans.case(9, B=1, L=70, D=35, N=5, optional=FULL, half=half)
+    bad = case.arguments[name].copy()
+    bad[0, 31, 20] = value
+    others = np.arange(35) != 20
+    with np.errstate(all="ignore"):
+        wanted, _ = selective_scan_reference(**{**case.arguments, name: bad}, **case.attributes)
+    for isa in each_isa():
+        good, good_state = scan(case)
+        y, state = scan(case, **{name: bad})
+        np.testing.assert_array_equal(y[..., others], good[..., others])
+        np.testing.assert_array_equal(state[:, others], good_state[:, others])
+        np.testing.assert_array_equal(y[:, :31], good[:, :31])
+        if np.isnan(value):
+            np.testing.assert_array_equal(np.isnan(y), np.isnan(wanted), err_msg=isa)
+
+
+@pytest.mark.parametrize("value", [-1, 9])
+def test_an_order_outside_the_tokens_is_refused(scans, value):
+    case = scans.case(10, order="shared")
+    order = case.arguments["order"].copy()
+    order[3] = value
+    with pytest.raises(EngineError, match=r"order: a token from 0 to 8 was wanted, found"):
+        scan(case, order=order)
+    order[3] = order[4]
+    with pytest.raises(EngineError, match=r"order: every token once was wanted"):
+        scan(case, order=order)
+
+
+def _params(scans):
+    case = scans.case(11)
+    arguments = dict.fromkeys(("D", "z", "dt_bias", "order", "initial_state"))
+    ready = native_scan._prepare({**arguments, **case.arguments}, np.dtype(np.float32))
+    y = np.zeros((2, 9, 6), np.float32)
+    settings = {**case.attributes}
+    params = native_scan._params(ready, y, None, settings, 1, None)
+    return params, (ready, y)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("structSize", 8, "structSize"),
+        ("dtype", 2, "dtype"),
+        ("batch", -1, "batch"),
+        ("length", 2**31, "length"),
+        ("channels", 0, "channels"),
+        ("states", 257, "states"),
+        ("directions", 65, "directions"),
+        ("groups", 4, "groups"),
+        ("segment", -1, "segment"),
+        ("orderRows", 2, "orderRows"),
+        ("numThreads", -1, "numThreads"),
+        ("A", None, "A"),
+    ],
+)
+def test_the_library_names_what_it_refuses(scans, field, value, named):
+    params, _alive = _params(scans)
+    setattr(params, field, value)
+    with pytest.raises(EngineError, match=rf"^selective scan: {named}: "):
+        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+
+
+@pytest.mark.parametrize("name", ["u", "dt", "B", "C", "y"])
+def test_an_absent_tensor_is_named(scans, name):
+    params, _alive = _params(scans)
+    getattr(params, name).data = None
+    with pytest.raises(EngineError, match=rf"^selective scan: {name}: a tensor was wanted"):
+        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+
+
+def test_a_state_and_segments_exclude_each_other(scans):
+    params, (ready, _) = _params(scans)
+    params.segment = 3
+    params.initialState = ready["A"].ctypes.data
+    with pytest.raises(EngineError, match=r"initialState: segment 0"):
+        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+
+
+def test_other_types_are_refused(scans):
+    case = scans.case(12)
+    with pytest.raises(ValueError, match=r"^dt: float32 or float16 was wanted, found float64"):
+        scan(case, dt=case.arguments["dt"].astype(float))
+    wrong = dataclasses.replace(case, attributes={**case.attributes, "segment": -1})
+    with pytest.raises(ValueError, match=r"^segment: "):
+        scan(wrong)
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path):
+    path = tmp_path / "libnothing.so"
+    path.write_bytes(b"not a library")
+    with pytest.raises(EngineError, match=r"a mambapose operator library was wanted"):
+        native_scan.load_library(path)
