@@ -1,0 +1,59 @@
+"""An engine that is a plain function: for tests, examples and measuring the host side alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from mambapose.runtime.errors import EngineError
+from mambapose.runtime.types import Array, GraphSpec
+
+
+class FakeEngine:
+    """Runs ``function`` from inputs to outputs, both by name, and holds it to the spec.
+
+    calls: how often it ran. EngineError: an input or an output is not as the spec says.
+    """
+
+    def __init__(
+        self, spec: GraphSpec, function: Callable[[Mapping[str, Array]], dict[str, Array]]
+    ) -> None:
+        self.spec = spec
+        self.calls = 0
+        self.function = function
+        self._open = True
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The function's answer, checked."""
+        if not self._open:
+            raise EngineError(f"graph {self.spec.name}: the engine is closed; load it again")
+        self.spec.check_inputs(inputs)
+        outputs = self.function(inputs)
+        if wrong := {spec.name for spec in self.spec.outputs} ^ set(outputs):
+            raise EngineError(
+                f"graph {self.spec.name}: the function's outputs differ from the spec in "
+                f"{sorted(wrong)}"
+            )
+        for spec in self.spec.outputs:
+            spec.check(outputs[spec.name])
+        self.calls += 1
+        return outputs
+
+    def memory(self) -> dict[str, int]:
+        """Nothing: a function holds no weights."""
+        return {}
+
+    def close(self) -> None:
+        """End the engine; a later ``run`` is refused."""
+        self._open = False
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,106 @@
+"""``mp-run``: poses of a video, with an exported bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mambapose.runtime.commands import GroupedCommand, run_command
+
+FORMATS = ("json", "npz", "csv")
+EPILOG = "Example: mp-run --engine bundle walk.mp4 -o walk --detect yolox_nano.onnx --overlay"
+
+
+class RunCommand(GroupedCommand):
+    """mp-run's help."""
+
+    headings = (
+        ("What", ("engine", "frame_range", "detect", "max_people", "height")),
+        ("Speed", ("flow", "depth", "flow_iters", "depth_every", "detect_every")),
+        ("Machine", ("backend", "device", "threads")),
+        ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet", "help")),
+    )
+
+
+def _formats(context: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
+    """json,npz,csv as a tuple."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        raise click.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}")
+    return names
+
+
+AT_LEAST_1 = click.IntRange(min=1)
+
+
+@click.command(cls=RunCommand, epilog=EPILOG)
+@click.argument("source", metavar="INPUT", required=False)
+@click.option("--engine", metavar="BUNDLE", type=Path, help="Folder that mp-export wrote.")
+@click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
+@click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
+@click.option("--max-people", default=10, metavar="N", type=AT_LEAST_1, help="At most N people.")
+@click.option(
+    "--height",
+    metavar="METRES",
+    type=click.FloatRange(0.3, 3.0),
+    help="Body height: 3D in metres.",
+)
+@click.option("--no-flow", "flow", flag_value=False, default=True, help="Skip optical flow.")
+@click.option("--no-depth", "depth", flag_value=False, default=True, help="Skip depth.")
+@click.option("--flow-iters", metavar="N", type=AT_LEAST_1, help="Flow updates per frame.")
+@click.option("--depth-every", metavar="N", type=AT_LEAST_1, help="Frames between depth runs.")
+@click.option("--detect-every", metavar="N", type=AT_LEAST_1, help="Frames between detections.")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime"]),
+    default="auto",
+    help="What runs the networks.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where.")
+@click.option("--threads", metavar="N", type=AT_LEAST_1, help="CPU threads  [default: all cores]")
+@click.option(
+    "-o", "--out", metavar="DIR|FILE", type=Path, default=Path("out"), help="Default: folder out."
+)
+@click.option("--overlay", is_flag=True, help="Also a video with the poses drawn in.")
+@click.option(
+    "--format",
+    "formats",
+    metavar="LIST",
+    default="json,npz,csv",
+    callback=_formats,
+    help="Result files  [json,npz,csv]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in the same folder.")
+@click.option("--recover", is_flag=True, help="Make the results of an interrupted run in --out.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def command(source: str | None, engine: Path | None, recover: bool, **asked: Any) -> None:
+    """Find the people in INPUT and write their 2D and 3D joints.
+
+    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
+    """
+    if recover:
+        if source is not None:
+            raise click.UsageError("--recover takes no INPUT: it reads the folder of --out")
+        from mambapose.runtime.run import recover_results
+
+        recover_results(asked["out"], asked["formats"], quiet=asked["quiet"])
+        return
+    if source is None:
+        raise click.UsageError("Missing argument 'INPUT'.")
+    if engine is None:
+        raise click.UsageError("Missing option '--engine': the bundle folder that mp-export wrote.")
+    from mambapose.runtime.run import Run, run_video
+
+    raise SystemExit(run_video(Run(source=source, bundle=engine, **asked)))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of mp-run."""
+    run_command(command, args, "mp-run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""From a bundle to a pipeline: which graphs a clip needs, and the engines that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mambapose.runtime.bundle import Bundle, StageEntry
+from mambapose.runtime.engine import Engine, load_detector, load_engine
+from mambapose.runtime.errors import BundleError
+from mambapose.runtime.flow import GRAPHS
+from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
+
+
+def open_pipeline(
+    bundle: Bundle,
+    size: tuple[int, int],
+    options: Options | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    detector: Path | None = None,
+) -> Pipeline:
+    """The pipeline of a bundle for frames of ``size`` (W, H).
+
+    detector: an ONNX file that replaces the bundle's own, if any. What the bundle knows of the
+    weights (trained, unit of the lifter) replaces what ``options`` says of them.
+    """
+    options = options or Options()
+    engines: dict[str, Engine] = {}
+    try:
+        for key, stage, graph in needed_graphs(bundle, size, options):
+            if key == "detect" and detector is not None:
+                continue
+            engines[key] = load_engine(
+                bundle, stage, graph, backend=backend, device=device, threads=threads
+            )
+        if detector is not None:
+            engines["detect"] = load_detector(
+                detector, backend=backend, device=device, threads=threads
+            )
+        known = replace(
+            options,
+            trained=bundle.stage("pose2d").weights.trained,
+            lift_unit=lift_unit(bundle),
+        )
+        return Pipeline(engines, bundle.schedule, known)
+    except BaseException:
+        for engine in engines.values():
+            engine.close()
+        raise
+
+
+def needed_graphs(
+    bundle: Bundle, size: tuple[int, int], options: Options
+) -> list[tuple[str, str, str]]:
+    """(engine name, stage, graph) of every graph to load, in the order of the frame's journey."""
+    portrait = size[1] > size[0]
+    takers = [name for name in ("pose2d", "lift3d") if name in bundle.stages]
+    wanted = dense_inputs(
+        graph.spec for name in takers for graph in bundle.stages[name].graphs.values()
+    )
+    needed = []
+    if "detect" in bundle.stages:
+        needed.append(("detect", "detect", "main"))
+    if options.flow and "flow" in bundle.stages and "flow" in wanted:
+        for base in GRAPHS:
+            graph = oriented_graph(bundle.stages["flow"], "flow", base, portrait=portrait)
+            needed.append((f"flow.{base}", "flow", graph))
+    if options.depth and "depth" in bundle.stages and "depth" in wanted:
+        graph = oriented_graph(bundle.stages["depth"], "depth", "main", portrait=portrait)
+        needed.append(("depth", "depth", graph))
+    bundle.graph("pose2d", "main")  # the one stage that must be there
+    needed += [(name, name, "main") for name in takers]
+    return needed
+
+
+def oriented_graph(stage: StageEntry, name: str, base: str, *, portrait: bool) -> str:
+    """The graph ``base`` or ``base@HxW`` of a stage whose shape suits the clip."""
+    sizes: Mapping[str, tuple[int, int]] = {
+        graph: _size(graph) for graph in stage.graphs if graph.partition("@")[0] == base
+    }
+    if not sizes:
+        raise BundleError(
+            f"graph {base} of stage {name} was wanted, the bundle holds: "
+            f"{', '.join(stage.graphs)}; export the bundle again with mp-export"
+        )
+    suits = [g for g, (h, w) in sizes.items() if h == w or (h > w) == portrait]
+    return (suits or list(sizes))[0]
+
+
+def _size(graph: str) -> tuple[int, int]:
+    """(H, W) of ``base@HxW``; equal sides for a graph without a size."""
+    height, _, width = graph.partition("@")[2].partition("x")
+    return (int(height), int(width)) if height.isdigit() and width.isdigit() else (1, 1)
+
+
+def lift_unit(bundle: Bundle) -> str:
+    """The unit of the lifter's answer: what the bundle says, else that of the network's weights.
+
+    PoseMamba's published weights answer in the unit of their 2D input, ours in body heights.
+    """
+    if "lift3d" not in bundle.stages:
+        return BODY_HEIGHTS
+    stage = bundle.stages["lift3d"]
+    usual = BODY_HEIGHTS if stage.network == "mambapose3d" else IMAGE_UNITS
+    return str(stage.options.get("unit", usual))

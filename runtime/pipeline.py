@@ -1,0 +1,291 @@
+"""Frames in, poses out: the stages in order and the buffers between them.
+
+    scene cut? -> who to look at -> flow, depth (whole frame) -> crops -> pose2d -> decode -> lift3d
+
+Memory is constant: the last feature map, the last depth map, T + hop frames of joints, and the
+results that wait for their 3D (without their pictures).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambapose.runtime.crop import (
+    Crops,
+    crops_from_boxes,
+    crops_from_image,
+    crops_from_maps,
+    flow_crops,
+    values_at,
+)
+from mambapose.runtime.decode import joints_from_heatmaps
+from mambapose.runtime.depth import DepthStage
+from mambapose.runtime.detect import Detector
+from mambapose.runtime.engine import Engine
+from mambapose.runtime.flow import GRAPHS, DenseMap, FlowStage, fixed_size
+from mambapose.runtime.lifting import (
+    BODY_HEIGHTS,
+    Lifter,
+    Seen,
+    h36m_from_coco,
+    h36m_scores,
+    normalised,
+)
+from mambapose.runtime.scenes import SceneCuts
+from mambapose.runtime.targets import Schedule
+from mambapose.runtime.timing import StageTimes
+from mambapose.runtime.tracking import Followed, OnePerson, Targets, Tracker
+from mambapose.runtime.types import Array, FloatArray, Frame, GraphSpec, Pose
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run asks for. None means what the bundle's schedule says.
+
+    height: of the person in metres, for metric 3D. trained: whether pose2d's scores mean
+    anything; lift_unit: of the lifter's answer.
+    """
+
+    flow: bool = True
+    depth: bool = True
+    depth_every: int | None = None
+    detect_every: int | None = None
+    flow_iters: int | None = None
+    height: float | None = None
+    max_people: int = 10
+    trained: bool = True
+    lift_unit: str = BODY_HEIGHTS
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """The people of one frame. With a lifter results wait for frames to come, and unless their
+    pictures are kept on request the frame's image is empty, (0, 0, 3).
+    """
+
+    frame: Frame
+    poses: list[Pose]
+
+
+@dataclass(frozen=True)
+class _Dense:
+    flow: DenseMap | None
+    depth: DenseMap | None
+
+
+class Pipeline:
+    """Runs engines by name: ``pose2d``, and if present ``flow.encode``, ``flow.corr``,
+    ``flow.step``, ``flow.upsample``, ``depth``, ``lift3d``, ``detect``.
+
+    A dense stage that no pose network takes in is not run. The pipeline closes the engines.
+    """
+
+    def __init__(
+        self, engines: Mapping[str, Engine], schedule: Schedule, options: Options | None = None
+    ) -> None:
+        options = options or Options()
+        self.engines = engines
+        self.times = StageTimes()
+        self._pose = engines["pose2d"]
+        self._pose_inputs = {item.name for item in self._pose.spec.inputs}
+        rgb = next(item for item in self._pose.spec.inputs if item.name == "rgb")
+        self._crop_size = fixed_size(rgb.shape[1:3], "pose2d")
+        self._flow: FlowStage | None = None
+        self._depth: DepthStage | None = None
+        takers = [engines[name] for name in ("pose2d", "lift3d") if name in engines]
+        wanted = dense_inputs(engine.spec for engine in takers)
+        if options.flow and "flow.encode" in engines and "flow" in wanted:
+            parts = {name: engines[f"flow.{name}"] for name in GRAPHS}
+            self._flow = FlowStage(parts, options.flow_iters or schedule.flow_iters)
+        if options.depth and "depth" in engines and "depth" in wanted:
+            self._depth = DepthStage(engines["depth"], options.depth_every or schedule.depth_every)
+        self._detector = Detector(engines["detect"]) if "detect" in engines else None
+        self._people: Followed = OnePerson(trained=options.trained)
+        if self._detector is not None:
+            every = options.detect_every or schedule.detect_every
+            self._people = Tracker(every, options.max_people, options.trained)
+        self.lifter: Lifter | None = None
+        if "lift3d" in engines:
+            self.lifter = Lifter(engines["lift3d"], schedule.hop, options.lift_unit, options.height)
+        self._cuts = SceneCuts()
+
+    def run(
+        self,
+        frames: Iterable[Frame],
+        on_frame: Callable[[FrameResult], None] | None = None,
+        *,
+        keep_images: bool = False,
+    ) -> Iterator[FrameResult]:
+        """Results in order, each as soon as it is complete.
+
+        on_frame: called in order with every frame's picture and 2D poses, before their 3D is
+        known; for what shows or draws. keep_images: hold the pictures of results that wait, up to
+        ``lifter.lookahead`` + 1 of them.
+        """
+        waiting: deque[FrameResult] = deque()
+        for frame in frames:
+            with self.times.measure("frame"):
+                poses, seen = self._look(frame)
+                result = FrameResult(frame, poses)
+                if on_frame is not None:
+                    on_frame(result)
+                done = [result]
+                if self.lifter is not None:
+                    waiting.append(result if keep_images else _without_image(result))
+                    with self.times.measure("lift3d"):
+                        answers = self.lifter.add(frame.index, seen)
+                    done = _lifted(waiting, answers)
+            yield from done
+        if self.lifter is not None:
+            with self.times.measure("lift3d"):
+                answers = self.lifter.finish()
+            yield from _lifted(waiting, answers)
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        """Per engine, what its backend knows, in bytes."""
+        return {name: engine.memory() for name, engine in self.engines.items()}
+
+    def close(self) -> None:
+        """Close every engine."""
+        for engine in self.engines.values():
+            engine.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _look(self, frame: Frame) -> tuple[list[Pose], Seen]:
+        """2D poses of a frame, and what the lifter wants of them."""
+        self._follow_scene(frame)
+        self._detect(frame)
+        height, width = frame.image.shape[:2]
+        targets = self._people.targets((height, width))
+        if not targets.ids:
+            self._forget_dense()
+            nobody = np.zeros((0, 17, 2))
+            return [], Seen((), nobody, nobody[..., 0].astype(np.float32))
+        dense = self._dense(frame)
+        with self.times.measure("crop"):
+            crops = crops_from_boxes(targets.boxes, self._crop_size)
+            inputs = self._pose_arrays(frame, dense, crops)
+        with self.times.measure("pose2d"):
+            heatmaps = self._pose.run(inputs)["heatmaps"]
+        with self.times.measure("decode"):
+            xy, score = joints_from_heatmaps(heatmaps, crops)
+            reported = self._people.update(frame.index, targets, xy, score, (height, width))
+        poses = _poses(frame.index, targets, xy, score, reported)
+        ids = tuple(pose.track for pose in poses)
+        return poses, _seen(ids, xy[reported], score[reported], dense, (width, height))
+
+    def _follow_scene(self, frame: Frame) -> None:
+        cut, follows = self._cuts.starts(frame)
+        if cut:
+            self._people.forget()
+            self._forget_dense()
+        if not follows and self._flow is not None:
+            self._flow.forget()
+
+    def _forget_dense(self) -> None:
+        if self._flow is not None:
+            self._flow.forget()
+        if self._depth is not None:
+            self._depth.forget()
+
+    def _detect(self, frame: Frame) -> None:
+        if self._detector is not None and self._people.detection_due(frame.index):
+            with self.times.measure("detect"):
+                self._people.detect(frame.index, self._detector.run(frame.image))
+
+    def _dense(self, frame: Frame) -> _Dense:
+        flow: DenseMap | None = None
+        depth: DenseMap | None = None
+        if self._flow is not None:
+            with self.times.measure("flow"):
+                flow = self._flow.run(frame.image)
+        if self._depth is not None:
+            with self.times.measure("depth"):
+                depth = self._depth.run(frame, flow)
+        return _Dense(flow, depth)
+
+    def _pose_arrays(self, frame: Frame, dense: _Dense, crops: Crops) -> dict[str, Array]:
+        """The inputs of pose2d; an absent modality is zeros with present 0."""
+        inputs: dict[str, Array] = {"rgb": crops_from_image(frame.image, crops)}
+        count, size = len(crops), crops.size
+        if "flow" in self._pose_inputs:
+            inputs["flow"] = (
+                np.zeros((count, 2, *size), np.float32)
+                if dense.flow is None
+                else flow_crops(dense.flow.values, dense.flow.box, crops)
+            )
+        if "depth" in self._pose_inputs:
+            inputs["depth"] = (
+                np.zeros((count, 1, *size), np.float32)
+                if dense.depth is None
+                else crops_from_maps(dense.depth.values, dense.depth.box, crops)
+            )
+        if "present" in self._pose_inputs:
+            known = [dense.flow is not None, dense.depth is not None]
+            inputs["present"] = np.tile(np.array(known, np.float32), (count, 1))
+        return inputs
+
+
+def dense_inputs(specs: Iterable[GraphSpec]) -> set[str]:
+    """Which of flow and depth the networks of these graphs take in."""
+    return {"flow", "depth"} & {item.name for spec in specs for item in spec.inputs}
+
+
+def _poses(
+    frame: int,
+    targets: Targets,
+    xy: FloatArray,
+    score: FloatArray,
+    reported: NDArray[np.bool_],
+) -> list[Pose]:
+    boxes = targets.boxes.astype(np.float32)
+    return [
+        Pose(frame, targets.ids[k], boxes[k], xy[k], score[k]) for k in np.flatnonzero(reported)
+    ]
+
+
+def _seen(
+    ids: tuple[int, ...], xy: FloatArray, score: FloatArray, dense: _Dense, size: tuple[int, int]
+) -> Seen:
+    """What the lifter wants; size: (W, H) of the frame."""
+    joints = h36m_from_coco(xy)
+    flow = depth = None
+    if dense.depth is not None:
+        depth = values_at(dense.depth.values, dense.depth.box, joints)[..., 0]
+    if dense.flow is not None:
+        moved = values_at(dense.flow.values, dense.flow.box, joints)
+        flow = (moved / np.array(dense.flow.box.scale) * (2.0 / size[0])).astype(np.float32)
+    return Seen(ids, normalised(joints, size), h36m_scores(score), depth, flow)
+
+
+def _without_image(result: FrameResult) -> FrameResult:
+    empty = np.zeros((0, 0, 3), np.uint8)
+    return FrameResult(replace(result.frame, image=empty), result.poses)
+
+
+def _lifted(
+    waiting: deque[FrameResult], answers: list[tuple[int, dict[int, FloatArray]]]
+) -> list[FrameResult]:
+    """The results at the head of ``waiting`` that ``answers`` complete."""
+    done = []
+    for _, xyz in answers:
+        result = waiting.popleft()
+        poses = [replace(pose, xyz=xyz.get(pose.track)) for pose in result.poses]
+        done.append(FrameResult(result.frame, poses))
+    return done

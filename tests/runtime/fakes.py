@@ -1,0 +1,97 @@
+"""Fake engines of every stage, with shapes small enough for thousands of frames."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mambapose.runtime.backends.fake import FakeEngine
+from mambapose.runtime.types import GraphSpec, TensorSpec
+
+
+def tensor(name, *shape, dtype="float32"):
+    return TensorSpec(name, dtype, shape)
+
+
+def zeros(spec):
+    """Zeros of a spec; a free side follows the first input's first side."""
+
+    def answer(inputs):
+        people = len(next(iter(inputs.values())))
+        return {
+            item.name: np.zeros(
+                [people if isinstance(s, str) else s for s in item.shape], item.dtype
+            )
+            for item in spec.outputs
+        }
+
+    return answer
+
+
+def fake(name, inputs, outputs, function=None):
+    spec = GraphSpec(name, tuple(inputs), tuple(outputs))
+    return FakeEngine(spec, function or zeros(spec))
+
+
+def flow_engines(size, flow=None, channels=2):
+    """encode, corr, step and upsample; ``flow``: function of nothing -> (1, 2, H, W)."""
+    height, width = size
+    h, w = height // 8, width // 8
+    state = {
+        "fmap": (1, channels, h, w),
+        "hidden": (1, channels, h, w),
+        "context": (1, channels, h, w),
+    }
+    levels = [tensor(f"corr{i}", h * w, 1, max(1, h >> i), max(1, w >> i)) for i in range(4)]
+    coords = (1, 2, h, w)
+    encode = fake(
+        "encode",
+        [tensor("image", 1, height, width, 3, dtype="uint8")],
+        [tensor(name, *shape) for name, shape in state.items()],
+    )
+    corr = fake("corr", [tensor("fmap1", *state["fmap"]), tensor("fmap2", *state["fmap"])], levels)
+    step = fake(
+        "step",
+        [*levels, tensor("coords", *coords), tensor("hidden", *state["hidden"]),
+         tensor("context", *state["context"])],
+        [tensor("coords_next", *coords), tensor("hidden_next", *state["hidden"])],
+        lambda inputs: {"coords_next": inputs["coords"] + 1, "hidden_next": inputs["hidden"]},
+    )  # fmt: skip
+    upsample = fake(
+        "upsample",
+        [tensor("coords", *coords)],
+        [tensor("flow", 1, 2, height, width)],
+        flow and (lambda inputs: {"flow": flow(inputs)}),
+    )
+    return {"flow.encode": encode, "flow.corr": corr, "flow.step": step, "flow.upsample": upsample}
+
+
+def depth_engine(size, function=None):
+    return fake(
+        "main",
+        [tensor("image", 1, *size, 3, dtype="uint8")],
+        [tensor("depth", 1, 1, *size)],
+        function,
+    )
+
+
+def pose_engine(function=None, size=(256, 192), heat=(64, 48), dense=True):
+    inputs = [tensor("rgb", "N", *size, 3, dtype="uint8")]
+    if dense:
+        inputs += [tensor("flow", "N", 2, *size), tensor("depth", "N", 1, *size),
+                   tensor("present", "N", 2)]  # fmt: skip
+    return fake("main", inputs, [tensor("heatmaps", "N", 17, *heat)], function)
+
+
+def lift_engine(function=None, frames=81, cues=True):
+    inputs = [tensor("keypoints", "N", frames, 17, 2)]
+    if cues:
+        inputs += [tensor("score", "N", frames, 17), tensor("depth", "N", frames, 17),
+                   tensor("flow", "N", frames, 17, 2), tensor("present", "N", 3)]  # fmt: skip
+    return fake("main", inputs, [tensor("xyz", "N", frames, 17, 3)], function)
+
+
+def gaussians(xy, heat=(64, 48)):
+    """(N, J, h, w) heatmaps, sigma 2, peak 1, at heatmap pixels xy (N, J, 2)."""
+    y, x = np.mgrid[: heat[0], : heat[1]]
+    square = (x - xy[..., 0, None, None]) ** 2 + (y - xy[..., 1, None, None]) ** 2
+    return np.exp(-square / 8).astype(np.float32)

@@ -1,0 +1,53 @@
+"""A bundle whose graphs are stand-ins: its manifest is real, its engines are fakes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mambapose.runtime.backends.fake import FakeEngine
+from mambapose.runtime.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry, write_bundle
+from mambapose.runtime.engine import BACKENDS
+from mambapose.runtime.targets import Schedule
+
+NETWORKS = {
+    "flow": "raft-small",
+    "depth": "depth-anything-v2-small",
+    "pose2d": "mambapose-tiny",
+    "lift3d": "mambapose3d",
+}
+
+
+def write_fake_bundle(path: Path, engines, schedule=None, *, trained=True, networks=None) -> Bundle:
+    """A bundle of the engines' specs, keyed as the pipeline names them."""
+
+    def fill(folder: Path) -> Bundle:
+        (folder / "stages").mkdir()
+        stages = {}
+        for key, engine in engines.items():
+            stage, _, base = key.partition(".")
+            file = f"stages/{key}.onnx"
+            (folder / file).write_bytes(key.encode())
+            digest = hashlib.sha256(key.encode()).hexdigest()
+            graphs = stages.setdefault(stage, {})
+            graphs[base or "main"] = GraphEntry(engine.spec, file, digest)
+        weights = WeightsEntry("w.pth" if trained else None, "0" * 64 if trained else None, trained)
+        names = {**NETWORKS, **(networks or {})}
+        entries = {
+            stage: StageEntry(names[stage], "fp32", 1, weights, graphs)
+            for stage, graphs in stages.items()
+        }
+        return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", schedule or Schedule(), entries)
+
+    return write_bundle(path, fill)
+
+
+def use_fakes(monkeypatch, engines) -> None:
+    """Make the onnxruntime backend hand out the fakes for what the bundle lists."""
+
+    def load(bundle, stage, graph, device, threads):
+        base = graph.partition("@")[0]
+        engine = engines[stage if base == "main" else f"{stage}.{base}"]
+        return FakeEngine(engine.spec, engine.function)
+
+    monkeypatch.setitem(BACKENDS, "onnxruntime", load)

@@ -1,0 +1,420 @@
+"""mp-run as a user meets it: help, refusals in one line, interrupts, recovery."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mambapose.runtime.cli import main
+from mambapose.runtime.engine import BACKENDS
+from mambapose.runtime.interrupt import Interruptible
+from mambapose.runtime.run import Run, destination_of, noted_warnings
+from mambapose.runtime.sample import SampleClip, write_sample
+from mambapose.runtime.targets import Schedule
+
+from .fakes import gaussians, lift_engine, pose_engine
+from .small_bundle import use_fakes, write_fake_bundle
+
+HERE = Path(__file__).resolve().parent
+
+
+def upright(inputs):
+    people = len(inputs["rgb"])
+    x = np.tile(np.linspace(15, 32, 17), (people, 1))
+    y = np.tile(np.linspace(12, 52, 17), (people, 1))
+    return {"heatmaps": gaussians(np.stack([x, y], -1))}
+
+
+def plain_engines():
+    return {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 9)}
+
+
+SCHEDULE = Schedule(clip_frames=9, hop=3)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_sample(path, SampleClip(frames=24, size=(160, 96)))
+    return path
+
+
+@pytest.fixture
+def bundle(monkeypatch, tmp_path):
+    engines = plain_engines()
+    use_fakes(monkeypatch, engines)
+    return write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE).path
+
+
+def mp_run(*args):
+    """Exit code of mp-run."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(arg) for arg in args])
+    return ended.value.code
+
+
+def refusal(capsys, *args):
+    """The one line of a run that is refused with exit 1."""
+    assert mp_run(*args) == 1
+    text = capsys.readouterr().err.strip().splitlines()
+    line = [part for part in text if not part.startswith(("note:", "frames:"))]
+    assert len(line) == 1
+    assert line[0].startswith("error: ")
+    return line[0]
+
+
+def test_help_is_grouped_short_and_needs_click_alone():
+    code = textwrap.dedent(
+        """
+        import sys
+        from mambapose.runtime.cli import main
+        try:
+            main(["--help"])
+        except SystemExit as end:
+            assert end.code == 0
+        heavy = {"torch", "onnx", "onnxruntime", "av", "cv2", "PIL", "tensorrt"} & set(sys.modules)
+        assert not heavy, heavy
+        """
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3  # a loaded machine; quiet ones take 0.05 s
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 80
+    for heading in ("What:", "Speed:", "Machine:", "Output:"):
+        assert heading in lines
+    assert "Example: mp-run --engine" in done.stdout
+
+
+def test_every_option_is_in_the_help():
+    from mambapose.runtime.cli import RunCommand, command
+
+    listed = [name for _, names in RunCommand.headings for name in names]
+    options = [param.name for param in command.params if param.name != "source"]
+    assert sorted(listed) == sorted([*options, "help"])
+    backend = next(param for param in command.params if param.name == "backend")
+    assert list(backend.type.choices) == ["auto", *BACKENDS]
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ([], "Missing argument 'INPUT'"),
+        (["clip.mp4"], "--engine"),
+        (["--engine", "b", "clip.mp4", "--format", "xml"], "json, npz, csv"),
+        (["--engine", "b", "clip.mp4", "--flow-iters", "0"], "flow-iters"),
+        (["--recover", "clip.mp4"], "--recover takes no INPUT"),
+    ],
+)
+def test_usage_errors_exit_2(capsys, args, text):
+    assert mp_run(*args) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_run_writes_everything_and_says_so(capsys, tmp_path, bundle, clip):
+    out = tmp_path / "out"
+    assert mp_run("--engine", bundle, clip, "-o", out, "--overlay") == 0
+    said = capsys.readouterr()
+    assert "note: no detector: one person assumed" in said.err
+    for name in ("poses.json", "poses.npz", "poses.csv", "overlay.mp4", "run.json"):
+        assert f"wrote {out / name}" in said.out
+        assert (out / name).stat().st_size > 0
+    assert said.out.splitlines()[-1].startswith("24 frames, 1 person, ")
+    report = json.loads((out / "run.json").read_text())
+    meta = json.loads((out / "poses.json").read_text())["meta"]
+    assert report["frames"] == 24
+    assert report["problem"] is None
+    assert report["bundle_hash"] == meta["bundle"]["hash"]
+    assert {"frame", "pose2d", "lift3d", "overlay", "journal"} <= set(report["times"])
+    assert report["times"]["pose2d"]["runs"] == 24
+    assert "onnxruntime" in report["versions"]
+    assert report["peak_rss_mib"] > 10
+
+
+def test_quiet_is_quiet(capsys, tmp_path, bundle, clip):
+    assert mp_run("--engine", bundle, clip, "-o", tmp_path / "out", "--quiet") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+
+
+def test_untrained_weights_are_marked_everywhere(capsys, monkeypatch, tmp_path, clip):
+    from mambapose.runtime import draw
+
+    marked = []
+    real = draw.draw_overlay
+    monkeypatch.setattr(
+        draw, "draw_overlay",
+        lambda *args, **options: marked.append(options["untrained"]) or real(*args, **options),
+    )  # fmt: skip
+    engines = plain_engines()
+    use_fakes(monkeypatch, engines)
+    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE, trained=False)
+    out = tmp_path / "out"
+    assert mp_run("--engine", bundle.path, clip, "-o", out, "--overlay") == 0
+    assert "untrained weights (pose2d, lift3d): the poses mean nothing" in capsys.readouterr().err
+    document = json.loads((out / "poses.json").read_text())
+    assert document["meta"]["trained"] is False
+    assert document["meta"]["untrained_stages"] == ["pose2d", "lift3d"]
+    assert any("untrained" in note for note in json.loads((out / "run.json").read_text())["notes"])
+    assert marked == [True] * 24
+    boxes = {tuple(frame["people"][0]["box"]) for frame in document["frames"]}
+    assert boxes == {(0, 0, 160, 96)}
+
+
+def test_an_earlier_run_is_not_replaced_unless_asked(capsys, tmp_path, bundle, clip):
+    out = tmp_path / "out"
+    assert mp_run("--engine", bundle, clip, "-o", out, "--overlay", "--quiet") == 0
+    before = (out / "poses.json").read_bytes()
+    assert "--overwrite" in refusal(capsys, "--engine", bundle, clip, "-o", out)
+    assert (out / "poses.json").read_bytes() == before
+    code = mp_run("--engine", bundle, clip, "-o", out, "--overwrite", "--format", "csv", "--quiet")
+    assert code == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["poses.csv", "poses.ndjson", "run.json"]
+
+
+def test_a_range_and_a_named_file(tmp_path, bundle, clip):
+    out = tmp_path / "walk.json"
+    assert mp_run("--engine", bundle, clip, "-o", out, "--range", "5:9", "--quiet") == 0
+    assert [f["frame"] for f in json.loads(out.read_text())["frames"]] == [5, 6, 7, 8]
+    assert sorted(path.name for path in (tmp_path / "walk").iterdir()) == [
+        "poses.ndjson",
+        "run.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("out", "overlay", "folder", "video", "formats"),
+    [
+        ("out", False, "out", None, ("json", "npz", "csv")),
+        ("out", True, "out", "out/overlay.mp4", ("json", "npz", "csv")),
+        ("a/b.mp4", False, "a/b", "a/b.mp4", ("json", "npz", "csv")),
+        ("b.npz", True, "b", "b/overlay.mp4", ("npz",)),
+    ],
+)
+def test_where_results_go(out, overlay, folder, video, formats):
+    found = destination_of(Run("x", Path("b"), Path(out), overlay=overlay))
+    assert found.folder == Path(folder)
+    assert found.overlay == (None if video is None else Path(video))
+    assert found.formats == formats
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, bundle, clip):
+    out = tmp_path / "out"
+    text, empty = tmp_path / "text.mp4", tmp_path / "empty.mp4"
+    text.write_text("not a video at all\n" * 50)
+    empty.write_bytes(b"")
+    common = ("--engine", bundle, "-o", out)
+    assert "no such file" in refusal(capsys, *common, tmp_path / "none.mp4")
+    assert "cannot be read" in refusal(capsys, *common, text)
+    assert "0 bytes" in refusal(capsys, *common, empty)
+    assert "mp-export" in refusal(capsys, "--engine", tmp_path / "nowhere", clip, "-o", out)
+    assert "yolox" in refusal(capsys, *common, clip, "--detect", tmp_path / "yolox.onnx")
+    assert "range" in refusal(capsys, *common, clip, "--range", "9:3")
+    assert not out.exists()
+
+
+def test_a_bundle_without_a_pose_network_is_refused(capsys, monkeypatch, tmp_path, clip):
+    engines = {"lift3d": lift_engine(None, 9)}
+    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE)
+    line = refusal(capsys, "--engine", bundle.path, clip, "-o", tmp_path / "out")
+    assert "stage pose2d was wanted" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_byte_in_the_bundle_is_refused(capsys, tmp_path, bundle, clip):
+    file = bundle / "stages" / "pose2d.onnx"
+    file.write_bytes(b"X" + file.read_bytes()[1:])
+    assert "changed" in refusal(capsys, "--engine", bundle, clip, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_video_keeps_the_frames_before_the_break(capsys, tmp_path, bundle):
+    whole = tmp_path / "whole.mp4"
+    write_sample(whole, SampleClip(frames=90, size=(160, 96)))
+    cut = tmp_path / "cut.mp4"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: int(len(data) * 0.7)])
+    out = tmp_path / "out"
+    line = refusal(capsys, "--engine", bundle, cut, "-o", out)
+    document = json.loads((out / "poses.json").read_text())
+    assert 10 < len(document["frames"]) < 90
+    assert f"the {len(document['frames'])} frames before it are written" in line
+    assert document["meta"]["problem"] in line
+    assert all(frame["people"][0]["xyz"] is not None for frame in document["frames"])
+
+
+def test_an_image_that_breaks_in_the_middle_keeps_those_before(capsys, tmp_path, bundle):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(6):
+        Image.fromarray(SampleClip(size=(160, 96)).image(k)).save(folder / f"{k}.png")
+    (folder / "4.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    line = refusal(capsys, "--engine", bundle, folder, "-o", out)
+    assert "4.png" in line
+    assert len(json.loads((out / "poses.json").read_text())["frames"]) == 4
+
+
+def test_a_failure_before_the_first_frame_leaves_nothing(capsys, monkeypatch, tmp_path, clip):
+    from mambapose.runtime.errors import EngineError
+
+    def broken(inputs):
+        raise EngineError("graph main failed")
+
+    engines = {"pose2d": pose_engine(broken)}
+    use_fakes(monkeypatch, engines)
+    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE)
+    out = tmp_path / "out"
+    refusal(capsys, "--engine", bundle.path, clip, "-o", out, "--overlay")
+    assert not out.exists()
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import importlib, types
+package = types.ModuleType("runtime_tests")
+package.__path__ = [{here!r}]
+sys.modules["runtime_tests"] = package
+t = importlib.import_module("runtime_tests.test_cli")
+from mambapose.runtime.engine import BACKENDS
+from mambapose.runtime.cli import main
+
+engines = t.plain_engines()
+def slow(inputs):
+    time.sleep(0.05)
+    return t.upright(inputs)
+engines["pose2d"].function = slow
+BACKENDS["onnxruntime"] = lambda bundle, stage, graph, device, threads: engines[stage]
+main(sys.argv[1:])
+"""
+
+
+def start_slow_run(tmp_path, clip, *options, limit=None):
+    """mp-run in a process of its own, 50 ms per frame; returns it once frames are recorded.
+
+    limit: bytes a file may grow to, as on a disk that fills up.
+    """
+    bundle = write_fake_bundle(tmp_path / "bundle", plain_engines(), SCHEDULE)
+    code = SLOW.format(tests=str(HERE.parent), here=str(HERE))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--engine", str(bundle.path), str(clip), "-o", str(out),
+         *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+    )  # fmt: skip
+    journal = out / "poses.ndjson"
+    end = time.monotonic() + 30
+    while time.monotonic() < end and process.poll() is None:
+        if journal.is_file() and journal.read_bytes().count(b"\n") > 4:
+            break
+        time.sleep(0.02)
+    return process, out
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "long.mp4"
+    write_sample(path, SampleClip(frames=200, size=(96, 64)))
+    return path
+
+
+def test_ctrl_c_finishes_the_frame_and_exits_130(tmp_path, long_clip):
+    process, out = start_slow_run(tmp_path, long_clip, "--overlay")
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "stopped by Ctrl-C" in said
+    document = json.loads((out / "poses.json").read_text())
+    frames = len(document["frames"])
+    assert 4 <= frames < 200
+    assert document["meta"]["complete"] is False
+    assert all(frame["people"][0]["xyz"] is not None for frame in document["frames"])
+    assert json.loads((out / "run.json").read_text())["interrupted"] is True
+    import av
+
+    with av.open(str(out / "overlay.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == frames
+
+
+def test_kill_9_loses_nothing_recorded_and_recover_makes_the_results(capsys, tmp_path, long_clip):
+    process, out = start_slow_run(tmp_path, long_clip)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert not (out / "poses.json").exists()
+    recorded = (out / "poses.ndjson").read_bytes().count(b"\n") - 1
+    assert mp_run("--recover", "-o", out) == 0
+    said = capsys.readouterr().out
+    assert f"{recorded} frames of an interrupted run" in said
+    assert len(json.loads((out / "poses.json").read_text())["frames"]) == recorded
+
+
+def test_recovering_what_is_not_there_is_refused(capsys, tmp_path):
+    assert "journal" in refusal(capsys, "--recover", "-o", tmp_path / "nowhere")
+
+
+def test_a_disk_that_fills_up_keeps_what_was_recorded(capsys, tmp_path, long_clip):
+    process, out = start_slow_run(tmp_path, long_clip, "--quiet", limit=12_000)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.count("\n") == 1
+    assert "cannot grow" in errors
+    assert sorted(path.name for path in out.iterdir()) == ["poses.ndjson"]
+    assert mp_run("--recover", "-o", out, "--quiet") == 0
+    assert len(json.loads((out / "poses.json").read_text())["frames"]) > 2
+
+
+def test_the_slow_operator_is_mentioned_once(capsys, monkeypatch, tmp_path, clip):
+    from mambapose.runtime.backends.onnxruntime import SlowOperatorWarning
+
+    engines = plain_engines()
+    use_fakes(monkeypatch, engines)
+    load = BACKENDS["onnxruntime"]
+
+    def slow(*request):
+        if request[1] == "pose2d":
+            warnings.warn("the slow form is in use", SlowOperatorWarning, stacklevel=2)
+        return load(*request)
+
+    monkeypatch.setitem(BACKENDS, "onnxruntime", slow)
+    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE)
+    assert mp_run("--engine", bundle.path, clip, "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().err.count("note: the slow form is in use\n") == 1
+    report = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "the slow form is in use" in report["notes"]
+
+
+def test_other_warnings_pass_through():
+    def noisy():
+        with noted_warnings() as notes:
+            warnings.warn("not ours", DeprecationWarning, stacklevel=1)
+        return notes
+
+    with pytest.warns(DeprecationWarning, match="not ours"):
+        assert noisy() == []
+
+
+def test_the_first_ctrl_c_asks_and_the_second_stops():
+    with Interruptible() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        assert list(stop.frames([1, 2])) == []
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

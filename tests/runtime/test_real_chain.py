@@ -1,0 +1,113 @@
+"""The chain on ONNX Runtime with tiny graphs: a bundle on disk in, results out, memory flat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from mambapose.runtime.backends.onnxruntime import engine_from_file
+from mambapose.runtime.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry, write_bundle
+from mambapose.runtime.cli import main
+from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
+from mambapose.runtime.pipeline import Options
+from mambapose.runtime.sample import SampleClip, write_sample
+from mambapose.runtime.targets import Schedule
+from mambapose.runtime.types import Frame
+
+from . import small_graphs as graphs
+
+FLOW, DEPTH, CROP, HEAT, WINDOW = (128, 160), (28, 42), (64, 48), (16, 12), 9
+
+
+def turned(size):
+    return size[1], size[0]
+
+
+def all_graphs():
+    """Stage -> graph name -> model; image stages in both orientations."""
+    found = {"flow": {}, "depth": {}}
+    for size in (FLOW, turned(FLOW)):
+        name = f"@{size[0]}x{size[1]}"
+        for base in ("encode", "corr", "step", "upsample"):
+            found["flow"][base + name] = getattr(graphs, base)(size)
+    for size in (DEPTH, turned(DEPTH)):
+        found["depth"][f"main@{size[0]}x{size[1]}"] = graphs.depth(size)
+    found["pose2d"] = {"main": graphs.pose(CROP, HEAT)}
+    found["lift3d"] = {"main": graphs.lift(WINDOW)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    networks = {"flow": "raft-small", "depth": "d", "pose2d": "p", "lift3d": "posemamba-s"}
+
+    def fill(folder):
+        (folder / "stages").mkdir()
+        stages = {}
+        for stage, models in all_graphs().items():
+            entries = {}
+            for name, model in models.items():
+                file = f"stages/{stage}-{name}.onnx"
+                onnx.save(model, folder / file)
+                spec = engine_from_file(folder / file, threads=1).spec
+                spec = type(spec)(name, spec.inputs, spec.outputs)
+                digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+                entries[name] = GraphEntry(spec, file, digest)
+            weights = WeightsEntry("w", "0" * 64, True)
+            stages[stage] = StageEntry(networks[stage], "fp32", 1, weights, entries)
+        schedule = Schedule(FLOW, DEPTH, CROP, 3, 4, 10, WINDOW, 3)
+        return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", schedule, stages)
+
+    return write_bundle(tmp_path_factory.mktemp("real") / "bundle", fill)
+
+
+def test_the_graphs_of_the_clips_orientation_are_taken(bundle):
+    landscape = {key: graph for key, _, graph in needed_graphs(bundle, (640, 360), Options())}
+    assert landscape["flow.encode"] == "encode@128x160"
+    assert landscape["depth"] == "main@28x42"
+    portrait = {key: graph for key, _, graph in needed_graphs(bundle, (360, 640), Options())}
+    assert portrait["flow.step"] == "step@160x128"
+    assert portrait["depth"] == "main@42x28"
+    assert portrait["pose2d"] == "main"
+    names = [key for key, _, _ in needed_graphs(bundle, (9, 9), Options(flow=False, depth=False))]
+    assert names == ["pose2d", "lift3d"]
+    assert lift_unit(bundle) == "image"
+
+
+@pytest.mark.parametrize("size", [(160, 96), (97, 161)])
+def test_mp_run_from_a_bundle_to_files(tmp_path, bundle, size):
+    clip, out = tmp_path / "clip.mp4", tmp_path / "out"
+    write_sample(clip, SampleClip(frames=12, size=size))
+    with pytest.raises(SystemExit) as ended:
+        main(["--engine", str(bundle.path), str(clip), "-o", str(out), "--threads", "1",
+              "--overlay", "--quiet"])  # fmt: skip
+    assert ended.value.code == 0
+    frames = json.loads((out / "poses.json").read_text())["frames"]
+    assert len(frames) == 12
+    assert all(np.isfinite(frame["people"][0]["xyz"]).all() for frame in frames)
+    report = json.loads((out / "run.json").read_text())
+    assert report["times"]["flow"]["runs"] == 12
+    assert report["times"]["depth"]["runs"] == 12
+
+
+def resident_kib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_1000_frames(bundle):
+    clip = SampleClip(frames=30, size=(160, 96))
+    pictures = [clip.image(t) for t in range(30)]
+    frames = (Frame(pictures[abs(29 - k % 58)], k, k / 30) for k in range(1000))
+    seen = []
+    with open_pipeline(bundle, (160, 96), threads=1) as pipeline:
+        for result in pipeline.run(frames):
+            if result.frame.index % 100 == 99:
+                seen.append(resident_kib())
+    growth = (seen[-1] - seen[1]) / (len(seen) - 2)
+    assert growth < 1024  # KiB per 100 frames, once the first 200 have filled every buffer
