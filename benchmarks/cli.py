@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.commands import run_command
 
 EPILOG = "Example: mp-bench --engine build/bundles/cpu --vs vitpose-b --plot bench.png"
 
@@ -63,13 +62,9 @@ def scan(json_file: Path | None) -> None:
         raise SystemExit(1)
 
 
-def main(args: list[str] | None = None, standalone_mode: bool = True) -> None:
-    """Entry point: our errors are one line and exit 1."""
-    try:
-        command(args, standalone_mode=standalone_mode)
-    except MambaPoseError as err:
-        click.echo(f"error: {err}", err=True)
-        sys.exit(1)
+def main(args: list[str] | None = None) -> None:
+    """Entry point of mp-bench."""
+    run_command(command, args, "mp-bench")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.commands import GroupedCommand, run_command
 
 EPILOG = (
     "Example: mp-export --target cpu --weights flow=raft-small.pth --weights depth=vits.pth "
@@ -16,8 +15,8 @@ EPILOG = (
 )
 
 
-class GroupedCommand(click.Command):
-    """A command whose help lists the options under headings."""
+class ExportCommand(GroupedCommand):
+    """mp-export's help."""
 
     headings = (
         ("What", ("target", "only", "pose2d", "lift3d", "flow", "depth", "detect", "precision")),
@@ -25,14 +24,6 @@ class GroupedCommand(click.Command):
         ("Sizes", ("size", "flow_iters", "clip_frames", "flip")),
         ("Output", ("out", "overwrite", "dry_run", "verbose", "help")),
     )
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of each heading in the order given there."""
-        params = {param.name: param for param in self.get_params(ctx)}
-        for heading, names in self.headings:
-            records = [params[name].get_help_record(ctx) for name in names]
-            with formatter.section(heading):
-                formatter.write_dl([record for record in records if record is not None])
 
 
 def _pairs(
@@ -63,7 +54,7 @@ def _sizes(
     return sizes
 
 
-@click.command(cls=GroupedCommand, epilog=EPILOG)
+@click.command(cls=ExportCommand, epilog=EPILOG)
 @click.option("--target", default="cpu", show_default=True, help="Device preset.")
 @click.option("--only", multiple=True, metavar="STAGE", help="Export this stage alone; repeatable.")
 @click.option("--pose2d", metavar="NAME", help="2D pose network.")
@@ -166,18 +157,8 @@ def _check_installed() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: our errors are one line and exit 1, Ctrl-C exits 130."""
-    try:
-        command(args, prog_name="mp-export", standalone_mode=False)
-    except MambaPoseError as err:
-        click.echo(f"error: {err}", err=True)
-        sys.exit(1)
-    except click.ClickException as err:
-        err.show()
-        sys.exit(err.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(130)
+    """Entry point of mp-export."""
+    run_command(command, args, "mp-export", interrupted="interrupted: nothing was written")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.commands import run_command
 
 EPILOG = "Example: mp-check bundle --report check.txt"
 
@@ -41,18 +40,8 @@ def command(bundle: Path | None, report: Path | None) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: our errors are one line and exit 1, Ctrl-C exits 130."""
-    try:
-        command(args, prog_name="mp-check", standalone_mode=False)
-    except MambaPoseError as err:
-        click.echo(f"error: {err}", err=True)
-        sys.exit(1)
-    except click.ClickException as err:
-        err.show()
-        sys.exit(err.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+    """Entry point of mp-check."""
+    run_command(command, args, "mp-check")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ class GroupedCommand(click.Command):
                 formatter.write_dl([record for record in records if record is not None])
 
 
-def run_command(command: click.Command, args: list[str] | None, name: str) -> None:
+def run_command(
+    command: click.Command, args: list[str] | None, name: str, *, interrupted: str = "interrupted"
+) -> None:
     """Run it: our errors are one line and exit 1, usage errors exit 2, Ctrl-C exits 130."""
     try:
         code = command.main(args, prog_name=name, standalone_mode=False)
@@ -36,6 +38,7 @@ def run_command(command: click.Command, args: list[str] | None, name: str) -> No
         err.show()
         sys.exit(err.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        click.echo(interrupted, err=True)
         sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+    if isinstance(code, int) and code:
+        sys.exit(code)

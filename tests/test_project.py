@@ -108,9 +108,7 @@ def test_help_of_mp_run_is_quick() -> None:
         return min(times)
 
     bare = fastest("import numpy, click")
-    ours = fastest(
-        "from mambapose.runtime.cli import main; main(['--help'], standalone_mode=False)"
-    )
+    ours = fastest("from mambapose.runtime.cli import main; main(['--help'])")
     assert ours - bare < 0.2
 
 

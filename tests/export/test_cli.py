@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from mambapose.export import build, cli
-from mambapose.export.cli import GroupedCommand, main
+from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
 from mambapose.runtime.bundle import Bundle, read_bundle, read_gate
 from mambapose.runtime.engine import load_engine
@@ -373,7 +373,7 @@ def test_help_lists_every_option_under_a_heading(export: Any) -> None:
     done = export("--help")
     assert done.status == 0
     assert "Usage: mp-export" in done.out
-    listed = {name for _, names in GroupedCommand.headings for name in names}
+    listed = {name for _, names in ExportCommand.headings for name in names}
     assert listed == {str(param.name) for param in cli.command.params} | {"help"}
-    for heading, _ in GroupedCommand.headings:
+    for heading, _ in ExportCommand.headings:
         assert f"{heading}:" in done.out
