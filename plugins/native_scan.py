@@ -252,7 +252,8 @@ def bind_scan(
 
     y: memory to write to, made when None. Raises ValueError for arguments that do not fit.
     """
-    x = {**dict.fromkeys(("D", "z", "dt_bias", "order", "initial_state")), **arguments}
+    absent = dict.fromkeys(("D", "z", "dt_bias", "order", "initial_state"))
+    x: dict[str, Any] = {**absent, **arguments}
     settings = _attributes(**attributes)
     check_arguments(**x, **settings)
     dt: AnyArray = x["dt"]
@@ -304,6 +305,23 @@ def scan(
     return bound.y, bound.final_state
 
 
+def _check_gradients(
+    dy: AnyArray,
+    dfinal_state: AnyArray | None,
+    dt_shape: tuple[int, ...],
+    states: int,
+    settings: Mapping[str, Any],
+) -> None:
+    batch, length, wide = dt_shape
+    out = wide // settings["directions"] if settings["merge"] == "sum" else wide
+    if dy.shape != (batch, length, out):
+        raise ValueError(f"dy: shape {(batch, length, out)} was wanted, found {dy.shape}")
+    if dfinal_state is not None and dfinal_state.shape != (batch, wide, states):
+        raise ValueError(
+            f"dfinal_state: shape {(batch, wide, states)} was wanted, found {dfinal_state.shape}"
+        )
+
+
 def scan_backward(
     dy: AnyArray,
     dfinal_state: AnyArray | None,
@@ -326,17 +344,19 @@ def scan_backward(
 
     dy: gradient of y; dfinal_state: of the final state, or None for zero. float32 only.
     """
-    x = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+    x: dict[str, Any] = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z}
+    x |= {"dt_bias": dt_bias}
     settings = _attributes(**attributes)
     check_arguments(**x, order=order, initial_state=initial_state, **settings)
     x["initial_state"] = initial_state
+    _check_gradients(dy, dfinal_state, dt.shape, A.shape[1], settings)
     ready = _prepare({**x, "order": order}, np.dtype(np.float32))
     out = {
         name: np.empty(value.shape, np.float32) if value is not None and name in wanted else None
         for name, value in x.items()
     }
-    dy, dfinal_state = _dense(dy), _dense(dfinal_state)
-    grads = Grads(ctypes.sizeof(Grads), _pointer(dy), _pointer(dfinal_state))
+    dense = _dense(dy), _dense(dfinal_state)
+    grads = Grads(ctypes.sizeof(Grads), *map(_pointer, dense))
     for name, field in GRADIENTS.items():
         setattr(grads, field, _pointer(out[name]))
     params = _params(ready, None, None, settings, threads, None)

@@ -135,7 +135,7 @@ private:
         int64_t const count = smaller(mSteps, mP.length - begin);
         tokensOf(mP, mK, begin, count, mTokens);
         mMatrices.start(mP, mTask.batch, mK, mTokens, count);
-        return Block{mTask.batch, mK, mBegin, kW, mTokens, count, mTokens, 0, 0};
+        return Block{mTask.batch, mK, mBegin, kW, mTokens, count};
     }
 
     void forwardTile(int64_t begin)

@@ -11,34 +11,51 @@ namespace mambapose
 namespace MAMBAPOSE_ISA
 {
 
-//! One block of channels of direction k in one tile, and the block that will follow it.
+//! One block of channels of direction k in one tile.
 struct Block
 {
     int64_t batch, k, channel;
     int lanes;
     int32_t const* tokens; //!< Of the tile's steps.
     int64_t count;
-    int32_t const* nextTokens; //!< Of the next block's tile.
-    int64_t nextCount, nextChannel;
 };
 
-//! Steps [begin, end) of a block: sizes s, inputs s*u, outputs y, each (steps, W).
+/* What the next block will read, asked for while this one computes: with the requests in the two memory
+ * passes instead, long scans wait for the third-level cache. */
+struct NextRows
+{
+    int32_t const* tokens;
+    int64_t count;
+    int rows;
+    char const* base[4];
+    int64_t rowBytes[4];
+
+    template <typename T>
+    void add(MambaposeRows const& tensor, int64_t batch, int64_t column)
+    {
+        if (tensor.data != nullptr)
+        {
+            base[rows] = reinterpret_cast<char const*>(rowOf<T>(tensor, batch, 0) + column);
+            rowBytes[rows] = tensor.rowStride * static_cast<int64_t>(sizeof(T));
+            ++rows;
+        }
+    }
+    void fetch(int64_t t) const
+    {
+        for (int i = 0; i < rows && t < count; ++i)
+        {
+            __builtin_prefetch(base[i] + tokens[t] * rowBytes[i]);
+        }
+    }
+};
+
+//! Steps [begin, end) of a block: sizes s, inputs s*u, outputs y, each (steps, W). next may be null.
 struct BlockSteps
 {
     float *s, *su, *y;
     int64_t begin, end;
+    NextRows const* next;
 };
-
-//! Asks for the row that the next block will read at this step; `column` is where this block reads.
-template <typename T>
-inline void fetchNext(Block const& block, MambaposeRows const& rows, int64_t column, int64_t t)
-{
-    if (t < block.nextCount)
-    {
-        T const* const next = rowOf<T>(rows, block.batch, block.nextTokens[t]) + column;
-        __builtin_prefetch(next + block.nextChannel - block.channel);
-    }
-}
 
 //! Fills s, s*u and, in y, D*u of every step of the tile.
 template <typename T>
@@ -52,8 +69,6 @@ inline void prepareSteps(MambaposeScanParams const& p, Block const& block, Block
     Vec const skip = p.D == nullptr ? zero : loadLanes(p.D + own, lanes);
     for (int64_t t = 0; t < block.count; ++t)
     {
-        fetchNext<T>(block, p.dt, own, t);
-        fetchNext<T>(block, p.u, uColumn, t);
         Vec s = loadLanes(rowOf<T>(p.dt, block.batch, block.tokens[t]) + own, lanes) + bias;
         Vec const u = loadLanes(rowOf<T>(p.u, block.batch, block.tokens[t]) + uColumn, lanes);
         s = p.deltaSoftplus ? softplusOf(s) : s;
@@ -86,6 +101,10 @@ inline void advance(BlockSteps const& x, float const* decay, float* state, Matri
     }
     for (int64_t t = x.begin; t < x.end; ++t)
     {
+        if (x.next != nullptr)
+        {
+            x.next->fetch(t);
+        }
         Vec const s = Vec::load(x.s + t * kW);
         Vec const su = Vec::load(x.su + t * kW);
         Vec y = Vec::load(x.y + t * kW);
@@ -108,7 +127,7 @@ inline void advance(BlockSteps const& x, float const* decay, float* state, Matri
 
 //! Calls advance for all states, as many at a time as registers hold.
 template <int COUNT, int SPREAD>
-inline int64_t advanceWhile(int64_t n, int64_t states, BlockSteps const& x, float const* decay, float* state,
+inline int64_t advanceWhile(int64_t n, int64_t states, BlockSteps x, float const* decay, float* state,
     MatrixTile const& B, MatrixTile const& C)
 {
     for (; states - n >= COUNT; n += COUNT)
@@ -116,6 +135,7 @@ inline int64_t advanceWhile(int64_t n, int64_t states, BlockSteps const& x, floa
         MatrixTile const bn{B.data + n * SPREAD, B.step};
         MatrixTile const cn{C.data + n * SPREAD, C.step};
         advance<COUNT, SPREAD>(x, decay + n * kW, state + n * kW, bn, cn);
+        x.next = nullptr; // Once is enough.
     }
     if constexpr (COUNT > 1)
     {

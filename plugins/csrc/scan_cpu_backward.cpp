@@ -13,7 +13,8 @@ namespace mambapose
 namespace
 {
 
-constexpr int64_t kTASKS = 16; //!< Enough for the cores of a workstation, few enough for the partial sums.
+constexpr int64_t kTASKS = 16;      //!< Enough for the cores of a workstation, few enough for the partial sums.
+constexpr int64_t kLEAST_UNITS = 4; //!< Blocks that share the sums over lanes into gB and gC.
 
 //! Channel ranges of the tasks, and the sizes of what they add up.
 struct BackwardSplit
@@ -30,7 +31,8 @@ BackwardSplit splitBackward(MambaposeScanParams const& p, int64_t width)
     split.unit = p.groups > 1 ? std::lcm(p.channels / p.groups, width) : width;
     split.units = (p.channels + split.unit - 1) / split.unit;
     int64_t const wanted = p.batch == 0 ? 1 : (kTASKS + p.batch - 1) / p.batch;
-    split.parts = wanted < split.units ? wanted : split.units;
+    int64_t const possible = p.groups > 1 ? split.units : (split.units + kLEAST_UNITS - 1) / kLEAST_UNITS;
+    split.parts = wanted < possible ? wanted : possible;
     split.columns = p.directions * p.groups * p.states;
     split.stateSize = p.directions * p.channels * p.states;
     bool const shared = p.groups == 1 && split.parts > 1;

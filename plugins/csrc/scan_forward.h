@@ -127,14 +127,27 @@ private:
         fetchMatrices(mTokens + count, after);
         for (int64_t c = mBegin; c < mEnd; c += kW)
         {
-            bool const last = c + kW >= mEnd;
-            Block const block{mTask.batch, mK, c, lanesAt(c, mEnd), mTokens, count, last ? mTokens + count : mTokens,
-                last ? after : count, last ? mBegin : c + kW};
+            Block const block{mTask.batch, mK, c, lanesAt(c, mEnd), mTokens, count};
+            NextRows const next
+                = c + kW < mEnd ? rowsOf(c + kW, mTokens, count) : rowsOf(mBegin, mTokens + count, after);
+            mX.next = &next;
             mTiles.prepare(c, block.lanes);
             prepareSteps<T>(mP, block, mX);
             recur(mP, begin, count, mX, decayOf(c), stateOf(c), mTiles);
             finish(block);
         }
+    }
+
+    //! The rows of a block that tile() will come to.
+    NextRows rowsOf(int64_t channel, int32_t const* tokens, int64_t count) const
+    {
+        int64_t const own = mK * mP.channels + channel;
+        NextRows next{tokens, count, 0, {}, {}};
+        next.add<T>(mP.dt, mTask.batch, own);
+        next.add<T>(mP.u, mTask.batch, mP.uShared ? channel : own);
+        next.add<T>(mP.y, mTask.batch, mP.mergeSum ? channel : own);
+        next.add<T>(mP.z, mTask.batch, channel);
+        return next;
     }
 
     //! Asks for the first rows of B and C of the next tile when an order scatters them.

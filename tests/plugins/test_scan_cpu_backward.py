@@ -143,6 +143,14 @@ def test_strided_inputs_give_the_same_gradients(scans):
         np.testing.assert_array_equal(strided[name], gradient)
 
 
+def test_gradients_of_another_shape_are_refused(scans):
+    case = scans.case(8)
+    dy, dstate = _weights(case)
+    for name, wrong in {"dy": (dy[:1], dstate), "dfinal_state": (dy, dstate[..., :1])}.items():
+        with pytest.raises(ValueError, match=rf"^{name}: shape"):
+            native_scan.scan_backward(*wrong, **case.arguments, **case.attributes)
+
+
 def test_half_precision_has_no_gradients():
     grads = native_scan.Grads(native_scan.ctypes.sizeof(native_scan.Grads))
     params = native_scan.Params(structSize=native_scan.ctypes.sizeof(native_scan.Params))

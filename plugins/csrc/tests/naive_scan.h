@@ -129,7 +129,8 @@ inline Result forward(Problem const& p)
 {
     Shape const& shape = p.shape;
     Result out;
-    out.y.assign(static_cast<size_t>(shape.batch * shape.length * (shape.mergeSum ? shape.channels : shape.wide())), 0.0);
+    int64_t const columns = shape.mergeSum ? shape.channels : shape.wide();
+    out.y.assign(static_cast<size_t>(shape.batch * shape.length * columns), 0.0);
     for (int64_t b = 0; b < shape.batch; ++b)
     {
         for (int64_t c = 0; c < shape.wide(); ++c)
@@ -150,7 +151,8 @@ inline Result forward(Problem const& p)
 }
 
 //! Gradients of one channel of one direction, added to `out`.
-inline void retrace(Problem const& p, Values const& dY, Values const& dFinal, int64_t b, int64_t k, int64_t d, Tensors& out)
+inline void retrace(
+    Problem const& p, Values const& dY, Values const& dFinal, int64_t b, int64_t k, int64_t d, Tensors& out)
 {
     Shape const& shape = p.shape;
     size_t const own = static_cast<size_t>(k * shape.channels + d);

@@ -175,7 +175,7 @@ struct Call
         , B(p.in.B, half && !p.shape.bConstant)
         , C(p.in.C, half && !p.shape.cConstant)
         , z(p.in.z, half)
-        , y(Values(p.shape.mergeSum ? p.in.dt.size() / static_cast<size_t>(p.shape.directions) : p.in.dt.size(), 1.0), half)
+        , y(Values(p.in.dt.size() / static_cast<size_t>(p.shape.mergeSum ? p.shape.directions : 1), 1.0), half)
         , A(floatsOf(p.in.A))
         , D(floatsOf(p.in.D))
         , bias(floatsOf(p.in.bias))
