@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 MICROSOFT = "com.microsoft"
+DOMAIN = "mambapose"
 
 
 def _model(nodes: list[onnx.NodeProto], constants: dict[str, Any], D: int, L: int, N: int) -> bytes:
@@ -33,7 +34,8 @@ def _model(nodes: list[onnx.NodeProto], constants: dict[str, Any], D: int, L: in
     constants = {**constants, "one": np.ones(1, np.float32)}
     initializers = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
     graph = helper.make_graph(nodes, "yardstick", inputs, [output], initializers)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
+    domains = (("", 18), (MICROSOFT, 1), (DOMAIN, 1))
+    opsets = [helper.make_opsetid(domain, version) for domain, version in domains]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return bytes(model.SerializeToString())
 
@@ -109,6 +111,17 @@ def scan_graph(D: int, L: int, N: int, *, softplus: bool = True) -> bytes:
     constants = {f"{name}_shape": np.array(shape) for name, shape in rows.items()}
     constants |= {"h_start": np.zeros((N, D), np.float32), "y_shape": np.array((1, L, D))}
     return _model(nodes, constants, D, L, N)
+
+
+def operator_graph(D: int, L: int, N: int) -> bytes:
+    """The compiled operator itself, one node: what an exported network asks ONNX Runtime for."""
+    from onnx import helper
+
+    inputs = ["u", "dt", "A", "B", "C", "D", "z", "dt_bias"]
+    node = helper.make_node(
+        "SelectiveScan", inputs, ["y", "final_state"], domain=DOMAIN, directions=1, reverse=[0]
+    )
+    return _model([node], {}, D, L, N)
 
 
 def linear_attention_graph(D: int, L: int, N: int) -> bytes:

@@ -24,7 +24,7 @@ def _row(**changes):
     return {**row, **changes}
 
 
-@pytest.mark.parametrize("graph", ["scan_graph", "linear_attention_graph"])
+@pytest.mark.parametrize("graph", ["scan_graph", "linear_attention_graph", "operator_graph"])
 def test_the_graphs_compute_the_scan(graph):
     pytest.importorskip("onnxruntime")
     x = scan._inputs(SMALL)
