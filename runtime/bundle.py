@@ -166,7 +166,8 @@ def read_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     root = Path(path).absolute()
     manifest = root / MANIFEST
     if not root.is_dir():
-        raise BundleError(f"a bundle folder was wanted, found nothing at {path}; run mp-export")
+        found = "a file" if root.exists() else "nothing"
+        raise BundleError(f"a bundle folder was wanted, found {found} at {path}; run mp-export")
     if not manifest.is_file():
         raise BundleError(f"{path} holds no {MANIFEST}, so it is not a bundle; run mp-export")
     if manifest.stat().st_size > strict.MAX_BYTES:

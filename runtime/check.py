@@ -48,6 +48,7 @@ def machine_findings() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()}, numpy {np.__version__}")
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("processor", f"{_processor()}, {os.cpu_count()} cores")
+    yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20} MiB")
     yield from _library_findings()
     yield from _onnxruntime_findings()
     yield _tensorrt_finding()
@@ -158,7 +159,7 @@ def _library_findings() -> Iterator[Finding]:
     yield Finding(
         "operator",
         f"{library}, specification {info.spec}, ABI {info.abi}, {info.isa}"
-        + ("" if info.onnxruntime else "; built without ONNX Runtime's headers"),
+        + ("" if info.onnxruntime else "; built without ONNX Runtime's headers: networks run slow"),
         True,
     )
 
@@ -169,9 +170,12 @@ def _onnxruntime_findings() -> Iterator[Finding]:
             "onnxruntime", "absent, so nothing can run; pip install 'mambapose[cpu]'", False
         )
         return
+    from mambapose.runtime.backends.onnxruntime import PROVIDERS
+
     onnxruntime = importlib.import_module("onnxruntime")
-    providers = ", ".join(onnxruntime.get_available_providers())
-    yield Finding("onnxruntime", f"{onnxruntime.__version__}, {providers}")
+    present = onnxruntime.get_available_providers()
+    devices = ", ".join(name for name, provider in PROVIDERS.items() if provider in present)
+    yield Finding("onnxruntime", f"{onnxruntime.__version__}, runs on {devices}")
     yield _probe_finding("function form", None)
     try:
         library = find_library()

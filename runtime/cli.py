@@ -18,7 +18,7 @@ class RunCommand(GroupedCommand):
 
     headings = (
         ("What", ("engine", "frame_range", "detect", "max_people", "height")),
-        ("Speed", ("flow", "depth", "flow_iters", "depth_every", "detect_every")),
+        ("Speed", ("no_flow", "no_depth", "flow_iters", "depth_every", "detect_every")),
         ("Machine", ("backend", "device", "threads")),
         ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet", "help")),
     )
@@ -48,8 +48,8 @@ AT_LEAST_1 = click.IntRange(min=1)
     type=click.FloatRange(0.3, 3.0),
     help="Body height: 3D in metres.",
 )
-@click.option("--no-flow", "flow", flag_value=False, default=True, help="Skip optical flow.")
-@click.option("--no-depth", "depth", flag_value=False, default=True, help="Skip depth.")
+@click.option("--no-flow", is_flag=True, help="Skip optical flow.")
+@click.option("--no-depth", is_flag=True, help="Skip depth.")
 @click.option("--flow-iters", metavar="N", type=AT_LEAST_1, help="Flow updates per frame.")
 @click.option("--depth-every", metavar="N", type=AT_LEAST_1, help="Frames between depth runs.")
 @click.option("--detect-every", metavar="N", type=AT_LEAST_1, help="Frames between detections.")
@@ -76,7 +76,14 @@ AT_LEAST_1 = click.IntRange(min=1)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the same folder.")
 @click.option("--recover", is_flag=True, help="Make the results of an interrupted run in --out.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-def command(source: str | None, engine: Path | None, recover: bool, **asked: Any) -> None:
+def command(
+    source: str | None,
+    engine: Path | None,
+    recover: bool,
+    no_flow: bool,
+    no_depth: bool,
+    **asked: Any,
+) -> None:
     """Find the people in INPUT and write their 2D and 3D joints.
 
     INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
@@ -94,7 +101,8 @@ def command(source: str | None, engine: Path | None, recover: bool, **asked: Any
         raise click.UsageError("Missing option '--engine': the bundle folder that mp-export wrote.")
     from mambapose.runtime.run import Run, run_video
 
-    raise SystemExit(run_video(Run(source=source, bundle=engine, **asked)))
+    run = Run(source=source, bundle=engine, flow=not no_flow, depth=not no_depth, **asked)
+    raise SystemExit(run_video(run))
 
 
 def main(args: list[str] | None = None) -> None:

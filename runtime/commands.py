@@ -18,7 +18,9 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of each heading in the order given there."""
-        params = {param.name: param for param in self.get_params(ctx)}
+        params: dict[str | None, click.Parameter] = {param.name: param for param in self.params}
+        if (asked := self.get_help_option(ctx)) is not None:
+            params["help"] = asked  # its own name depends on the version of click
         for title, names in self.headings:
             records = [params[name].get_help_record(ctx) for name in names]
             with formatter.section(title):

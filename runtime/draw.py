@@ -1,4 +1,4 @@
-"""The overlay: skeletons, boxes, labels and a small 3D view drawn into a copy of the frame."""
+"""The overlay: skeletons, boxes, labels and a small 3D view drawn into a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mambapose.runtime.skeleton import COCO17, H36M17, Skeleton
-from mambapose.runtime.types import FloatArray, ImageArray, Pose
+from mambapose.runtime.types import FloatArray, Pose
 
 Colour = tuple[int, int, int]
 
@@ -27,35 +27,28 @@ TRACKS: tuple[Colour, ...] = (
 # The 3D view is turned by this about the vertical, so that depth shows.
 VIEW_TURN = math.radians(35)
 INSETS = 3
+MIN_SCORE = 0.3
 
 
-def draw_overlay(
-    image: ImageArray,
-    poses: Sequence[Pose],
-    *,
-    untrained: bool = False,
-    min_score: float = 0.3,
-    inset: bool = True,
-) -> ImageArray:
-    """A new, read-only RGB image with the poses on it; the input is not changed.
+def draw_poses(picture: Any, poses: Sequence[Pose], *, untrained: bool = False) -> None:
+    """Draw the poses into a PIL picture (RGB).
 
-    Joints below min_score are hollow and their limbs grey. untrained writes so in red. inset
-    shows the first three people that have ``xyz`` from an angle, in the top right corner.
+    Joints below MIN_SCORE are hollow and their limbs grey. The first three people that have
+    ``xyz`` are shown from an angle in the top right corner. untrained writes so in red.
     """
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    height, width = image.shape[:2]
+    width, height = picture.size
     line = max(1, round(min(height, width) / 150))
-    solid = [pose for pose in poses if pose.xyz is not None][:INSETS] if inset else []
+    solid = [pose for pose in poses if pose.xyz is not None][:INSETS]
     side = max(24, round(0.28 * min(height, width)))
     panels = [(width - (index + 1) * side, 0, side) for index in range(len(solid))]
-    picture = Image.fromarray(image)
     for left, top, size in panels:
         window = (left, top, left + size, top + size)
         picture.paste(picture.crop(window).point(lambda value: value // 4), window)
     pen = ImageDraw.Draw(picture)
     for pose in poses:
-        _draw_person(pen, pose, line, min_score, (width, height))
+        _draw_person(pen, pose, line, (width, height))
     for pose, (left, top, size) in zip(solid, panels, strict=True):
         _draw_solid(pen, pose, left, top, size, max(1, line // 2))
     if untrained:
@@ -63,17 +56,16 @@ def draw_overlay(
         size = max(9, min(height // 14, width // 20))
         at = (size // 2, height - size * 3 // 2)
         pen.text(at, text, fill=WARNING, font=_font(size), stroke_width=line, stroke_fill=OUTLINE)
-    return np.asarray(picture)
 
 
-def _draw_person(pen: Any, pose: Pose, line: int, min_score: float, frame: tuple[int, int]) -> None:
+def _draw_person(pen: Any, pose: Pose, line: int, frame: tuple[int, int]) -> None:
     colour = TRACKS[pose.track % len(TRACKS)]
     _draw_box(pen, pose, colour, line, frame)
     seen = _drawable(pose.xy, frame)
     points = [
         (float(x), float(y)) if ok else None for (x, y), ok in zip(pose.xy, seen, strict=True)
     ]
-    sure = np.asarray(pose.score) >= min_score
+    sure = np.asarray(pose.score) >= MIN_SCORE
     _draw_limbs(pen, COCO17, points, line, sure)
     radius = 1.3 * line
     for point, score, good in zip(points, pose.score, sure, strict=True):

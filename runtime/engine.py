@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +63,11 @@ def backend_from_name(name: str) -> str:
         known = ", ".join(("auto", *BACKENDS))
         raise EngineError(f"backend {name!r} is not known; use one of: {known}")
     return name
+
+
+def thread_count(asked: int | None) -> int:
+    """How many threads an engine uses: those asked for, else the cores this process may use."""
+    return asked or len(os.sched_getaffinity(0))
 
 
 def load_engine(

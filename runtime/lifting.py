@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.engine import Engine
+from mambapose.runtime.timing import StageTimes
 from mambapose.runtime.types import Array, FloatArray
 
 # Human3.6M joint <- COCO joint, where one is the other.
@@ -101,14 +102,21 @@ class Lifter:
 
     unit: of the graph's answer, BODY_HEIGHTS or IMAGE_UNITS; the latter is scaled so that the
     person's bones in the window make one body height. height: metres, or None for body heights.
+    times: receives the duration of every run.
     """
 
     def __init__(
-        self, engine: Engine, hop: int, unit: str = BODY_HEIGHTS, height: float | None = None
+        self,
+        engine: Engine,
+        hop: int,
+        unit: str = BODY_HEIGHTS,
+        height: float | None = None,
+        times: StageTimes | None = None,
     ) -> None:
         self._engine = engine
         self._unit = unit
         self._height = height
+        self._times = times or StageTimes()
         keypoints = next(item for item in engine.spec.inputs if item.name == "keypoints")
         self.frames = int(keypoints.shape[1])
         self.hop = min(hop, self.frames)
@@ -168,7 +176,8 @@ class Lifter:
                   if any(frames[0] <= frame <= frames[-1] for frame in track.frames)}  # fmt: skip
         answers: dict[int, FloatArray] = {}
         if wanted:
-            xyz = self._run([_clip(track, first, last) for track in wanted.values()])
+            with self._times.measure("lift3d"):
+                xyz = self._run([_clip(track, first, last) for track in wanted.values()])
             answers = dict(zip(wanted, xyz, strict=True))
         seen = {id_: set(track.frames) for id_, track in wanted.items()}
         return [

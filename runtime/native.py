@@ -118,5 +118,6 @@ def slow_notice() -> str:
     """The sentence every command prints once when the compiled operator is not in use."""
     return (
         "no compiled selective scan: the slow ONNX form is in use; for the fast one install a C++ "
-        "compiler (g++) and ONNX Runtime's headers, then install mambapose again"
+        "compiler (g++), then mambapose again (without a network, ONNXRUNTIME_INCLUDE_DIR must "
+        "name a folder of ONNX Runtime's headers)"
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from mambapose.runtime.errors import VideoError
 from mambapose.runtime.types import ImageArray
 
 Matrix = tuple[int, int, int, int]
@@ -30,22 +32,27 @@ COLOURSPACES = {1: ITU709, 4: 4, 7: 7, 9: BT2020, 10: BT2020}
 FULL_RANGE = 2
 
 
-def quiet_av() -> None:
-    """Stop FFmpeg from writing to the log; what matters comes back as an exception."""
-    import av
-
+def import_av() -> Any:
+    """The av package, its log switched off: what matters comes back as an exception. VideoError."""
+    try:
+        av: Any = import_module("av")
+    except ImportError as err:
+        raise VideoError(
+            "PyAV was wanted to read and write pictures, it is not installed; "
+            "pip install 'mambapose[cpu]'"
+        ) from err
     # PyAV 12 logs through Python by default, later ones not at all (level None).
     if av.logging.get_level() is not None:
         av.logging.set_level(av.logging.PANIC)
         logging.getLogger("libav").setLevel(logging.CRITICAL)
+    return av
 
 
 def rgb_converter() -> Callable[[Any], ImageArray]:
     """A function from av.VideoFrame to uint8 RGB (H, W, 3), one swscale context for all."""
-    import av
+    av = import_av()
     from av.video.reformatter import VideoReformatter
 
-    quiet_av()
     reformatter = VideoReformatter()
     knows_bt2020 = int(av.__version__.split(".")[0]) >= 14
 
@@ -100,9 +107,7 @@ def upright(image: ImageArray, matrix: Matrix | None) -> ImageArray:
 
 def picture_from_bytes(data: bytes) -> Any:
     """The av.VideoFrame of one encoded image; ValueError when it is none that is known."""
-    import av
-
-    quiet_av()
+    av = import_av()
     codec = next((name for magic, name in IMAGE_CODECS if data.startswith(magic)), None)
     if codec is None:
         raise ValueError("not a PNG, JPEG, BMP, WebP or TIFF file")

@@ -65,8 +65,8 @@ class Options:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """The people of one frame. With a lifter results wait for frames to come, and unless their
-    pictures are kept on request the frame's image is empty, (0, 0, 3).
+    """The people of one frame. Results that waited for their 3D come without the picture: the
+    frame's image is empty, (0, 0, 3).
     """
 
     frame: Frame
@@ -112,44 +112,44 @@ class Pipeline:
             self._people = Tracker(every, options.max_people, options.trained)
         self.lifter: Lifter | None = None
         if "lift3d" in engines:
-            self.lifter = Lifter(engines["lift3d"], schedule.hop, options.lift_unit, options.height)
+            self.lifter = Lifter(
+                engines["lift3d"], schedule.hop, options.lift_unit, options.height, self.times
+            )
         self._cuts = SceneCuts()
 
     def run(
         self,
         frames: Iterable[Frame],
         on_frame: Callable[[FrameResult], None] | None = None,
-        *,
-        keep_images: bool = False,
     ) -> Iterator[FrameResult]:
         """Results in order, each as soon as it is complete.
 
         on_frame: called in order with every frame's picture and 2D poses, before their 3D is
-        known; for what shows or draws. keep_images: hold the pictures of results that wait, up to
-        ``lifter.lookahead`` + 1 of them.
+        known.
         """
         waiting: deque[FrameResult] = deque()
         for frame in frames:
             with self.times.measure("frame"):
                 poses, seen = self._look(frame)
-                result = FrameResult(frame, poses)
-                if on_frame is not None:
-                    on_frame(result)
-                done = [result]
-                if self.lifter is not None:
-                    waiting.append(result if keep_images else _without_image(result))
-                    with self.times.measure("lift3d"):
-                        answers = self.lifter.add(frame.index, seen)
-                    done = _lifted(waiting, answers)
+            result = FrameResult(frame, poses)
+            if on_frame is not None:
+                on_frame(result)
+            done = [result]
+            if self.lifter is not None:
+                waiting.append(_without_image(result))
+                done = _lifted(waiting, self.lifter.add(frame.index, seen))
             yield from done
         if self.lifter is not None:
-            with self.times.measure("lift3d"):
-                answers = self.lifter.finish()
-            yield from _lifted(waiting, answers)
+            yield from _lifted(waiting, self.lifter.finish())
 
     def memory(self) -> dict[str, dict[str, int]]:
-        """Per engine, what its backend knows, in bytes."""
-        return {name: engine.memory() for name, engine in self.engines.items()}
+        """Per stage, what its backend knows, in bytes; graphs of a stage share their weights."""
+        found: dict[str, dict[str, int]] = {}
+        for name, engine in self.engines.items():
+            stage = found.setdefault(name.partition(".")[0], {})
+            for kind, size in engine.memory().items():
+                stage[kind] = max(size, stage.get(kind, 0))
+        return found
 
     def close(self) -> None:
         """Close every engine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
 
 import click
@@ -66,7 +67,7 @@ class Progress:
         self._closed = True
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
-        else:
+        elif self.done:
             self._say("\r" if self._terminal else "", "\n")
 
     def __enter__(self) -> Progress:
@@ -76,8 +77,9 @@ class Progress:
         self.close()
 
     def _say(self, before: str, after: str) -> None:
-        self._stream.write(before + self.line() + after)
-        self._stream.flush()
+        with suppress(BrokenPipeError):  # nobody reads on; the run is worth more than its progress
+            self._stream.write(before + self.line() + after)
+            self._stream.flush()
 
     def line(self) -> str:
         """One line of text: what is done, how fast, and what is left if the total is known."""

@@ -3,11 +3,13 @@
 One pass over the journal feeds every writer; memory does not grow with the number of frames.
 Files are written beside their names and renamed when all of them are complete.
 
-    poses.json  {"meta": {...}, "frames": [one journal line per frame]}
+    poses.json  {"meta": {...}, "frames": [{"frame", "timestamp", "people"}, one per line]}
     poses.npz   one row per person and frame: frame_index (R,), timestamp (R,), track (R,),
-                box (R, 4), xy (R, J, 2), score (R, J), xyz (R, 17, 3; NaN without a lifter);
-                frames (F,) and times (F,) of every frame, also those without people; meta (JSON)
+                box (R, 4), xy (R, J, 2), score (R, J), xyz (R, 17, 3); frames (F,) and times (F,)
+                of every frame, also those without people; meta (JSON)
     poses.csv   the same rows with a header of joint names
+
+xyz is null, NaN or empty without a lifter, and where a killed run had not come to it yet.
 """
 
 from __future__ import annotations
@@ -15,10 +17,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,10 @@ from typing import Any, BinaryIO, Protocol, TextIO
 import numpy as np
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.sinks import JOURNAL
+from mambapose.runtime.journal import JOURNAL, Record, journal_state, json_text, read_journal
 from mambapose.runtime.skeleton import COCO17, H36M17, Skeleton
 
 FORMAT_VERSION = 1
-Record = dict[str, Any]
 
 
 def conventions() -> dict[str, object]:
@@ -65,43 +65,16 @@ def _skeleton_facts(skeleton: Skeleton) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class JournalState:
-    """meta: first line; end: facts of the last line, or None when the run was interrupted."""
+class Written:
+    """Result files and what they hold. complete: the run had reached its end."""
 
-    meta: dict[str, Any]
-    end: dict[str, Any] | None
-
-
-def read_journal(path: Path) -> Iterator[Record]:
-    """The records of a journal in order: {"frame": i, "timestamp": s, "people": [...]} each.
-
-    A torn last line (kill -9, full disk) is left out. OutputError names any other damage.
-    """
-    for record, _ in _frame_lines(path):
-        yield record
+    paths: list[Path]
+    frames: int
+    complete: bool
 
 
-def journal_state(path: Path) -> JournalState:
-    """Meta and end of a journal, read without going through its frames. OutputError."""
-    with _open_journal(path) as file:
-        first = file.readline()
-        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
-        tail = file.read()
-    if not first.endswith(b"\n"):
-        raise OutputError(f"journal {path} ends inside its first line; there is no frame to keep")
-    meta = _parse(first, path, 1)
-    if not isinstance(meta.get("meta"), dict):
-        raise OutputError(
-            f"journal {path} should start with a meta line, found something else; "
-            "pass an output folder that mp-run wrote"
-        )
-    last = tail.rsplit(b"\n", 2)[-2] if tail.endswith(b"\n") else b""
-    end = json.loads(last)["end"] if last.startswith(b'{"end":') else None
-    return JournalState(meta["meta"], end)
-
-
-def write_results(outdir: Path, formats: Sequence[str] = ("json", "npz", "csv")) -> list[Path]:
-    """The paths of the result files made from OUTDIR/poses.ndjson, in the order of formats.
+def write_results(outdir: Path, formats: Sequence[str] = ("json", "npz", "csv")) -> Written:
+    """The result files made from OUTDIR/poses.ndjson, in the order of formats.
 
     The meta gains ``complete`` (the run reached its end) and the facts of the end line. Raises
     OutputError; then no result file has been touched.
@@ -113,18 +86,21 @@ def write_results(outdir: Path, formats: Sequence[str] = ("json", "npz", "csv"))
         )
     journal = outdir / JOURNAL
     state = journal_state(journal)
-    meta = {**state.meta, **(state.end or {}), "complete": state.end is not None}
+    complete = state.end is not None
+    meta = {**state.meta, **(state.end or {}), "complete": complete}
     paths = [outdir / f"poses.{name}" for name in formats]
     parts = [path.with_name(path.name + ".part") for path in paths]
+    frames = 0
     try:
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(WRITERS[name](part, meta))
                 for name, part in zip(formats, parts, strict=True)
             ]
-            for record, line in _frame_lines(journal):
+            for record in read_journal(journal):
+                frames += 1
                 for writer in writers:
-                    writer.add(record, line)
+                    writer.add(record)
             for writer in writers:
                 writer.finish()
         for part, path in zip(parts, paths, strict=True):
@@ -132,71 +108,19 @@ def write_results(outdir: Path, formats: Sequence[str] = ("json", "npz", "csv"))
     except OSError as err:
         raise OutputError(
             f"results in {outdir} cannot be written ({err.strerror or err}); every frame is safe "
-            f"in {JOURNAL}: free some space, then run mp-run --recover on this folder"
+            f"in {JOURNAL}: free some space, then make the results with mp-run --recover"
         ) from err
     finally:
         for part in parts:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-    return paths
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What recover() found and wrote. complete: the run had reached its end."""
-
-    paths: list[Path]
-    frames: int
-    complete: bool
-
-
-def recover(outdir: Path, formats: Sequence[str] = ("json", "npz", "csv")) -> Recovery:
-    """The results of an interrupted run, made from its journal. Raises OutputError."""
-    journal = outdir / JOURNAL
-    complete = journal_state(journal).end is not None
-    frames = sum(1 for _ in _frame_lines(journal))
-    return Recovery(write_results(outdir, formats), frames, complete)
-
-
-def _open_journal(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as err:
-        raise OutputError(
-            f"journal {path} was wanted, it cannot be read ({err.strerror}); "
-            "pass an output folder that mp-run wrote"
-        ) from err
-
-
-def _frame_lines(path: Path) -> Iterator[tuple[Record, bytes]]:
-    """(record, raw line without its end) of every frame."""
-    with _open_journal(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            if number == 1 or line.startswith(b'{"end":'):
-                continue
-            record = _parse(line, path, number)
-            if not {"frame", "timestamp", "people"} <= record.keys():
-                raise OutputError(f"journal {path} line {number} is not a frame; it was altered")
-            yield record, line[:-1]
-
-
-def _parse(line: bytes, path: Path, number: int) -> Record:
-    try:
-        record: Record = json.loads(line)
-    except ValueError as err:
-        raise OutputError(
-            f"journal {path} line {number} is damaged ({err}); cut the file before that line, "
-            "then recover the frames in front of it"
-        ) from err
-    return record
+    return Written(paths, frames, complete)
 
 
 class Writer(Protocol):
     """Takes frames one by one; finish() completes the file; leaving the context frees it."""
 
-    def add(self, record: Record, line: bytes) -> None: ...
+    def add(self, record: Record) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -206,7 +130,7 @@ class Writer(Protocol):
 
 
 class JsonWriter:
-    """poses.json: journal lines are JSON already and are copied as they are."""
+    """poses.json: one frame per line."""
 
     def __init__(self, path: Path, meta: Mapping[str, object]) -> None:
         self._file = path.open("wb")
@@ -214,8 +138,8 @@ class JsonWriter:
         text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
         self._file.write(b'{"meta": ' + text.encode() + b',\n"frames": [')
 
-    def add(self, record: Record, line: bytes) -> None:
-        self._file.write(self._before + line)
+    def add(self, record: Record) -> None:
+        self._file.write(self._before + json_text(record).encode())
         self._before = b",\n"
 
     def finish(self) -> None:
@@ -242,7 +166,7 @@ class CsvWriter:
             ["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1", *flat, *solid]
         )
 
-    def add(self, record: Record, line: bytes) -> None:
+    def add(self, record: Record) -> None:
         for person in record["people"]:
             row = [record["frame"], record["timestamp"], person["id"], *person["box"]]
             for (x, y), score in zip(person["xy"], person["score"], strict=True):
@@ -286,7 +210,7 @@ class NpzWriter:
             self._columns[name] = self._stack.enter_context(column)
         self._no_xyz = np.full(self.COLUMNS["xyz"][1], np.nan)
 
-    def add(self, record: Record, line: bytes) -> None:
+    def add(self, record: Record) -> None:
         self._put("frames", record["frame"])
         self._put("times", record["timestamp"])
         for person in record["people"]:

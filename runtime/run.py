@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from mambapose.runtime.bundle import Bundle, read_bundle
-from mambapose.runtime.errors import MambaPoseError, OutputError, VideoError
+from mambapose.runtime.destination import Destination, destination_of
+from mambapose.runtime.engine import backend_from_name, thread_count
+from mambapose.runtime.errors import VideoError
 from mambapose.runtime.interrupt import Interruptible
+from mambapose.runtime.journal import JOURNAL, Journal
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.painter import Painter
 from mambapose.runtime.pipeline import FrameResult, Options, Pipeline
+from mambapose.runtime.prefetch import Prefetch
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.report import (
     REPORT,
@@ -26,13 +30,9 @@ from mambapose.runtime.report import (
     used_stages,
     write_report,
 )
-from mambapose.runtime.results import read_journal, recover, write_results
-from mambapose.runtime.sinks import JOURNAL, Journal
-from mambapose.runtime.sources import Source, open_source, prefetch
+from mambapose.runtime.sources import Source, open_source
 from mambapose.runtime.types import Frame
 
-OVERLAY = "overlay.mp4"
-RESULTS = ("poses.json", "poses.npz", "poses.csv")
 UNTRAINED = "untrained weights"
 
 
@@ -74,43 +74,13 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where results go. file: a result that was asked for by name, moved there at the end."""
-
-    folder: Path
-    overlay: Path | None
-    formats: tuple[str, ...]
-    file: Path | None = None
-
-    def files(self) -> list[Path]:
-        """Everything a run may leave here."""
-        names = (*RESULTS, JOURNAL, REPORT, OVERLAY)
-        named = [path for path in (self.overlay, self.file) if path is not None]
-        return list(dict.fromkeys([*(self.folder / name for name in names), *named]))
-
-
-def destination_of(run: Run) -> Destination:
-    """``-o DIR``: everything inside. ``-o X.mp4``, ``.json``, ``.npz``, ``.csv``: that file, and
-    the rest in folder X.
-    """
-    kind = run.out.suffix.lower()
-    if run.out.is_dir() or kind not in (".mp4", ".json", ".npz", ".csv"):
-        return Destination(run.out, run.out / OVERLAY if run.overlay else None, run.formats)
-    folder = run.out.with_suffix("")
-    if kind == ".mp4":
-        return Destination(folder, run.out, run.formats)
-    overlay = folder / OVERLAY if run.overlay else None
-    return Destination(folder, overlay, (kind[1:],), run.out)
-
-
 def run_video(run: Run) -> int:
     """Do the run; returns the exit code: 0, or 130 after Ctrl-C.
 
     A video that breaks off raises VideoError after everything up to there has been written.
     """
-    destination = destination_of(run)
-    check_destination(destination, overwrite=run.overwrite)
+    destination = destination_of(run.out, run.formats, overlay=run.overlay)
+    destination.check(run.source, overwrite=run.overwrite)
     bundle = read_bundle(run.bundle)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(run.source, frame_range=run.frame_range))
@@ -131,19 +101,17 @@ def run_video(run: Run) -> int:
         if untrained := untrained_stages(bundle, pipeline):
             notes.append(f"{UNTRAINED} ({', '.join(untrained)}): the poses mean nothing")
         say(run, notes)
-        for path in destination.files():
-            path.unlink(missing_ok=True)
+        destination.clear()
         try:
             outcome = record(run, destination, bundle, source, pipeline, notes)
-        except MambaPoseError:
-            discard_if_empty(destination)
+        except BaseException as err:
+            if not destination.discard_if_empty() and isinstance(err, KeyboardInterrupt):
+                say(run, [f"mp-run --recover --out {run.out} makes the results of what is done"])
             raise
-    paths = write_results(destination.folder, destination.formats)
-    if destination.file is not None:
-        paths = [paths[0].replace(destination.file)]
-    tell_results(run, destination, paths, outcome)
+    written = destination.write_results()
+    tell_results(run, destination, written.paths, outcome)
     if outcome.problem is not None:
-        raise VideoError(f"{outcome.problem}; the {outcome.frames} frames before it are written")
+        raise VideoError(f"{outcome.problem}; the results hold {_count(outcome.frames, 'frame')}")
     return 130 if outcome.interrupted else 0
 
 
@@ -179,45 +147,63 @@ def record(
         say(run, painter.notes)
         progress = stack.enter_context(Progress(source.frame_count, quiet=run.quiet))
         stop = stack.enter_context(Interruptible())
-        frames = stop.frames(whole_frames(stack.enter_context(prefetch(source)), broken))
+        frames = stop.frames(whole_frames(stack.enter_context(Prefetch(source)), broken))
+        lifts = pipeline.lifter is not None
 
         def seen(result: FrameResult) -> None:
+            with pipeline.times.measure("journal"):
+                frame = result.frame
+                journal.append(frame.index, frame.timestamp, result.poses, waits=lifts)
             painter.paint_now(result)
+            people.update(pose.track for pose in result.poses)
             progress.step()
 
-        for result in pipeline.run(frames, seen, keep_images=painter.waits):
-            with pipeline.times.measure("journal"):
-                journal.append(result.frame.index, result.frame.timestamp, result.poses)
+        for result in pipeline.run(frames, seen):
+            if lifts:
+                with pipeline.times.measure("journal"):
+                    journal.lift(result.frame.index, result.poses)
             painter.paint_later(result)
-            people.update(pose.track for pose in result.poses)
         problem = str(broken[0]) if broken else source.problem
         seconds = time.perf_counter() - start
         outcome = Outcome(journal.frames, seconds, len(people), stop.asked, problem)
         if not stop.asked:
             journal.finish(frames=outcome.frames, problem=problem)
     notes += painter.notes
-    write_report(destination.folder, _report(run, bundle, pipeline, outcome, notes))
+    write_report(destination.folder, _report(run, meta, bundle, pipeline, outcome, notes))
     return outcome
 
 
 def whole_frames(frames: Iterable[Frame], broken: list[VideoError]) -> Iterator[Frame]:
-    """The frames up to the first that cannot be read; its error goes into ``broken``."""
+    """The frames up to the first that cannot be read; its error goes into ``broken``, or is
+    raised when there is no frame before it.
+    """
+    count = 0
     try:
-        yield from frames
+        for frame in frames:
+            count += 1
+            yield frame
     except VideoError as err:
+        if count == 0:
+            raise
         broken.append(err)
 
 
 def _report(
-    run: Run, bundle: Bundle, pipeline: Pipeline, outcome: Outcome, notes: list[str]
+    run: Run,
+    meta: Mapping[str, object],
+    bundle: Bundle,
+    pipeline: Pipeline,
+    outcome: Outcome,
+    notes: list[str],
 ) -> dict[str, object]:
     """The facts of run.json."""
     return {
-        "source": run.source,
+        "source": meta["source"],
+        "bundle": str(bundle.path),
         "bundle_hash": bundle.hash,
-        "backend": run.backend,
+        "backend": backend_from_name(run.backend),
         "device": run.device,
-        "threads": run.threads,
+        "threads": thread_count(run.threads),
         "frames": outcome.frames,
         "people": outcome.people,
         "seconds": round(outcome.seconds, 3),
@@ -233,35 +219,13 @@ def _report(
 
 def recover_results(out: Path, formats: tuple[str, ...], *, quiet: bool = False) -> None:
     """``--recover``: the results of an interrupted run, from its journal."""
-    found = recover(out, formats)
+    destination = destination_of(out, formats)
+    written = destination.write_results()
     if not quiet:
-        state = "a complete run" if found.complete else "an interrupted run"
-        click.echo(f"{out / JOURNAL}: {found.frames} frames of {state}")
-        for path in found.paths:
+        state = "a complete run" if written.complete else "an interrupted run"
+        click.echo(f"{destination.folder / JOURNAL}: {_count(written.frames, 'frame')} of {state}")
+        for path in written.paths:
             click.echo(f"wrote {path}")
-
-
-def check_destination(destination: Destination, *, overwrite: bool) -> None:
-    """OutputError when results of an earlier run are there, unless they may be replaced."""
-    if overwrite:
-        return
-    for path in destination.files():
-        if path.exists():
-            raise OutputError(
-                f"a new run was to be written to {destination.folder}, found {path}; choose "
-                "another --out, or pass --overwrite (or --recover to keep an interrupted run)"
-            )
-
-
-def discard_if_empty(destination: Destination) -> None:
-    """Remove what a run left that failed before its first frame was recorded."""
-    journal = destination.folder / JOURNAL
-    if journal.is_file() and any(True for _ in read_journal(journal)):
-        return
-    for path in destination.files():
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # the folder may hold something else
-        destination.folder.rmdir()
 
 
 def say(run: Run, notes: Iterable[str]) -> None:
@@ -277,10 +241,15 @@ def tell_results(run: Run, destination: Destination, paths: list[Path], outcome:
     overlay = [] if destination.overlay is None else [destination.overlay]
     for path in [*paths, *overlay, destination.folder / REPORT]:
         click.echo(f"wrote {path}")
-    people = "1 person" if outcome.people == 1 else f"{outcome.people} people"
+    people = _count(outcome.people, "person", "people")
     rate = outcome.frames / max(outcome.seconds, 1e-9)
     stopped = ", stopped by Ctrl-C" if outcome.interrupted else ""
-    click.echo(f"{outcome.frames} frames, {people}, {rate:.1f} frames per second{stopped}")
+    frames = _count(outcome.frames, "frame")
+    click.echo(f"{frames}, {people}, {rate:.1f} frames per second{stopped}")
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 @contextmanager

@@ -19,8 +19,8 @@ import numpy as np
 
 from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.figure import STATURE, Figure, Vector, Walk, figure_at, turn_x, turn_y
+from mambapose.runtime.overlay import Overlay
 from mambapose.runtime.raycast import Camera, Look, Surface, cast, motion, shade
-from mambapose.runtime.sinks import Overlay
 from mambapose.runtime.types import Array, FloatArray, ImageArray
 
 # Distance in metres beyond which a surface in front of a joint hides it: the face lies on the

@@ -43,5 +43,3 @@ H36M17 = Skeleton(
     ),
     ((4, 1), (5, 2), (6, 3), (11, 14), (12, 15), (13, 16)),
 )  # fmt: skip
-
-SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, H36M17)}

@@ -1,8 +1,5 @@
 """Frames from videos, image folders, cameras and streams.
 
-    open_source(uri) -> Source        size, fps, frame_count, problem; iterates over Frame
-    prefetch(source, depth)           the same frames, read ahead in a background thread
-
 Frames leave upright (the display matrix of phones and the EXIF turn of photographs are applied),
 RGB, full range, C-contiguous. ``index`` and ``timestamp`` count from the first frame of the
 source, also when a range is cut out of it, so results always name frames of the original file.
@@ -10,7 +7,6 @@ source, also when a range is cut out of it, so results always name frames of the
 
 from __future__ import annotations
 
-import queue
 import re
 import threading
 from collections.abc import Iterator
@@ -21,8 +17,8 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.images import IMAGE_SUFFIXES, ImageFolder
 from mambapose.runtime.pictures import (
     Matrix,
+    import_av,
     matrix_from_picture,
-    quiet_av,
     rgb_converter,
     upright,
 )
@@ -294,77 +290,8 @@ class VideoSource:
         self.close()
 
 
-class Prefetch:
-    """Frames of a source read ahead by one thread, at most ``depth`` waiting; order is kept.
-
-    An exception of the source is raised here after the frames before it. close() stops the
-    thread, also in the middle; the source itself is closed by who opened it.
-    """
-
-    def __init__(self, source: Source, depth: int = 4) -> None:
-        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._done = False
-        self._thread = threading.Thread(
-            target=self._fill, args=(source,), name="mambapose-decode", daemon=True
-        )
-        self._thread.start()
-
-    def _fill(self, source: Source) -> None:
-        try:
-            for frame in source:
-                if not self._put(frame):
-                    return
-            self._put(None)
-        except BaseException as err:
-            self._put(err)
-
-    def _put(self, item: Frame | BaseException | None) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self
-
-    def __next__(self) -> Frame:
-        if self._done:
-            raise StopIteration
-        item = self._queue.get()
-        if isinstance(item, Frame):
-            return item
-        self._done = True
-        self._thread.join()
-        if item is None:
-            raise StopIteration
-        raise item
-
-    def close(self) -> None:
-        """Stop reading ahead; waits at most a second for a camera that does not answer."""
-        self._done = True
-        self._stop.set()
-        self._thread.join(timeout=1.0)
-
-    def __enter__(self) -> Prefetch:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def prefetch(source: Source, depth: int = 4) -> Prefetch:
-    """An iterator over the source's frames that decodes while the caller works."""
-    return Prefetch(source, depth)
-
-
 def _open_container(name: str, address: str, form: str | None) -> Any:
-    import av
-
-    quiet_av()
+    av = import_av()
     options = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}
     # A server that falls silent has gone; a pipe or a camera may take its time.
     timeout = STREAM_TIMEOUT_S if "://" in address else None

@@ -13,7 +13,6 @@ private and 2 % less time; with memory patterns 323 MiB; with spinning threads 6
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from mambapose.runtime.bundle import Bundle
+from mambapose.runtime.engine import thread_count
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.native import (
     check_function_form,
@@ -192,7 +192,7 @@ def _options(threads: int | None) -> Any:
     options = _import().SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = thread_count(threads)
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
 import subprocess
 import sys
 import textwrap
@@ -13,13 +10,15 @@ import time
 import warnings
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
-from mambapose.runtime.cli import main
+from mambapose.runtime import run
+from mambapose.runtime.cli import RunCommand, command, main
+from mambapose.runtime.destination import destination_of
 from mambapose.runtime.engine import BACKENDS
-from mambapose.runtime.interrupt import Interruptible
-from mambapose.runtime.run import Run, destination_of, noted_warnings
+from mambapose.runtime.run import noted_warnings
 from mambapose.runtime.sample import SampleClip, write_sample
 from mambapose.runtime.targets import Schedule
 
@@ -101,13 +100,39 @@ def test_help_is_grouped_short_and_needs_click_alone():
 
 
 def test_every_option_is_in_the_help():
-    from mambapose.runtime.cli import RunCommand, command
-
     listed = [name for _, names in RunCommand.headings for name in names]
     options = [param.name for param in command.params if param.name != "source"]
     assert sorted(listed) == sorted([*options, "help"])
     backend = next(param for param in command.params if param.name == "backend")
     assert list(backend.type.choices) == ["auto", *BACKENDS]
+
+
+def test_the_help_does_not_depend_on_the_name_of_its_option(capsys, monkeypatch):
+    """Newer releases of click keep it under another name than older ones."""
+    other = click.Option(["--help", "_asked"], is_flag=True, help="Show this message.")
+    monkeypatch.setattr(RunCommand, "get_help_option", lambda self, context: other)
+    context = click.Context(command, info_name="mp-run")
+    assert "--help" in command.get_help(context)
+
+
+def test_flow_and_depth_run_unless_told(monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "run_video", lambda request: asked.append(request) or 0)
+    for options in ([], ["--no-flow"], ["--no-depth", "--height", "1.8"]):
+        assert mp_run("--engine", "b", "clip.mp4", *options) == 0
+    assert [(r.flow, r.depth, r.height) for r in asked] == [
+        (True, True, None),
+        (False, True, None),
+        (True, False, 1.8),
+    ]
+
+
+@pytest.mark.parametrize("package", ["av", "PIL.Image"])
+def test_a_missing_package_is_one_line(capsys, monkeypatch, tmp_path, bundle, clip, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refusal(capsys, "--engine", bundle, clip, "-o", tmp_path / "out", "--overlay")
+    assert "pip install 'mambapose[cpu]'" in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -139,6 +164,9 @@ def test_a_run_writes_everything_and_says_so(capsys, tmp_path, bundle, clip):
     assert report["frames"] == 24
     assert report["problem"] is None
     assert report["bundle_hash"] == meta["bundle"]["hash"]
+    assert report["source"] == {"name": str(clip), "width": 160, "height": 96, "fps": 30.0}
+    assert report["backend"] == "onnxruntime"
+    assert report["threads"] >= 1
     assert {"frame", "pose2d", "lift3d", "overlay", "journal"} <= set(report["times"])
     assert report["times"]["pose2d"]["runs"] == 24
     assert "onnxruntime" in report["versions"]
@@ -156,9 +184,9 @@ def test_untrained_weights_are_marked_everywhere(capsys, monkeypatch, tmp_path, 
     from mambapose.runtime import draw
 
     marked = []
-    real = draw.draw_overlay
+    real = draw.draw_poses
     monkeypatch.setattr(
-        draw, "draw_overlay",
+        draw, "draw_poses",
         lambda *args, **options: marked.append(options["untrained"]) or real(*args, **options),
     )  # fmt: skip
     engines = plain_engines()
@@ -208,7 +236,7 @@ def test_a_range_and_a_named_file(tmp_path, bundle, clip):
     ],
 )
 def test_where_results_go(out, overlay, folder, video, formats):
-    found = destination_of(Run("x", Path("b"), Path(out), overlay=overlay))
+    found = destination_of(Path(out), ("json", "npz", "csv"), overlay=overlay)
     assert found.folder == Path(folder)
     assert found.overlay == (None if video is None else Path(video))
     assert found.formats == formats
@@ -223,10 +251,44 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, bundle, clip
     assert "no such file" in refusal(capsys, *common, tmp_path / "none.mp4")
     assert "cannot be read" in refusal(capsys, *common, text)
     assert "0 bytes" in refusal(capsys, *common, empty)
-    assert "mp-export" in refusal(capsys, "--engine", tmp_path / "nowhere", clip, "-o", out)
+    assert "found nothing" in refusal(capsys, "--engine", tmp_path / "nowhere", clip, "-o", out)
+    assert "found a file" in refusal(capsys, "--engine", clip, clip, "-o", out)
     assert "yolox" in refusal(capsys, *common, clip, "--detect", tmp_path / "yolox.onnx")
     assert "range" in refusal(capsys, *common, clip, "--range", "9:3")
+    assert "clip.mp4 has 24" in refusal(capsys, *common, clip, "--range", "500:", "--overlay")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file.json", "file/below", "taken"])
+def test_a_place_that_cannot_be_written_is_one_line(capsys, tmp_path, bundle, clip, out):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken" / "poses.json").mkdir(parents=True)
+    line = refusal(capsys, "--engine", bundle, clip, "-o", tmp_path / out, "--overwrite")
+    assert "choose another" in line
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file", "taken"]
+
+
+def test_the_input_is_never_overwritten(capsys, tmp_path, bundle, clip):
+    video = tmp_path / "walk.mp4"
+    video.write_bytes(clip.read_bytes())
+    for source in (video, f"file://{video}"):
+        line = refusal(capsys, "--engine", bundle, source, "-o", video, "--overwrite")
+        assert "would be overwritten" in line
+    assert video.read_bytes() == clip.read_bytes()
+
+
+def test_a_single_frame_of_odd_size(capsys, tmp_path, bundle):
+    from PIL import Image
+
+    Image.fromarray(SampleClip(size=(161, 97)).image(0)).save(tmp_path / "one.png")
+    out = tmp_path / "out"
+    assert mp_run("--engine", bundle, tmp_path / "one.png", "-o", out, "--overlay") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 frame, 1 person, ")
+    import av
+
+    with av.open(str(out / "overlay.mp4")) as video:
+        assert [(p.width, p.height) for p in video.decode(video=0)] == [(162, 98)]
 
 
 def test_a_bundle_without_a_pose_network_is_refused(capsys, monkeypatch, tmp_path, clip):
@@ -254,7 +316,7 @@ def test_a_truncated_video_keeps_the_frames_before_the_break(capsys, tmp_path, b
     line = refusal(capsys, "--engine", bundle, cut, "-o", out)
     document = json.loads((out / "poses.json").read_text())
     assert 10 < len(document["frames"]) < 90
-    assert f"the {len(document['frames'])} frames before it are written" in line
+    assert line.endswith(f"; the results hold {len(document['frames'])} frames")
     assert document["meta"]["problem"] in line
     assert all(frame["people"][0]["xyz"] is not None for frame in document["frames"])
 
@@ -287,100 +349,8 @@ def test_a_failure_before_the_first_frame_leaves_nothing(capsys, monkeypatch, tm
     assert not out.exists()
 
 
-SLOW = """
-import sys, time
-sys.path.insert(0, {tests!r})
-import importlib, types
-package = types.ModuleType("runtime_tests")
-package.__path__ = [{here!r}]
-sys.modules["runtime_tests"] = package
-t = importlib.import_module("runtime_tests.test_cli")
-from mambapose.runtime.engine import BACKENDS
-from mambapose.runtime.cli import main
-
-engines = t.plain_engines()
-def slow(inputs):
-    time.sleep(0.05)
-    return t.upright(inputs)
-engines["pose2d"].function = slow
-BACKENDS["onnxruntime"] = lambda bundle, stage, graph, device, threads: engines[stage]
-main(sys.argv[1:])
-"""
-
-
-def start_slow_run(tmp_path, clip, *options, limit=None):
-    """mp-run in a process of its own, 50 ms per frame; returns it once frames are recorded.
-
-    limit: bytes a file may grow to, as on a disk that fills up.
-    """
-    bundle = write_fake_bundle(tmp_path / "bundle", plain_engines(), SCHEDULE)
-    code = SLOW.format(tests=str(HERE.parent), here=str(HERE))
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "--engine", str(bundle.path), str(clip), "-o", str(out),
-         *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
-    )  # fmt: skip
-    journal = out / "poses.ndjson"
-    end = time.monotonic() + 30
-    while time.monotonic() < end and process.poll() is None:
-        if journal.is_file() and journal.read_bytes().count(b"\n") > 4:
-            break
-        time.sleep(0.02)
-    return process, out
-
-
-@pytest.fixture(scope="module")
-def long_clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "long.mp4"
-    write_sample(path, SampleClip(frames=200, size=(96, 64)))
-    return path
-
-
-def test_ctrl_c_finishes_the_frame_and_exits_130(tmp_path, long_clip):
-    process, out = start_slow_run(tmp_path, long_clip, "--overlay")
-    process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    assert "stopped by Ctrl-C" in said
-    document = json.loads((out / "poses.json").read_text())
-    frames = len(document["frames"])
-    assert 4 <= frames < 200
-    assert document["meta"]["complete"] is False
-    assert all(frame["people"][0]["xyz"] is not None for frame in document["frames"])
-    assert json.loads((out / "run.json").read_text())["interrupted"] is True
-    import av
-
-    with av.open(str(out / "overlay.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == frames
-
-
-def test_kill_9_loses_nothing_recorded_and_recover_makes_the_results(capsys, tmp_path, long_clip):
-    process, out = start_slow_run(tmp_path, long_clip)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert not (out / "poses.json").exists()
-    recorded = (out / "poses.ndjson").read_bytes().count(b"\n") - 1
-    assert mp_run("--recover", "-o", out) == 0
-    said = capsys.readouterr().out
-    assert f"{recorded} frames of an interrupted run" in said
-    assert len(json.loads((out / "poses.json").read_text())["frames"]) == recorded
-
-
 def test_recovering_what_is_not_there_is_refused(capsys, tmp_path):
     assert "journal" in refusal(capsys, "--recover", "-o", tmp_path / "nowhere")
-
-
-def test_a_disk_that_fills_up_keeps_what_was_recorded(capsys, tmp_path, long_clip):
-    process, out = start_slow_run(tmp_path, long_clip, "--quiet", limit=12_000)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.count("\n") == 1
-    assert "cannot grow" in errors
-    assert sorted(path.name for path in out.iterdir()) == ["poses.ndjson"]
-    assert mp_run("--recover", "-o", out, "--quiet") == 0
-    assert len(json.loads((out / "poses.json").read_text())["frames"]) > 2
 
 
 def test_the_slow_operator_is_mentioned_once(capsys, monkeypatch, tmp_path, clip):
@@ -411,12 +381,3 @@ def test_other_warnings_pass_through():
 
     with pytest.warns(DeprecationWarning, match="not ours"):
         assert noisy() == []
-
-
-def test_the_first_ctrl_c_asks_and_the_second_stops():
-    with Interruptible() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked
-        assert list(stop.frames([1, 2])) == []
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)

@@ -1,11 +1,12 @@
-"""The overlay shows what it should where it should, and leaves its input alone."""
+"""The overlay shows what it should where it should."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mambapose.runtime.draw import CENTRE, FAINT, LEFT, RIGHT, TRACKS, WARNING, draw_overlay
+from mambapose.runtime.draw import CENTRE, FAINT, LEFT, RIGHT, TRACKS, WARNING, draw_poses
 from mambapose.runtime.skeleton import COCO17
 from mambapose.runtime.types import Pose
 
@@ -35,6 +36,12 @@ def standing(score: float = 0.9, solid: bool = False, track: int = 0) -> Pose:
     )
 
 
+def drawn(image: np.ndarray, poses: list[Pose], *, untrained: bool = False) -> np.ndarray:
+    picture = Image.fromarray(image)
+    draw_poses(picture, poses, untrained=untrained)
+    return np.asarray(picture)
+
+
 def grey() -> np.ndarray:
     return np.full((*SIZE, 3), 90, np.uint8)
 
@@ -47,7 +54,7 @@ def around(image: np.ndarray, first: str, second: str) -> set[tuple[int, ...]]:
 
 
 def test_limbs_have_the_colour_of_their_side() -> None:
-    image = draw_overlay(grey(), [standing()])
+    image = drawn(grey(), [standing()])
     for limb in (("knee", "ankle"), ("elbow", "wrist"), ("shoulder", "hip")):
         left, right = (
             around(image, *(f"{side}_{joint}" for joint in limb)) for side in ("left", "right")
@@ -60,19 +67,8 @@ def test_limbs_have_the_colour_of_their_side() -> None:
     assert CENTRE in around(image, "left_hip", "right_hip")
 
 
-def test_input_is_not_changed_and_output_is_new() -> None:
-    image = grey()
-    image.setflags(write=False)
-    drawn = draw_overlay(image, [standing(solid=True)], untrained=True)
-    assert (image == 90).all()
-    assert drawn.shape == image.shape
-    assert drawn.dtype == np.uint8
-    assert drawn.flags.c_contiguous
-    assert not np.shares_memory(drawn, image)
-
-
 def test_only_the_person_and_its_label_are_drawn_over() -> None:
-    image = draw_overlay(grey(), [standing()])
+    image = drawn(grey(), [standing()])
     changed = np.argwhere((image != 90).any(axis=2))
     assert changed[:, 0].min() >= 70 - 20
     assert changed[:, 0].max() <= 451
@@ -82,28 +78,28 @@ def test_only_the_person_and_its_label_are_drawn_over() -> None:
 
 def test_no_people_gives_the_same_picture() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (31, 47, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(draw_overlay(noise, []), noise)
+    np.testing.assert_array_equal(drawn(noise, []), noise)
 
 
 def test_joints_below_the_threshold_are_hollow_and_their_limbs_grey() -> None:
-    image = draw_overlay(grey(), [standing(score=0.1)])
+    image = drawn(grey(), [standing(score=0.1)])
     assert FAINT in around(image, "left_knee", "left_ankle")
     assert LEFT not in around(image, "left_knee", "left_ankle")
-    sure = draw_overlay(grey(), [standing(score=0.1)], min_score=0.05)
+    sure = drawn(grey(), [standing(score=0.4)])
     assert LEFT in around(sure, "left_knee", "left_ankle")
 
 
 def test_joint_colour_follows_the_score() -> None:
     x, y = (round(float(value)) for value in standing().xy[15])
-    low = draw_overlay(grey(), [standing(score=0.35)])[y, x]
-    high = draw_overlay(grey(), [standing(score=1.0)])[y, x]
+    low = drawn(grey(), [standing(score=0.35)])[y, x]
+    high = drawn(grey(), [standing(score=1.0)])[y, x]
     assert low[0] > low[1]
     assert high[1] > high[0]
 
 
 def test_people_have_the_colour_of_their_track() -> None:
     for track in (0, 1, len(TRACKS) + 1):
-        image = draw_overlay(grey(), [standing(track=track)])
+        image = drawn(grey(), [standing(track=track)])
         assert tuple(image[449, 300].tolist()) == TRACKS[track % len(TRACKS)] or (
             tuple(image[450, 300].tolist()) == TRACKS[track % len(TRACKS)]
         )
@@ -113,15 +109,14 @@ def test_untrained_is_written_in_red_only_when_asked() -> None:
     def reds(image: np.ndarray) -> int:
         return int((image == WARNING).all(axis=2).sum())
 
-    assert reds(draw_overlay(grey(), [standing()])) == 0
-    assert reds(draw_overlay(grey(), [], untrained=True)) > 300
+    assert reds(drawn(grey(), [standing()])) == 0
+    assert reds(drawn(grey(), [], untrained=True)) > 300
 
 
 def test_inset_shows_people_that_have_3d() -> None:
     corner = np.s_[0:130, 500:640]
-    assert (draw_overlay(grey(), [standing()])[corner] == 90).all()
-    assert (draw_overlay(grey(), [standing(solid=True)], inset=False)[corner] == 90).all()
-    with_inset = draw_overlay(grey(), [standing(solid=True)])[corner]
+    assert (drawn(grey(), [standing()])[corner] == 90).all()
+    with_inset = drawn(grey(), [standing(solid=True)])[corner]
     assert (with_inset == LEFT).all(axis=2).any()
     assert (with_inset == RIGHT).all(axis=2).any()
 
@@ -132,7 +127,7 @@ def test_inset_draws_the_body_upright() -> None:
     person.xyz[:] = 0
     # Only the left leg has a length: straight down (y) from the pelvis.
     person.xyz[5, 1], person.xyz[6, 1] = 0.25, 0.5
-    image = draw_overlay(grey(), [person])
+    image = drawn(grey(), [person])
     left = np.argwhere((image[0:134, 506:640] == LEFT).all(axis=2))
     assert left[:, 0].min() >= 60
     assert left[:, 0].max() > 95
@@ -145,7 +140,7 @@ def test_joints_that_cannot_be_shown_are_left_out(value: float) -> None:
     person.xy[9:11] = value
     assert person.xyz is not None
     person.xyz[3] = np.nan
-    image = draw_overlay(grey(), [person])
+    image = drawn(grey(), [person])
     assert around(image, "left_elbow", "left_wrist") == {(90, 90, 90)}
     assert LEFT in around(image, "left_knee", "left_ankle")
 
@@ -154,5 +149,4 @@ def test_joints_that_cannot_be_shown_are_left_out(value: float) -> None:
 def test_tiny_and_narrow_pictures(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 90, np.uint8)
     box = Pose(0, 2, np.array([-5, -5, 900, np.nan], np.float32), standing().xy, standing().score)
-    drawn = draw_overlay(image, [standing(solid=True), box], untrained=True)
-    assert drawn.shape == image.shape
+    assert drawn(image, [standing(solid=True), box], untrained=True).shape == image.shape

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import VideoError
-from mambapose.runtime.sources import prefetch
+from mambapose.runtime.prefetch import Prefetch
 from mambapose.runtime.types import Frame
 
 
@@ -42,12 +42,12 @@ class Counted:
 
 
 def test_prefetch_keeps_order() -> None:
-    frames = list(prefetch(Counted(500), depth=3))
+    frames = list(Prefetch(Counted(500), depth=3))
     assert [frame.index for frame in frames] == list(range(500))
 
 
 def test_prefetch_forwards_errors_after_the_frames_before_it() -> None:
-    frames = prefetch(Counted(50, fails_at=20))
+    frames = Prefetch(Counted(50, fails_at=20))
     assert [next(frames).index for _ in range(20)] == list(range(20))
     with pytest.raises(VideoError, match="unplugged"):
         next(frames)
@@ -56,7 +56,7 @@ def test_prefetch_forwards_errors_after_the_frames_before_it() -> None:
 def test_prefetch_is_bounded_and_stops_early() -> None:
     source = Counted(10**9)
     before = threading.active_count()
-    with prefetch(source, depth=4) as frames:
+    with Prefetch(source, depth=4) as frames:
         assert next(frames).index == 0
         time.sleep(0.2)
         assert source.read <= 6
@@ -68,8 +68,9 @@ GROWTH = """
 import sys
 from pathlib import Path
 import numpy as np
-from mambapose.runtime.sinks import Overlay
-from mambapose.runtime.sources import open_source, prefetch
+from mambapose.runtime.overlay import Overlay
+from mambapose.runtime.prefetch import Prefetch
+from mambapose.runtime.sources import open_source
 
 def resident_kib():
     fields = Path("/proc/self/status").read_text().split("VmRSS:")[1].split()
@@ -82,7 +83,7 @@ with Overlay(path, (160, 120), 30) as video:
         video.write(np.roll(image, index, axis=1), index / 30)
         if index in (500, 1499):
             sizes.append(resident_kib())
-with open_source(str(path)) as source, prefetch(source) as frames:
+with open_source(str(path)) as source, Prefetch(source) as frames:
     for frame in frames:
         if frame.index in (500, 1499):
             sizes.append(resident_kib())

@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.results import (
-    conventions,
-    journal_state,
-    read_journal,
-    recover,
-    write_results,
-)
-from mambapose.runtime.sinks import Journal
+from mambapose.runtime.journal import Journal, journal_state, read_journal
+from mambapose.runtime.results import conventions, write_results
 from mambapose.runtime.skeleton import COCO17, H36M17
 from mambapose.runtime.types import Pose
 
@@ -55,7 +49,7 @@ def write_run(out: Path, finish: bool = True) -> list[Pose]:
 
 def test_three_formats_hold_the_same(tmp_path: Path) -> None:
     poses = write_run(tmp_path)
-    paths = write_results(tmp_path)
+    paths = write_results(tmp_path).paths
     assert [path.name for path in paths] == ["poses.json", "poses.npz", "poses.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "poses.csv", "poses.json", "poses.ndjson", "poses.npz",
@@ -104,7 +98,7 @@ def test_three_formats_hold_the_same(tmp_path: Path) -> None:
 def test_no_people_at_all(tmp_path: Path) -> None:
     with Journal(tmp_path, {}) as journal:
         journal.finish()
-    json_path, npz_path, csv_path = write_results(tmp_path)
+    json_path, npz_path, csv_path = write_results(tmp_path).paths
     assert json.loads(json_path.read_text()) == {"meta": {"complete": True}, "frames": []}
     with np.load(npz_path) as arrays:
         assert arrays["xy"].shape == (0, 17, 2)
@@ -114,7 +108,7 @@ def test_no_people_at_all(tmp_path: Path) -> None:
 
 def test_only_the_formats_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path)
-    assert [path.name for path in write_results(tmp_path, ("csv",))] == ["poses.csv"]
+    assert [path.name for path in write_results(tmp_path, ("csv",)).paths] == ["poses.csv"]
     assert not (tmp_path / "poses.json").exists()
     with pytest.raises(OutputError, match="json, npz, csv can be written, found xml"):
         write_results(tmp_path, ("xml",))
@@ -125,7 +119,7 @@ def test_missing_joint_is_nan_and_empty(tmp_path: Path) -> None:
     person.xy[3] = np.nan
     with Journal(tmp_path, {}) as journal:
         journal.append(0, 0.0, [person])
-    _, npz_path, csv_path = write_results(tmp_path)
+    _, npz_path, csv_path = write_results(tmp_path).paths
     with np.load(npz_path) as arrays:
         assert np.isnan(arrays["xy"][0, 3]).all()
         assert np.isfinite(arrays["xy"][0, 4]).all()
@@ -134,11 +128,11 @@ def test_missing_joint_is_nan_and_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"frame":4,"timestamp":0.16,"peo', b"\0" * 40, b"{"])
-def test_recover_ignores_a_torn_last_line(tmp_path: Path, torn: bytes) -> None:
+def test_a_torn_last_line_is_ignored(tmp_path: Path, torn: bytes) -> None:
     write_run(tmp_path, finish=False)
     with (tmp_path / "poses.ndjson").open("ab") as file:
         file.write(torn)
-    found = recover(tmp_path)
+    found = write_results(tmp_path)
     assert (found.frames, found.complete) == (4, False)
     assert [path.name for path in found.paths] == ["poses.json", "poses.npz", "poses.csv"]
     document = json.loads(found.paths[0].read_text())
@@ -146,10 +140,10 @@ def test_recover_ignores_a_torn_last_line(tmp_path: Path, torn: bytes) -> None:
     assert len(document["frames"]) == 4
 
 
-def test_recover_of_a_complete_run_gives_the_same(tmp_path: Path) -> None:
+def test_the_same_journal_gives_the_same_files(tmp_path: Path) -> None:
     write_run(tmp_path)
-    before = [path.read_bytes() for path in write_results(tmp_path, ("json", "csv"))]
-    found = recover(tmp_path, ("json", "csv"))
+    before = [path.read_bytes() for path in write_results(tmp_path, ("json", "csv")).paths]
+    found = write_results(tmp_path, ("json", "csv"))
     assert found.complete
     assert [path.read_bytes() for path in found.paths] == before
 
@@ -162,7 +156,7 @@ def test_damage_in_the_middle_is_named_and_nothing_is_touched(tmp_path: Path) ->
     for bad in (b'{"frame":1,\n', b'{"people":[]}\n'):
         (tmp_path / "poses.ndjson").write_bytes(b"".join([*lines[:2], bad, *lines[3:]]))
         with pytest.raises(OutputError, match="line 3 is") as caught:
-            recover(tmp_path)
+            write_results(tmp_path)
         assert "\n" not in str(caught.value)
     assert (tmp_path / "poses.json").read_bytes() == old
     assert not list(tmp_path.glob("*.part"))
@@ -170,10 +164,10 @@ def test_damage_in_the_middle_is_named_and_nothing_is_touched(tmp_path: Path) ->
 
 def test_journals_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="an output folder that mp-run wrote"):
-        recover(tmp_path)
+        write_results(tmp_path)
     (tmp_path / "poses.ndjson").write_text('{"something": "else"}\n')
     with pytest.raises(OutputError, match="should start with a meta line"):
-        recover(tmp_path)
+        write_results(tmp_path)
     (tmp_path / "poses.ndjson").write_text('{"meta": {"tor')
     with pytest.raises(OutputError, match="ends inside its first line"):
         journal_state(tmp_path / "poses.ndjson")
@@ -232,7 +226,9 @@ def test_memory_is_flat_over_half_an_hour_of_video(tmp_path: Path) -> None:
                 if frame == 2000:
                     grown, _ = tracemalloc.get_traced_memory()
                     tracemalloc.stop()
-                journal.append(frame, frame / 30, people)
+                journal.append(frame, frame / 30, people, waits=True)
+                if frame >= 60:
+                    journal.lift(frame - 60, people)
     assert grown < 50_000
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path / "short"), str(tmp_path / "long")],
@@ -247,5 +243,6 @@ def test_memory_is_flat_over_half_an_hour_of_video(tmp_path: Path) -> None:
     assert int(done.stdout) / 1024 < 8
     with np.load(tmp_path / "long" / "poses.npz") as arrays:
         assert arrays["xyz"].shape == (54_000, 17, 3)
+        assert np.isnan(arrays["xyz"]).all(axis=(1, 2)).sum() == 60
         np.testing.assert_allclose(arrays["xy"][-1], people[0].xy, atol=6e-4)
     assert sum(1 for _ in read_journal(tmp_path / "long" / "poses.ndjson")) == 54_000

@@ -16,7 +16,8 @@ import pytest
 
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.pictures import upright
-from mambapose.runtime.sources import open_source, prefetch, range_from_text
+from mambapose.runtime.prefetch import Prefetch
+from mambapose.runtime.sources import open_source, range_from_text
 from mambapose.runtime.types import Frame
 
 UNIT = 65536
@@ -353,8 +354,9 @@ def test_stdin_carries_a_container_but_not_raw_frames(tmp_path: Path) -> None:
 
 STALLED_READER = """
 import time
-from mambapose.runtime.sources import open_source, prefetch
-with open_source("-") as source, prefetch(source, depth=1000) as frames:
+from mambapose.runtime.prefetch import Prefetch
+from mambapose.runtime.sources import open_source
+with open_source("-") as source, Prefetch(source, depth=1000) as frames:
     print(next(frames).index, flush=True)
     time.sleep(0.5)
 """
@@ -406,6 +408,6 @@ def test_real_vp9(assets: Path) -> None:
 def test_close_while_a_thread_decodes(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", count=50)
     for _ in range(5):
-        with open_source(str(path)) as source, prefetch(source, depth=1) as frames:
+        with open_source(str(path)) as source, Prefetch(source, depth=1) as frames:
             next(frames)
         assert list(source) == []

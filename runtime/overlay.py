@@ -1,17 +1,13 @@
-"""What a run writes while it works: the journal and the overlay video.
+"""The overlay video: RGB frames to H.264 in a background thread.
 
-Both survive kill -9: the journal loses at most the line being written, the video at most its last
-second (fragmented MP4).
+It survives kill -9: at most its last second is lost (fragmented MP4).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -20,106 +16,12 @@ from typing import Any
 import numpy as np
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.pictures import ITU601, ITU709, quiet_av
-from mambapose.runtime.types import Array, ImageArray, Pose
+from mambapose.runtime.journal import JOURNAL
+from mambapose.runtime.pictures import ITU601, ITU709, import_av
+from mambapose.runtime.types import ImageArray
 
-JOURNAL = "poses.ndjson"
-# Decimals kept: a thousandth of a pixel, of a 1.8 m person's height 0.02 mm.
-DECIMALS_PX, DECIMALS_SCORE, DECIMALS_HEIGHT, DECIMALS_S = 3, 4, 5, 6
 # H.264 plays everywhere; the others are for PyAV builds without it, and then stated.
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
-
-
-class Journal:
-    """Appends one JSON line per frame to OUTDIR/poses.ndjson; a line written is on file.
-
-    The first line is {"meta": ...}; finish() writes {"end": ...}, which tells a complete run from
-    an interrupted one. Raises OutputError, also when the journal exists and overwrite is False.
-    """
-
-    def __init__(
-        self, outdir: Path, meta: Mapping[str, object], *, overwrite: bool = False
-    ) -> None:
-        self.path = outdir / JOURNAL
-        self.frames = 0
-        self._good = 0
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
-        try:
-            outdir.mkdir(parents=True, exist_ok=True)
-            self._file: int | None = os.open(self.path, flags, 0o666)
-        except FileExistsError as err:
-            raise OutputError(
-                f"a new journal {self.path} was wanted, found an earlier one; choose another "
-                "output folder, recover that run, or ask to overwrite it"
-            ) from err
-        except OSError as err:
-            raise OutputError(
-                f"journal {self.path} cannot be created ({err.strerror}); choose another folder"
-            ) from err
-        self._write({"meta": dict(meta)})
-
-    def append(self, frame: int, timestamp: float, poses: Sequence[Pose]) -> None:
-        """Write the people of one frame; frame and timestamp are those of the source."""
-        people = [record_from_pose(pose) for pose in poses]
-        time = round(float(timestamp), DECIMALS_S)
-        self._write({"frame": int(frame), "timestamp": time, "people": people})
-        self.frames += 1
-
-    def finish(self, **facts: object) -> None:
-        """Write the last line, which marks the run as complete, and close. facts join the meta."""
-        self._write({"end": facts})
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; without finish() before, results will say the run was interrupted."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _write(self, record: Mapping[str, object]) -> None:
-        if self._file is None:
-            raise OutputError(f"journal {self.path} is closed; nothing more can be added to it")
-        text = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        left = memoryview(text.encode() + b"\n")
-        try:
-            while left:
-                left = left[os.write(self._file, left) :]
-        except OSError as err:
-            # Best effort: readers ignore a torn last line anyway.
-            with suppress(OSError):
-                os.ftruncate(self._file, self._good)
-            raise OutputError(
-                f"journal {self.path} cannot grow ({err.strerror}) after {self.frames} frames, "
-                "which are safe in it; free some space, then recover the results from it"
-            ) from err
-        self._good += len(text.encode()) + 1
-
-
-def record_from_pose(pose: Pose) -> dict[str, object]:
-    """The JSON form of one person; a joint that is not a number becomes null."""
-    return {
-        "id": int(pose.track),
-        "box": _listed(pose.box, DECIMALS_PX),
-        "xy": _listed(pose.xy, DECIMALS_PX),
-        "score": _listed(pose.score, DECIMALS_SCORE),
-        "xyz": None if pose.xyz is None else _listed(pose.xyz, DECIMALS_HEIGHT),
-    }
-
-
-def _listed(array: Array, decimals: int) -> list[Any]:
-    values: np.ndarray[Any, Any] = np.round(np.asarray(array, np.float64), decimals)
-    missing = ~np.isfinite(values)
-    if missing.any():
-        values = values.astype(object)
-        values[missing] = None
-    listed: list[Any] = values.tolist()
-    return listed
 
 
 class Overlay:
@@ -127,15 +29,15 @@ class Overlay:
 
     size: (W, H) of the frames; odd sizes are padded by one row or column. codec: the encoder in
     use; note: a sentence when that is not H.264. At most ``depth`` frames wait to be encoded.
-    Images handed to write() must not change afterwards. Raises OutputError.
+    Raises OutputError.
     """
 
     def __init__(
-        self, path: Path, size: tuple[int, int], fps: float, *, crf: int = 21, depth: int = 4
+        self, path: Path, size: tuple[int, int], fps: float, *, crf: int = 21, depth: int = 2
     ) -> None:
-        import av
+        av = import_av()
+        from av.video.reformatter import VideoReformatter
 
-        quiet_av()
         self.path = path
         self.codec = encoder_name()
         self.note = (
@@ -160,7 +62,8 @@ class Overlay:
         except (av.error.FFmpegError, OSError) as err:
             raise self._failure(err) from err
         self._stream = self._add_stream(rate, crf)
-        self._queue: queue.Queue[tuple[ImageArray, float] | None] = queue.Queue(depth)
+        self._reformatter = VideoReformatter()
+        self._queue: queue.Queue[tuple[Any, float] | None] = queue.Queue(depth)
         self._thread = threading.Thread(
             target=self._encode_all, name="mambapose-encode", daemon=True
         )
@@ -189,13 +92,24 @@ class Overlay:
 
     def write(self, image: ImageArray, timestamp: float) -> None:
         """Queue one frame; timestamp in seconds, the first one becomes the start of the video."""
+        import av
+
         self._raise_failure()
         if image.shape != (self._size[1], self._size[0], 3) or image.dtype != np.uint8:
             raise OutputError(
                 f"overlay {self.path}: a uint8 image of {self._size[0]}x{self._size[1]} was "
                 f"wanted, found {image.dtype} {image.shape}; pass frames of one size"
             )
-        self._queue.put((image, timestamp))
+        # Converted here: a picture that waits as YUV takes half the memory.
+        picture = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(even(image), format="rgb24"),
+            format="yuv420p",
+            src_colorspace=ITU601,
+            dst_colorspace=ITU709,
+            src_color_range=2,
+            dst_color_range=0,
+        )
+        self._queue.put((picture, timestamp))
 
     def close(self) -> None:
         """Encode what waits, complete the file and stop the thread."""
@@ -229,7 +143,7 @@ class Overlay:
         reason = getattr(err, "strerror", None) or err
         return OutputError(
             f"overlay video {self.path} cannot be written ({reason}); the poses so far are safe "
-            f"in {JOURNAL}; free some space or run without the overlay"
+            f"in {JOURNAL} (mp-run --recover); free some space or run without the overlay"
         )
 
     def _encode_all(self) -> None:
@@ -248,24 +162,12 @@ class Overlay:
             self._error = self._error or err
 
     def _encode_until_closed(self) -> None:
-        import av
-        from av.video.reformatter import VideoReformatter
-
-        reformatter = VideoReformatter()
         origin: float | None = None
         last = -1
         while (item := self._queue.get()) is not None:
-            image, timestamp = item
+            picture, timestamp = item
             origin = timestamp if origin is None else origin
             last = max(last + 1, round((timestamp - origin) * self._ticks))
-            picture = reformatter.reformat(
-                av.VideoFrame.from_ndarray(even(image), format="rgb24"),
-                format="yuv420p",
-                src_colorspace=ITU601,
-                dst_colorspace=ITU709,
-                src_color_range=2,
-                dst_color_range=0,
-            )
             picture.pts, picture.time_base = last, Fraction(1, self._ticks)
             self._container.mux(self._stream.encode(picture))
         self._container.mux(self._stream.encode(None))
@@ -281,8 +183,7 @@ def even(image: ImageArray) -> ImageArray:
 
 def encoder_name() -> str:
     """The first of ENCODERS this PyAV build can use."""
-    import av
-
+    av = import_av()
     for name in ENCODERS:
         try:
             av.codec.Codec(name, "w")
