@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from mambapose.plugins.reference import check_arguments
 from mambapose.runtime.errors import EngineError
+from mambapose.runtime.native import find_library, library_info
 
-SPEC = 1
-ABI = 1
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 GRADIENTS = {
     "u": "gU",
@@ -84,8 +83,6 @@ class Grads(ctypes.Structure):
 
 def library_path() -> Path:
     """The compiled library the loader finds. Raises EngineError when there is none."""
-    from mambapose.runtime.native import find_library
-
     path = find_library()
     if path is None:
         raise EngineError(
@@ -102,16 +99,8 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     Raises EngineError when there is none or when its spec or ABI number is another one.
     """
     path = path or library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-        spec, abi = library.mambapose_scan_spec(), library.mambapose_scan_abi()
-    except (OSError, AttributeError) as err:
-        raise EngineError(f"a mambapose operator library was wanted in {path}: {err}") from err
-    if (spec, abi) != (SPEC, ABI):
-        raise EngineError(
-            f"operator library {path}: spec {SPEC} and ABI {ABI} were wanted, "
-            f"found {spec} and {abi}; build it again from this version"
-        )
+    library_info(path)
+    library = ctypes.CDLL(str(path))
     tail = (ctypes.c_char_p, ctypes.c_size_t)
     library.mambapose_scan_cpu.argtypes = (ctypes.POINTER(Params), *tail)
     library.mambapose_scan_cpu_backward.argtypes = (
@@ -250,7 +239,8 @@ def bind_scan(
 ) -> BoundScan:
     """A call that can be run many times; arguments and attributes by the names of `scan`.
 
-    y: memory to write to, made when None. Raises ValueError for arguments that do not fit.
+    y: memory to write to, made when None; it may not overlap the arguments. Raises ValueError for
+    arguments that do not fit.
     """
     absent = dict.fromkeys(("D", "z", "dt_bias", "order", "initial_state"))
     x: dict[str, Any] = {**absent, **arguments}
@@ -264,8 +254,11 @@ def bind_scan(
     out = wide // settings["directions"] if settings["merge"] == "sum" else wide
     if y is None:
         y = np.empty((batch, length, out), dt.dtype)
-    if y.shape != (batch, length, out) or y.dtype != dt.dtype or not y.flags.c_contiguous:
-        raise ValueError(f"y: dense {dt.dtype} {(batch, length, out)} was wanted, found {y.shape}")
+    if y.shape != (batch, length, out) or y.dtype != dt.dtype or not y.flags.carray:
+        raise ValueError(
+            f"y: dense writable {dt.dtype} {(batch, length, out)} was wanted, "
+            f"found {y.dtype} {y.shape}"
+        )
     states = ready["A"].shape[1]
     final_state = np.empty((batch, wide, states), np.float32) if with_state else None
     params = _params(ready, y, final_state, settings, threads, parallel_for)

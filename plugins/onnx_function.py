@@ -17,15 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mambapose.plugins.reference import check_decay
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.native import SIGNATURES_KEY
+from mambapose.runtime.native import SIGNATURES_KEY, SPEC
 
 if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "mambapose"
 OPERATOR = "SelectiveScan"
-SPEC = 1
 INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
 OUTPUTS = ("y", "final_state")
 PRESENCE_BITS = {"D": 1, "z": 2, "dt_bias": 4, "order": 8, "initial_state": 16}
@@ -80,8 +80,8 @@ class Signature:
 def attach_functions(model: onnx.ModelProto) -> None:
     """Give every scan node of the model, in place, a function body in standard operators.
 
-    Raises ExportError when the model's opset is below 18 or the types of a node's inputs cannot
-    be inferred.
+    Raises ExportError when the model's opset is below 18, the types of a node's inputs cannot be
+    inferred, or a constant A is not finite and negative.
     """
     from onnx import shape_inference
 
@@ -98,6 +98,7 @@ def attach_functions(model: onnx.ModelProto) -> None:
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.add(domain=DOMAIN, version=SPEC)
 
+    _check_decays(model.graph)
     known = _value_types(model.graph)
     attached: set[str] = set()
     while pending:
@@ -188,6 +189,21 @@ def signature_from_node(node: onnx.NodeProto, known: ValueTypes) -> Signature:
         order_rows="order" in given and len(shapes["order"]) == 2,
         half=element == TensorProto.FLOAT16,
     )
+
+
+def _check_decays(graph: onnx.GraphProto) -> None:
+    """Look at the values of each A that lies in the model; a scan with others would grow."""
+    from onnx import TensorProto, numpy_helper
+
+    inside = {i.name: i for i in graph.initializer if i.data_location != TensorProto.EXTERNAL}
+    for node in filter(_is_scan, graph.node):
+        tensor = inside.get(present_inputs(node)["A"])
+        if tensor is not None:
+            try:
+                check_decay(numpy_helper.to_array(tensor))
+            except ValueError as err:
+                name = node.name or node.output[0]
+                raise ExportError(f"node {name}: {err}; the weights are damaged") from err
 
 
 def _set_metadata(model: onnx.ModelProto, key: str, value: str) -> None:

@@ -61,7 +61,10 @@ class Nodes:
 
 
 def function_from_signature(signature: Signature, opset: int) -> onnx.FunctionProto:
-    """The model-local function of this signature, for models of this opset."""
+    """The model-local function of this signature, for models of this opset.
+
+    It needs at least one batch element and one step: ONNX Runtime reshapes nothing that is empty.
+    """
     from onnx import helper
 
     function = helper.make_function(

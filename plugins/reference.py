@@ -119,8 +119,9 @@ def check_order(order: ArrayLike) -> None:
 def check_decay(A: ArrayLike) -> None:
     """Raise ValueError unless A is finite and negative: what an exported graph must satisfy."""
     values = np.asarray(A)
-    if not (np.isfinite(values).all() and (values < 0).all()):
-        raise ValueError("A: finite values below 0 were wanted")
+    wrong = values[~((values < 0) & np.isfinite(values))]
+    if wrong.size:
+        raise ValueError(f"A: finite values below 0 were wanted, found {wrong[0]:g}")
 
 
 def softplus(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambapose.plugins.reference import check_arguments
+from mambapose.plugins.onnx_function import DOMAIN, INPUTS, OPERATOR
+from mambapose.plugins.reference import check_arguments, check_order
 from mambapose.plugins.torch_loop import scan_loop
+from mambapose.runtime.native import SPEC, find_library, slow_notice
 
-DOMAIN = "mambapose"
-OPERATOR = "SelectiveScan"
-SPEC = 1
-TENSORS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
 OPTIONS = ("directions", "groups", "reverse", "delta_softplus", "segment", "merge", "gate")
 NATIVE_TYPES = (torch.float32, torch.float16)
 _SCHEMA = (
@@ -72,6 +70,8 @@ def selective_scan(
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
     tensors, options = _checked(arguments)
     if not _runs_native(tensors["u"]):
+        if tensors["order"] is not None:
+            check_order(tensors["order"].cpu())
         return scan_loop(*arguments)
     from mambapose.plugins.native_scan import scan
 
@@ -91,7 +91,7 @@ def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _checked(arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the options by name. Raises ValueError for what does not fit together."""
-    tensors = dict(zip(TENSORS, arguments[:10], strict=True))
+    tensors = dict(zip(INPUTS, arguments[:10], strict=True))
     options = dict(zip(OPTIONS, arguments[10:], strict=True))
     check_arguments(**tensors, **options)
     rows = tensors["u"].dtype
@@ -111,8 +111,6 @@ def _runs_native(u: Tensor) -> bool:
 
 @functools.cache
 def _has_library() -> bool:
-    from mambapose.runtime.native import find_library, slow_notice
-
     found = find_library() is not None
     if not found:
         logging.getLogger(__name__).warning(slow_notice())
@@ -182,7 +180,7 @@ def _gradient_shapes(
 
 
 def _chosen(wanted: Sequence[bool]) -> list[str]:
-    return [name for name, want in zip(TENSORS, wanted, strict=True) if want]
+    return [name for name, want in zip(INPUTS, wanted, strict=True) if want]
 
 
 def _float32(tensor: Tensor | None) -> Tensor | None:
@@ -262,7 +260,7 @@ def _onnx_operator() -> Any:
             types.get(name, "tensor(float)"),
             param_option=single if index < 5 else optional,
         )
-        for index, name in enumerate(TENSORS)
+        for index, name in enumerate(INPUTS)
     ]
     outputs = [
         schema.FormalParameter("y", "T"),

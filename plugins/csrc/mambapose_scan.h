@@ -6,6 +6,9 @@
  * initialState and finalState.
  *
  * Sizes: batch B, length L, channels D (per direction), states N, directions K, groups G.
+ *
+ * Strides may be negative or zero. Outputs lie apart from all inputs and from each other; only
+ * finalState may be initialState itself. Calls may overlap in time when they write different memory.
  */
 #ifndef MAMBAPOSE_SCAN_H
 #define MAMBAPOSE_SCAN_H

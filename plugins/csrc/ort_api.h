@@ -9,6 +9,7 @@
 #include <onnxruntime_c_api.h>
 
 #include <array>
+#include <cstdio>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -49,7 +50,7 @@ constexpr std::array<char const*, kINPUT_COUNT> kINPUT_NAMES{
 
 [[noreturn]] inline void reject(std::string const& argument, std::string const& wanted, std::string const& found)
 {
-    throw std::invalid_argument("SelectiveScan: " + argument + ": " + wanted + " was wanted, found " + found);
+    throw std::invalid_argument(argument + ": " + wanted + " was wanted, found " + found);
 }
 
 inline void check(OrtApi const& api, OrtStatus* status)
@@ -60,6 +61,13 @@ inline void check(OrtApi const& api, OrtStatus* status)
         api.ReleaseStatus(status);
         throw std::runtime_error(message);
     }
+}
+
+inline OrtStatusPtr statusOf(OrtApi const& api, OrtErrorCode code, std::exception const& problem) noexcept
+{
+    std::array<char, 512> sentence{};
+    std::snprintf(sentence.data(), sentence.size(), "SelectiveScan: %s", problem.what());
+    return api.CreateStatus(code, sentence.data());
 }
 
 // Runs body and returns its failure, if any, as a status: nothing may be thrown into ONNX Runtime.
@@ -73,11 +81,11 @@ OrtStatusPtr guarded(OrtApi const& api, Body const& body) noexcept
     }
     catch (std::invalid_argument const& problem)
     {
-        return api.CreateStatus(ORT_INVALID_ARGUMENT, problem.what());
+        return statusOf(api, ORT_INVALID_ARGUMENT, problem);
     }
     catch (std::exception const& problem)
     {
-        return api.CreateStatus(ORT_FAIL, problem.what());
+        return statusOf(api, ORT_FAIL, problem);
     }
 }
 
@@ -98,26 +106,6 @@ using OwnedInfo = std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(OrtApi::Re
 inline OwnedInfo ownedInfo(OrtApi const& api, OrtTensorTypeAndShapeInfo* info)
 {
     return {info, api.ReleaseTensorTypeAndShapeInfo};
-}
-
-struct Description
-{
-    Shape shape;
-    ONNXTensorElementDataType type;
-};
-
-inline Description describe(OrtApi const& api, OrtValue const* value)
-{
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(api, api.GetTensorTypeAndShape(value, &info));
-    OwnedInfo const owned = ownedInfo(api, info);
-    Description found{};
-    size_t rank = 0;
-    check(api, api.GetDimensionsCount(info, &rank));
-    found.shape.resize(rank);
-    check(api, api.GetDimensions(info, found.shape.data(), rank));
-    check(api, api.GetTensorElementType(info, &found.type));
-    return found;
 }
 
 } // namespace mambapose

@@ -1,4 +1,5 @@
 #include "ort_kernel.h"
+#include "scan_check.h"
 
 #include <optional>
 
@@ -66,6 +67,10 @@ Attributes attributesFrom(OrtApi const& api, OrtKernelInfo const* info)
         reject("segment", "0 or a number of steps", std::to_string(found.segment));
     }
     std::vector<int64_t> const reverse = integers(api, info, "reverse");
+    if (reverse.empty() && integer(api, info, "reverse", -1) != -1)
+    {
+        reject("reverse", "a list of flags", "one integer");
+    }
     if (!reverse.empty() && static_cast<int64_t>(reverse.size()) != found.directions)
     {
         reject("reverse", std::to_string(found.directions) + " flags", text(reverse));
@@ -105,6 +110,22 @@ struct Tensor
     }
 };
 
+Tensor tensorFrom(OrtApi const& api, OrtValue const* value)
+{
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(api, api.GetTensorTypeAndShape(value, &info));
+    OwnedInfo const owned = ownedInfo(api, info);
+    Tensor found{};
+    size_t rank = 0;
+    check(api, api.GetDimensionsCount(info, &rank));
+    found.shape.resize(rank);
+    check(api, api.GetDimensions(info, found.shape.data(), rank));
+    check(api, api.GetTensorElementType(info, &found.type));
+    // The C API has no getter for constant data; nothing is written through an input.
+    check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &found.data));
+    return found;
+}
+
 using Inputs = std::array<std::optional<Tensor>, kINPUT_COUNT>;
 
 Inputs inputsOf(OrtApi const& api, OrtKernelContext* context)
@@ -116,15 +137,10 @@ Inputs inputsOf(OrtApi const& api, OrtKernelContext* context)
     {
         OrtValue const* value = nullptr;
         check(api, api.KernelContext_GetInput(context, index, &value));
-        if (value == nullptr)
+        if (value != nullptr)
         {
-            continue;
+            inputs[index] = tensorFrom(api, value);
         }
-        Description described = describe(api, value);
-        void* data = nullptr;
-        // The C API has no getter for constant data; nothing is written through an input.
-        check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-        inputs[index] = Tensor{data, std::move(described.shape), described.type};
     }
     return inputs;
 }
@@ -135,6 +151,17 @@ void checkShape(Inputs const& inputs, Input index, Shape const& wanted, Shape co
     {
         std::string const either = wanted == alternative ? text(wanted) : text(wanted) + " or " + text(alternative);
         reject(kINPUT_NAMES[index], "shape " + either, text(inputs[index]->shape));
+    }
+}
+
+// ONNX Runtime knows types, not ranks: beside float16 rows it lets B and C be of either type.
+void checkMatrixType(Inputs const& inputs, Input index)
+{
+    bool const isConstant = inputs[index]->isConstant();
+    auto const wanted = isConstant ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : inputs[kU]->type;
+    if (inputs[index]->type != wanted)
+    {
+        reject(kINPUT_NAMES[index], isConstant ? "a constant in float32" : "rows of the type of u", "another type");
     }
 }
 
@@ -164,6 +191,8 @@ void sizesFrom(Inputs const& inputs, Attributes const& attributes, MambaposeScan
     checkShape(inputs, kU, shared, dt);
     checkShape(inputs, kB, rows, {wide, states});
     checkShape(inputs, kC, rows, {wide, states});
+    checkMatrixType(inputs, kB);
+    checkMatrixType(inputs, kC);
     checkShape(inputs, kD, {wide}, {wide});
     checkShape(inputs, kZ, shared, shared);
     checkShape(inputs, kDT_BIAS, {wide}, {wide});
@@ -188,27 +217,6 @@ void sizesFrom(Inputs const& inputs, Attributes const& attributes, MambaposeScan
     params.cConstant = inputs[kC]->isConstant() ? 1 : 0;
     bool const perDirection = inputs[kORDER] && inputs[kORDER]->shape.size() == 2;
     params.orderRows = perDirection ? static_cast<int32_t>(directions) : 1;
-}
-
-// Each order row must name every token once: the kernels index memory with it.
-void checkOrder(Tensor const& order, int64_t length)
-{
-    auto const* const tokens = static_cast<int32_t const*>(order.data);
-    int64_t const rows = order.shape.size() == 2 ? order.shape[0] : 1;
-    for (int64_t row = 0; row < rows; ++row)
-    {
-        std::vector<bool> seen(static_cast<size_t>(length), false);
-        for (int64_t step = 0; step < length; ++step)
-        {
-            int64_t const token = tokens[row * length + step];
-            if (token < 0 || token >= length || seen[static_cast<size_t>(token)])
-            {
-                reject("order", "a permutation of 0 to L-1", "token " + std::to_string(token) + " at step "
-                                                                 + std::to_string(step) + " of row " + std::to_string(row));
-            }
-            seen[static_cast<size_t>(token)] = true;
-        }
-    }
 }
 
 MambaposeRows rowsOf(Tensor const& tensor)
@@ -263,7 +271,7 @@ Kernel::Kernel(OrtApi const& api, OrtKernelInfo const* info)
     : mApi(api)
     , mAttributes(attributesFrom(api, info))
 {
-    // A constant order is checked once, here, instead of at every call.
+    // Every call checks its order; a constant one is refused here already, when the model is loaded.
     int isConstant = 0;
     OrtValue const* order = nullptr;
     size_t count = 0;
@@ -274,11 +282,12 @@ Kernel::Kernel(OrtApi const& api, OrtKernelInfo const* info)
     }
     if (isConstant != 0 && order != nullptr)
     {
-        Description const described = describe(api, order);
-        void* data = nullptr;
-        check(api, api.GetTensorMutableData(const_cast<OrtValue*>(order), &data));
-        checkOrder({data, described.shape, described.type}, described.shape.empty() ? 0 : described.shape.back());
-        mOrderIsChecked = true;
+        Tensor const found = tensorFrom(api, order);
+        if (found.shape.size() == 1 || found.shape.size() == 2)
+        {
+            int64_t const rows = found.shape.size() == 2 ? found.shape[0] : 1;
+            checkOrder(static_cast<int32_t const*>(found.data), rows, found.shape.back());
+        }
     }
 }
 
@@ -295,10 +304,6 @@ void Kernel::compute(OrtKernelContext* context) const
     MambaposeScanParams params{};
     params.structSize = sizeof(params);
     sizesFrom(inputs, mAttributes, params);
-    if (inputs[kORDER] && !mOrderIsChecked)
-    {
-        checkOrder(*inputs[kORDER], params.length);
-    }
     params.dtype = inputs[kU]->type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? MAMBAPOSE_FP16 : MAMBAPOSE_FP32;
     params.segment = mAttributes.segment;
     params.reverseMask = mAttributes.reverseMask;
@@ -331,11 +336,11 @@ void Kernel::run(OrtKernelContext* context, MambaposeScanParams& params) const
     std::array<char, 256> error{};
     if (mambapose_scan_cpu(&params, error.data(), error.size()) != 0)
     {
-        throw std::invalid_argument(std::string("SelectiveScan: ") + error.data());
+        throw std::invalid_argument(error.data());
     }
     if (!pool.failure.empty())
     {
-        throw std::runtime_error("SelectiveScan: " + pool.failure);
+        throw std::runtime_error(pool.failure);
     }
 }
 

@@ -18,8 +18,9 @@ struct Attributes
     uint64_t reverseMask{0};
 };
 
-// Reads the attributes once and checks a constant order once; compute() checks every shape, then
-// runs the kernels on ONNX Runtime's threads. Both throw; std::invalid_argument names the input.
+// Reads the attributes; compute() checks every shape and type, then runs the kernels on ONNX Runtime's
+// threads. Nothing changes after construction, so calls may overlap. Throws; std::invalid_argument
+// names the input.
 class Kernel
 {
 public:
@@ -37,7 +38,6 @@ private:
 
     OrtApi const& mApi;
     Attributes mAttributes;
-    bool mOrderIsChecked{false};
 };
 
 } // namespace mambapose

@@ -58,45 +58,38 @@ private:
         , mEnd(task.channelEnd)
         , mSteps(tileSteps(mP.states, kBACKWARD_STEPS))
         , mTiles((mP.length + mSteps - 1) / mSteps)
+        , mPart((mEnd - mBegin + kW - 1) / kW * kW)
+        , mMatrixSize(mPart * mP.states)
+        , mGradBSize(mP.bConstant ? mMatrixSize : mSteps * mP.states * kW)
+        , mGradCSize(mP.cConstant ? mMatrixSize : mSteps * mP.states * kW)
     {
     }
 
     //! Divides the scratch; returns its size in floats.
-    int64_t carve(float* scratch)
+    int64_t carve(float* memory)
     {
-        int64_t used = 0;
-        auto const take = [&](int64_t floats)
-        {
-            float* const result = scratch == nullptr ? nullptr : scratch + used;
-            used += (floats + 15) / 16 * 16;
-            return result;
-        };
-        int64_t const part = (mEnd - mBegin + kW - 1) / kW * kW;
-        int64_t const matrix = part * mP.states;
-        mState = take(matrix);
-        mDecay = take(matrix);
-        mDState = take(matrix);
-        mGradA = take(matrix);
-        mStarts = take(mTiles * matrix);
-        mGradD = take(part);
-        mGradBias = take(part);
-        mX.s = take(mSteps * kW);
-        mX.su = take(mSteps * kW);
-        mX.y = take(mSteps * kW);
-        mG.dy = take(mSteps * kW);
-        mG.ds = take(mSteps * kW);
-        mG.dsu = take(mSteps * kW);
-        mMatrices.B.data = take(matrixTileSize(mP, mSteps));
-        mMatrices.C.data = take(matrixTileSize(mP, mSteps));
-        mGradB = take(mP.bConstant ? matrix : mSteps * mP.states * kW);
-        mGradC = take(mP.cConstant ? matrix : mSteps * mP.states * kW);
-        mG.before = take(mSteps * kRETREAT * kW);
-        mG.factor = take(mSteps * kRETREAT * kW);
-        mTokens = reinterpret_cast<int32_t*>(take(mSteps));
-        mGradBSize = mP.bConstant ? matrix : mSteps * mP.states * kW;
-        mGradCSize = mP.cConstant ? matrix : mSteps * mP.states * kW;
-        mMatrixSize = matrix;
-        return used;
+        Scratch scratch(memory);
+        mState = scratch.take(mMatrixSize);
+        mDecay = scratch.take(mMatrixSize);
+        mDState = scratch.take(mMatrixSize);
+        mGradA = scratch.take(mMatrixSize);
+        mStarts = scratch.take(mTiles * mMatrixSize);
+        mGradD = scratch.take(mPart);
+        mGradBias = scratch.take(mPart);
+        mX.s = scratch.take(mSteps * kW);
+        mX.su = scratch.take(mSteps * kW);
+        mX.y = scratch.take(mSteps * kW);
+        mG.dy = scratch.take(mSteps * kW);
+        mG.ds = scratch.take(mSteps * kW);
+        mG.dsu = scratch.take(mSteps * kW);
+        mMatrices.B.data = scratch.take(matrixTileSize(mP, mSteps));
+        mMatrices.C.data = scratch.take(matrixTileSize(mP, mSteps));
+        mGradB = scratch.take(mGradBSize);
+        mGradC = scratch.take(mGradCSize);
+        mG.before = scratch.take(mSteps * kRETREAT * kW);
+        mG.factor = scratch.take(mSteps * kRETREAT * kW);
+        mTokens = reinterpret_cast<int32_t*>(scratch.take(mSteps));
+        return scratch.taken();
     }
 
     //! States (B, K*D, N) of this direction to packed blocks; null means zeros.
@@ -125,8 +118,8 @@ private:
         clear(mGradA, mMatrixSize);
         clear(mGradB, mGradBSize);
         clear(mGradC, mGradCSize);
-        clear(mGradD, (mEnd - mBegin + kW - 1) / kW * kW);
-        clear(mGradBias, (mEnd - mBegin + kW - 1) / kW * kW);
+        clear(mGradD, mPart);
+        clear(mGradBias, mPart);
     }
 
     //! Tokens and B, C of the tile that starts at this step.
@@ -369,7 +362,9 @@ private:
     MambaposeScanGrads const* mGrads = nullptr;
     BackwardTask const* mOut = nullptr;
     int64_t mBegin, mEnd, mSteps, mTiles;
-    int64_t mK = 0, mMatrixSize = 0, mGradBSize = 0, mGradCSize = 0;
+    int64_t mPart, mMatrixSize;     //!< Channels with padding, and their states.
+    int64_t mGradBSize, mGradCSize; //!< Lane sums of B and C: of the direction when constant, else of one tile.
+    int64_t mK = 0;
     float *mState = nullptr, *mDecay = nullptr, *mDState = nullptr, *mStarts = nullptr;
     float *mGradA = nullptr, *mGradB = nullptr, *mGradC = nullptr, *mGradD = nullptr, *mGradBias = nullptr;
     BlockSteps mX{};

@@ -7,6 +7,7 @@
  *   scan_avx512.cpp   x86-64: -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
  *   scan_neon.cpp     aarch64: base flags
  * A file compiled without its flags, or for another processor, offers no kernels: all link everywhere. */
+#include "scan_check.h"
 #include "scan_driver.h"
 
 #include <stdexcept>

@@ -1,5 +1,6 @@
 /* The C interface on the CPU: backward. The split into tasks and the order of every sum depend on the
  * shapes alone, so gradients are the same bits for every number of threads. */
+#include "scan_check.h"
 #include "scan_driver.h"
 
 #include <cstring>

@@ -7,7 +7,9 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -81,6 +83,13 @@ std::atomic<ScanKernels const*>& chosenKernels()
     return chosen;
 }
 
+//! Asked once: the C library reads a file of the kernel for it.
+int64_t coreCount()
+{
+    static int64_t const kCORES = std::thread::hardware_concurrency();
+    return kCORES;
+}
+
 //! Exceptions must not cross the pool's C callback: the first one waits here.
 struct Failure
 {
@@ -127,6 +136,7 @@ void runOnOwnThreads(TaskList& list, int64_t threads, int64_t count)
         }
     };
     std::vector<std::thread> helpers;
+    helpers.reserve(static_cast<size_t>(threads < count ? threads : count));
     try
     {
         for (int64_t i = 1; i < threads && i < count; ++i)
@@ -134,9 +144,9 @@ void runOnOwnThreads(TaskList& list, int64_t threads, int64_t count)
             helpers.emplace_back(work);
         }
     }
-    catch (...)
+    catch (std::system_error const&)
     {
-        list.failure.keep();
+        // The system grants no more threads: those that run, this one at least, take all the tasks.
     }
     work();
     for (std::thread& helper : helpers)
@@ -167,7 +177,7 @@ bool forceKernels(char const* name)
 
 int64_t usefulThreads(MambaposeScanParams const& params)
 {
-    int64_t const cores = params.numThreads > 0 ? params.numThreads : std::thread::hardware_concurrency();
+    int64_t const cores = params.numThreads > 0 ? params.numThreads : coreCount();
     int64_t const updates
         = params.batch * params.length * params.directions * params.channels * (params.states + 4);
     int64_t const worth = updates / (params.parallelFor != nullptr ? kPOOL_GRAIN : kTHREAD_GRAIN);
@@ -201,7 +211,7 @@ void withScratch(int64_t floats, std::function<void(float*)> const& body)
     std::unique_ptr<void, decltype(release)> const memory(std::aligned_alloc(kLINE, bytes + kLINE), release);
     if (memory == nullptr)
     {
-        throw std::bad_alloc();
+        throw std::runtime_error("scratch: " + std::to_string(bytes) + " bytes of memory were wanted, found none");
     }
     body(static_cast<float*>(memory.get()));
 }

@@ -1,4 +1,4 @@
-/* Checking, dispatch and work splitting around the kernels; compiled for the base processor. */
+/* Dispatch and work splitting around the kernels; compiled for the base processor. */
 #ifndef MAMBAPOSE_SCAN_DRIVER_H
 #define MAMBAPOSE_SCAN_DRIVER_H
 
@@ -8,9 +8,6 @@
 
 namespace mambapose
 {
-
-//! Throws std::invalid_argument with a sentence that names the argument.
-void checkParams(MambaposeScanParams const& params, bool wantsOutput);
 
 //! The kernels in use: the best of this processor, or the forced ones.
 ScanKernels const* activeKernels();
@@ -25,7 +22,7 @@ int64_t usefulThreads(MambaposeScanParams const& params);
 void runTasks(
     MambaposeScanParams const& params, int64_t threads, int64_t count, std::function<void(int64_t)> const& body);
 
-//! Calls body with 64-byte aligned scratch. Throws std::bad_alloc.
+//! Calls body with 64-byte aligned scratch. Throws std::runtime_error when there is no memory.
 void withScratch(int64_t floats, std::function<void(float*)> const& body);
 
 //! Runs a call of the C interface: 0, or -1 with the exception's sentence in error.

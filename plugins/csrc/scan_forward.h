@@ -70,26 +70,20 @@ private:
     }
 
     //! Divides the scratch; returns its size in floats.
-    int64_t carve(float* scratch)
+    int64_t carve(float* memory)
     {
-        int64_t used = 0;
-        auto const take = [&](int64_t floats)
-        {
-            float* const result = scratch == nullptr ? nullptr : scratch + used;
-            used += (floats + 15) / 16 * 16;
-            return result;
-        };
+        Scratch scratch(memory);
         int64_t const part = partChannels();
-        mState = take(part * mP.states);
-        mDecay = take(part * mP.states);
-        mX.s = take(mSteps * kW);
-        mX.su = take(mSteps * kW);
-        mX.y = take(mSteps * kW);
-        mTiles.B.data = take(matrixTileSize(mP, mSteps));
-        mTiles.C.data = take(matrixTileSize(mP, mSteps));
-        mTokens = reinterpret_cast<int32_t*>(take(2 * mSteps));
-        mSums = take(mKeepSums ? part * mP.length : 0);
-        return used;
+        mState = scratch.take(part * mP.states);
+        mDecay = scratch.take(part * mP.states);
+        mX.s = scratch.take(mSteps * kW);
+        mX.su = scratch.take(mSteps * kW);
+        mX.y = scratch.take(mSteps * kW);
+        mTiles.B.data = scratch.take(matrixTileSize(mP, mSteps));
+        mTiles.C.data = scratch.take(matrixTileSize(mP, mSteps));
+        mTokens = reinterpret_cast<int32_t*>(scratch.take(2 * mSteps));
+        mSums = scratch.take(mKeepSums ? part * mP.length : 0);
+        return scratch.taken();
     }
 
     void direction(int64_t k)

@@ -22,6 +22,30 @@ inline int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+//! Hands out pieces of a task's scratch, each starting a cache line; without memory it only counts.
+class Scratch
+{
+public:
+    explicit Scratch(float* memory)
+        : mMemory(memory)
+    {
+    }
+    float* take(int64_t floats)
+    {
+        float* const piece = mMemory == nullptr ? nullptr : mMemory + mTaken;
+        mTaken += (floats + 15) / 16 * 16;
+        return piece;
+    }
+    int64_t taken() const
+    {
+        return mTaken;
+    }
+
+private:
+    float* mMemory;
+    int64_t mTaken = 0;
+};
+
 //! Steps per tile: B and C of a tile stay in the first-level cache, a few rows at least.
 inline int64_t tileSteps(int64_t states, int64_t most)
 {

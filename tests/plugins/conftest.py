@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,14 @@ import pytest
 
 INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
+ISAS = ("scalar", "avx2", "avx512", "neon")
+GOLDEN_SCANS = (
+    "scan_01_single_step_bare", "scan_02_d_bias_softplus", "scan_03_gate_state_b2",
+    "scan_04_groups4_state_b2", "scan_05_n1_groups4", "scan_06_gate_rank4_one_group",
+    "scan_07_no_softplus_no_bias", "scan_08_softplus_no_bias_groups4", "scan_09_softplus_edges",
+    "scan_10_constant_b_c", "scan_11_bias_no_softplus_n1", "scan_12_slow_decay",
+    "scan_13_single_step_all",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,22 @@ def make_official(golden_case: SimpleNamespace) -> tuple[dict[str, np.ndarray], 
     return arguments, {"groups": groups, "delta_softplus": softplus}
 
 
+def each_isa() -> Iterator[str]:
+    """Every instruction set of this machine, in use while its name is out."""
+    from mambapose.plugins import native_scan
+
+    for name in ISAS:
+        if native_scan.force_instruction_set(name):
+            yield name
+
+
+def run_native(case: ScanCase, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(y, final_state) of the case with other arguments or threads, through the C interface."""
+    from mambapose.plugins import native_scan
+
+    return native_scan.scan(**{**case.arguments, **changes}, **case.attributes)
+
+
 def check_close(name: str, found: Any, wanted: Any, limit: float) -> None:
     """Fail unless the largest difference is at most ``limit`` times the largest wanted value."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
@@ -180,6 +204,8 @@ def scans() -> SimpleNamespace:
         model=make_model,
         session=make_session,
         run=run_session,
+        native=run_native,
+        each_isa=each_isa,
         close=check_close,
         official=make_official,
         need_onnxruntime=need_onnxruntime,
@@ -215,6 +241,15 @@ def ort_library(library: Path) -> Path:
     return library
 
 
+@pytest.fixture
+def best_isa(library: Path) -> Iterator[None]:
+    """The instruction set the library chooses is in use again after the test."""
+    from mambapose.plugins import native_scan
+
+    yield
+    native_scan.force_instruction_set(None)
+
+
 Signatures = dict[str, dict[str, Any]]
 SIGNATURES: Signatures = {
     "plain": {},
@@ -246,9 +281,10 @@ ROUNDING = {False: 2e-6, True: 1.5e-3}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test that asks for ``signature`` runs once per row of SIGNATURES."""
-    if "signature" in metafunc.fixturenames:
-        metafunc.parametrize("signature", list(SIGNATURES))
+    """Tests that ask for ``signature`` or ``golden_scan`` run once per row of these tables."""
+    for argument, rows in (("signature", list(SIGNATURES)), ("golden_scan", GOLDEN_SCANS)):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, rows)
 
 
 @pytest.fixture

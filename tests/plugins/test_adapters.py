@@ -13,13 +13,6 @@ from torch.nn import functional
 from mambapose.plugins import adapters
 from mambapose.plugins.standins import STANDINS, install_standins
 
-SCANS = (
-    "scan_01_single_step_bare", "scan_02_d_bias_softplus", "scan_03_gate_state_b2",
-    "scan_04_groups4_state_b2", "scan_05_n1_groups4", "scan_06_gate_rank4_one_group",
-    "scan_07_no_softplus_no_bias", "scan_08_softplus_no_bias_groups4", "scan_09_softplus_edges",
-    "scan_10_constant_b_c", "scan_11_bias_no_softplus_n1", "scan_12_slow_decay",
-    "scan_13_single_step_all",
-)  # fmt: skip
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
@@ -37,9 +30,8 @@ def _wanted(case, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", SCANS)
-def test_golden_scan(name, dtype, golden, scans):
-    case = golden(name)
+def test_golden_scan(golden_scan, dtype, golden, scans):
+    case = golden(golden_scan)
     softplus = bool(case.meta["config"]["delta_softplus"])
     out, state = adapters.selective_scan_fn(
         **_golden_inputs(case, dtype), delta_softplus=softplus, return_last_state=True

@@ -119,6 +119,15 @@ def test_what_cannot_be_specialised_is_refused(spoil, message, scans):
         attach_functions(model)
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan, -np.inf])
+def test_a_decay_that_would_grow_is_not_exported(value, scans):
+    case = scans.case()
+    case.arguments["A"][2, 1] = value
+    with pytest.raises(ExportError, match=f"node scan: A: finite values below 0.* found {value:g}"):
+        attach_functions(scans.model(case))
+    attach_functions(scans.model(case, constants=()))  # an input has no values yet
+
+
 def test_stripped_form_has_no_function_and_no_empty_input(scans):
     case = scans.case(K=2, order="shared", optional=("D", "dt_bias", "initial_state"))
     model = scans.model(case)

@@ -11,65 +11,39 @@ import pytest
 from mambapose.plugins import native_scan
 from mambapose.plugins.reference import selective_scan_reference
 
-ISAS = ("scalar", "avx2", "avx512", "neon")
 OUT, STATE, HALF = 2e-6, 5e-6, 1.5e-3
-GOLDEN = (
-    "scan_01_single_step_bare", "scan_02_d_bias_softplus", "scan_03_gate_state_b2",
-    "scan_04_groups4_state_b2", "scan_05_n1_groups4", "scan_06_gate_rank4_one_group",
-    "scan_07_no_softplus_no_bias", "scan_08_softplus_no_bias_groups4", "scan_09_softplus_edges",
-    "scan_10_constant_b_c", "scan_11_bias_no_softplus_n1", "scan_12_slow_decay",
-    "scan_13_single_step_all",
-)  # fmt: skip
 FULL = ("D", "z", "dt_bias", "initial_state")
 
-pytestmark = pytest.mark.usefixtures("library", "best_isa")
-
-
-@pytest.fixture
-def best_isa():
-    yield
-    native_scan.force_instruction_set(None)
-
-
-def each_isa():
-    """Every instruction set of this machine, in use while its name is out."""
-    for name in ISAS:
-        if native_scan.force_instruction_set(name):
-            yield name
-
-
-def scan(case, **changes):
-    threads = changes.pop("threads", 1)
-    return native_scan.scan(**{**case.arguments, **changes}, **case.attributes, threads=threads)
+pytestmark = pytest.mark.usefixtures("best_isa")
 
 
 def check(scans, case, limit=OUT):
     wanted, wanted_state = selective_scan_reference(**case.arguments, **case.attributes)
-    for isa in each_isa():
-        y, state = scan(case)
+    for isa in scans.each_isa():
+        y, state = scans.native(case)
         assert y.dtype == case.arguments["u"].dtype
         scans.close(f"{isa} y", y, wanted, limit)
         scans.close(f"{isa} final state", state, wanted_state, STATE)
 
 
-def test_an_absent_instruction_set_is_refused():
+def test_an_absent_instruction_set_is_refused(scans):
     best = native_scan.instruction_set()
-    assert best in ISAS
+    assert best in set(scans.each_isa())
+    native_scan.force_instruction_set(None)
     assert not native_scan.force_instruction_set("vax")
     assert native_scan.instruction_set() == best
     assert native_scan.force_instruction_set("scalar")
     assert native_scan.instruction_set() == "scalar"
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_official_vectors(golden, scans, name):
-    case = golden(name)
+def test_official_vectors(golden, scans, golden_scan):
+    case = golden(golden_scan)
     arguments, attributes = scans.official(case)
     wanted = np.swapaxes(case.arrays["output.out_f64"], 1, 2)
-    for isa in each_isa():
+    for isa in scans.each_isa():
         y, state = native_scan.scan(**arguments, **attributes)
         scans.close(f"{isa} out", y, wanted, OUT)
-        if name == "scan_09_softplus_edges":
+        if golden_scan == "scan_09_softplus_edges":
             for c in range(wanted.shape[2]):
                 scans.close(f"{isa} channel {c}", y[..., c], wanted[..., c], 2e-5)
         if "output.last_state_f64" in case.arrays:
@@ -167,8 +141,8 @@ def test_half_precision_adds_directions_in_float32(scans):
     case = scans.case(5, L=40, D=20, K=2, reverse=(0, 1), merge="sum", half=True, optional=("D",))
     case.arguments["D"][:20], case.arguments["D"][20:] = 700.0, -700.0
     wanted, _ = selective_scan_reference(**case.arguments, **case.attributes)
-    for isa in each_isa():
-        scans.close(isa, scan(case)[0], wanted, HALF)
+    for isa in scans.each_isa():
+        scans.close(isa, scans.native(case)[0], wanted, HALF)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -178,8 +152,8 @@ def test_order_is_gather_scan_scatter_bit_for_bit(scans, half):
     plain = {name: value for name, value in case.arguments.items() if name != "order"}
     for name in ("u", "dt", "B", "C", "z"):
         plain[name] = np.ascontiguousarray(plain[name][:, order])
-    for _ in each_isa():
-        y, state = scan(case)
+    for _ in scans.each_isa():
+        y, state = scans.native(case)
         gathered, gathered_state = native_scan.scan(**plain, **case.attributes)
         np.testing.assert_array_equal(y[:, order], gathered)
         np.testing.assert_array_equal(state, gathered_state)
@@ -191,35 +165,35 @@ def test_identity_reverse_and_transpose_orders_bit_for_bit(scans):
     identity = np.arange(frames * joints, dtype=np.int32)
     backwards = dataclasses.replace(case, attributes={**case.attributes, "reverse": [1]})
     transposed = identity.reshape(frames, joints).T.ravel().copy()
-    for _ in each_isa():
-        np.testing.assert_array_equal(scan(case)[0], scan(case, order=identity)[0])
+    for _ in scans.each_isa():
+        np.testing.assert_array_equal(scans.native(case)[0], scans.native(case, order=identity)[0])
         np.testing.assert_array_equal(
-            scan(backwards)[0], scan(case, order=identity[::-1].copy())[0]
+            scans.native(backwards)[0], scans.native(case, order=identity[::-1].copy())[0]
         )
-        y = scan(case, order=transposed)[0]
-        back = scan(backwards, order=transposed[::-1].copy())[0]
+        y = scans.native(case, order=transposed)[0]
+        back = scans.native(backwards, order=transposed[::-1].copy())[0]
         np.testing.assert_array_equal(y, back)
 
 
 def test_merging_adds_directions(scans):
     case = scans.case(7, L=90, D=21, K=4, reverse=(0, 1, 1, 0), order="rows", optional=("D",))
     merged = dataclasses.replace(case, attributes={**case.attributes, "merge": "sum"})
-    for _ in each_isa():
-        apart = scan(case)[0].reshape(2, 90, 4, 21)
+    for _ in scans.each_isa():
+        apart = scans.native(case)[0].reshape(2, 90, 4, 21)
         total = ((apart[:, :, 0] + apart[:, :, 1]) + apart[:, :, 2]) + apart[:, :, 3]
-        np.testing.assert_array_equal(scan(merged)[0], total)
+        np.testing.assert_array_equal(scans.native(merged)[0], total)
 
 
 @pytest.mark.parametrize("N", [1, 16])
 def test_the_state_carries_a_scan_on_from_every_step(scans, N):
     case = scans.case(8, B=1, L=70, D=18, N=N, optional=FULL)
     native_scan.force_instruction_set(None)
-    whole, last = scan(case)
+    whole, last = scans.native(case)
     for at in range(71):
         parts, state = [], case.arguments["initial_state"]
         for piece in (slice(0, at), slice(at, at), slice(at, None)):
             rows = {n: case.arguments[n][:, piece] for n in ("u", "dt", "B", "C", "z")}
-            y, state = scan(case, **rows, initial_state=state)
+            y, state = scans.native(case, **rows, initial_state=state)
             parts.append(y)
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
         np.testing.assert_array_equal(state, last)

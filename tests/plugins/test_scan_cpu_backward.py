@@ -9,18 +9,11 @@ from mambapose.plugins import native_scan
 from mambapose.plugins.reference import selective_scan_reference
 from mambapose.runtime.errors import EngineError
 
-ISAS = ("scalar", "avx2", "avx512", "neon")
 FULL = ("D", "z", "dt_bias", "initial_state")
 STEP = 1e-5
 LIMIT = 1e-5
 
-pytestmark = pytest.mark.usefixtures("library", "best_isa")
-
-
-@pytest.fixture
-def best_isa():
-    yield
-    native_scan.force_instruction_set(None)
+pytestmark = pytest.mark.usefixtures("best_isa")
 
 
 CASES = {
@@ -77,8 +70,7 @@ def test_gradients_are_the_slopes_of_the_oracle(scans, name):
     weights = _weights(case)
     found = {
         isa: native_scan.scan_backward(*weights, **case.arguments, **case.attributes)
-        for isa in ISAS
-        if native_scan.force_instruction_set(isa)
+        for isa in scans.each_isa()
     }
     rng = np.random.default_rng(2)
     for argument, array in case.arguments.items():

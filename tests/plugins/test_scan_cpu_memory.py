@@ -11,29 +11,10 @@ from mambapose.plugins import native_scan
 from mambapose.plugins.reference import selective_scan_reference, softplus
 from mambapose.runtime.errors import EngineError
 
-ISAS = ("scalar", "avx2", "avx512", "neon")
 ROWS = ("u", "dt", "B", "C", "z")
 FULL = ("D", "z", "dt_bias", "initial_state")
 
-pytestmark = pytest.mark.usefixtures("library", "best_isa")
-
-
-@pytest.fixture
-def best_isa():
-    yield
-    native_scan.force_instruction_set(None)
-
-
-def each_isa():
-    """Every instruction set of this machine, in use while its name is out."""
-    for name in ISAS:
-        if native_scan.force_instruction_set(name):
-            yield name
-
-
-def scan(case, **changes):
-    threads = changes.pop("threads", 1)
-    return native_scan.scan(**{**case.arguments, **changes}, **case.attributes, threads=threads)
+pytestmark = pytest.mark.usefixtures("best_isa")
 
 
 def _inside(array, before, after):
@@ -60,8 +41,8 @@ def test_slices_of_wider_tensors_are_read_in_place(scans, half, before, after):
     views = {name: _inside(case.arguments[name], before, after) for name in ROWS}
     for view in views.values():
         assert native_scan._lined_up(view, view.dtype) is view
-    for _ in each_isa():
-        for found, wanted in zip(scan(case, **views), scan(case), strict=True):
+    for _ in scans.each_isa():
+        for found, wanted in zip(scans.native(case, **views), scans.native(case), strict=True):
             np.testing.assert_array_equal(found, wanted)
 
 
@@ -70,10 +51,12 @@ def test_reversed_batches_and_repeated_rows_are_read_in_place(scans):
     flipped = {name: case.arguments[name][::-1] for name in ROWS if name in case.arguments}
     row = case.arguments["dt"][:, :1]
     repeated = np.broadcast_to(row, case.arguments["dt"].shape)
-    for _ in each_isa():
-        y, _ = scan(case)
-        np.testing.assert_array_equal(scan(case, **flipped)[0], y[::-1])
-        np.testing.assert_array_equal(scan(case, dt=repeated)[0], scan(case, dt=repeated.copy())[0])
+    for _ in scans.each_isa():
+        y, _ = scans.native(case)
+        np.testing.assert_array_equal(scans.native(case, **flipped)[0], y[::-1])
+        np.testing.assert_array_equal(
+            scans.native(case, dt=repeated)[0], scans.native(case, dt=repeated.copy())[0]
+        )
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -81,8 +64,8 @@ def test_reversed_batches_and_repeated_rows_are_read_in_place(scans):
 def test_unaligned_memory(scans, half, offset):
     case = scans.case(3, L=33, D=33, N=16, optional=FULL, half=half)
     moved = {name: _moved(value, offset) for name, value in case.arguments.items()}
-    for _ in each_isa():
-        for found, wanted in zip(scan(case, **moved), scan(case), strict=True):
+    for _ in scans.each_isa():
+        for found, wanted in zip(scans.native(case, **moved), scans.native(case), strict=True):
             np.testing.assert_array_equal(found, wanted)
 
 
@@ -93,14 +76,14 @@ def test_every_number_of_threads_gives_the_same_bits(scans, merge, half):
         4, B=2, L=700, D=89, N=16, K=2, reverse=(0, 1), merge=merge, half=half, order="rows",
         optional=FULL,
     )  # fmt: skip
-    one = scan(case)
+    one = scans.native(case)
 
     def pool(context, task, argument, count):
         for index in reversed(range(count)):
             task(argument, index)
 
     for threads in (2, 3, 5, 16):
-        own = scan(case, threads=threads)
+        own = scans.native(case, threads=threads)
         pooled = native_scan.scan(
             **case.arguments, **case.attributes, threads=threads, parallel_for=pool
         )
@@ -140,8 +123,8 @@ def test_edges_of_step_size_and_decay(scans, dt, decay):
     """Each edge alone, so that small step sizes are compared with small results."""
     case = _values(scans, dt=dt, A=decay, D=0.0)
     wanted, state = selective_scan_reference(**case.arguments, **case.attributes)
-    for isa in each_isa():
-        y, found = scan(case)
+    for isa in scans.each_isa():
+        y, found = scans.native(case)
         scans.close(f"{isa} y", y, wanted, 2e-6)
         scans.close(f"{isa} state", found, state, 5e-6)
 
@@ -165,10 +148,10 @@ def test_slow_decay_is_as_exact_as_float32_allows(scans):
     case.arguments["A"][:] = -np.logspace(-6, -1, 34).reshape(17, 2)
     wanted, _ = selective_scan_reference(**case.arguments, **case.attributes)
     least = np.abs(_rounded_scan(case) - wanted).max() / np.abs(wanted).max()
-    for isa in each_isa():
+    for isa in scans.each_isa():
         # Without a fused multiply-add a factor within a rounding of 1 is lost.
         limit = 2e-5 if isa == "scalar" else 1.5 * least
-        scans.close(isa, scan(case)[0], wanted, limit)
+        scans.close(isa, scans.native(case)[0], wanted, limit)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +168,14 @@ def test_slow_decay_is_as_exact_as_float32_allows(scans):
 def test_outliers_and_zeros(scans, changes):
     case = _values(scans, **changes)
     wanted, _ = selective_scan_reference(**case.arguments, **case.attributes)
-    for isa in each_isa():
-        scans.close(isa, scan(case)[0], wanted, 2e-6)
+    for isa in scans.each_isa():
+        scans.close(isa, scans.native(case)[0], wanted, 2e-6)
 
 
 def test_denormals_may_become_zero(scans):
     case = _values(scans, u=1e-40)
-    for _ in each_isa():
-        y, state = scan(case)
+    for _ in scans.each_isa():
+        y, state = scans.native(case)
         assert np.abs(y).max() < 1e-36
         assert np.abs(state).max() < 1e-36
 
@@ -202,11 +185,13 @@ def test_the_largest_halves(scans):
     case.arguments["u"][:] = np.finfo(np.float16).max
     case.arguments["D"][:] = 0.5
     case.arguments["C"][:] = 0
-    for _ in each_isa():
-        np.testing.assert_array_equal(scan(case)[0], np.float16(np.finfo(np.float16).max / 2))
+    for _ in scans.each_isa():
+        np.testing.assert_array_equal(
+            scans.native(case)[0], np.float16(np.finfo(np.float16).max / 2)
+        )
     case.arguments["D"][:] = 2.0
-    for _ in each_isa():
-        assert np.isposinf(scan(case)[0]).all()
+    for _ in scans.each_isa():
+        assert np.isposinf(scans.native(case)[0]).all()
 
 
 @pytest.mark.parametrize("name", ["u", "dt", "z"])
@@ -219,9 +204,9 @@ def test_what_is_no_number_stays_in_its_channel(scans, name, value, half):
     others = np.arange(35) != 20
     with np.errstate(all="ignore"):
         wanted, _ = selective_scan_reference(**{**case.arguments, name: bad}, **case.attributes)
-    for isa in each_isa():
-        good, good_state = scan(case)
-        y, state = scan(case, **{name: bad})
+    for isa in scans.each_isa():
+        good, good_state = scans.native(case)
+        y, state = scans.native(case, **{name: bad})
         np.testing.assert_array_equal(y[..., others], good[..., others])
         np.testing.assert_array_equal(state[:, others], good_state[:, others])
         np.testing.assert_array_equal(y[:, :31], good[:, :31])
@@ -235,10 +220,10 @@ def test_an_order_outside_the_tokens_is_refused(scans, value):
     order = case.arguments["order"].copy()
     order[3] = value
     with pytest.raises(EngineError, match=r"order: a token from 0 to 8 was wanted, found"):
-        scan(case, order=order)
+        scans.native(case, order=order)
     order[3] = order[4]
     with pytest.raises(EngineError, match=r"order: every token once was wanted"):
-        scan(case, order=order)
+        scans.native(case, order=order)
 
 
 def _params(scans):
@@ -291,13 +276,81 @@ def test_a_state_and_segments_exclude_each_other(scans):
         native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("batch", 2**31), ("channels", 2**31), ("batch", 2**31 - 1)]
+)
+def test_sizes_whose_products_overflow_are_refused(scans, field, value):
+    params, _alive = _params(scans)
+    params.length, params.channels, params.directions = 2**31 - 1, 2**20, 64
+    params.orderRows = 1
+    setattr(params, field, value)
+    with pytest.raises(EngineError, match=rf"^selective scan: {field}: "):
+        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+
+
+@pytest.mark.parametrize("name", ["u", "dt", "B", "C", "z", "A", "D", "initial_state"])
+@pytest.mark.parametrize("end", ["first", "last"])
+def test_a_result_that_overlaps_an_argument_is_refused(scans, name, end):
+    """One float is enough, at either end; memory that only touches is good."""
+    case = scans.case(13, L=11, D=20, optional=FULL)
+    size, wide = case.arguments[name].size, 2 * 11 * 20
+    buffer = np.zeros(2 * wide + size, np.float32)
+    argument = buffer[wide : wide + size].reshape(case.arguments[name].shape)
+    argument[...] = case.arguments[name]
+
+    def run(begin):
+        y = buffer[begin : begin + wide].reshape(2, 11, 20)
+        native_scan.bind_scan({**case.arguments, name: argument}, case.attributes, y=y).run()
+        return y
+
+    apart, overlapping = (0, 1) if end == "first" else (wide + size, wide + size - 1)
+    np.testing.assert_array_equal(run(apart), scans.native(case)[0])
+    argument[...] = case.arguments[name]
+    named = {"initial_state": "initialState"}.get(name, name)
+    with pytest.raises(EngineError, match=rf"y: memory of its own was wanted.* {named}$"):
+        run(overlapping)
+
+
+def test_a_backwards_view_that_overlaps_is_refused(scans):
+    case = scans.case(14, B=1, L=11, D=20)
+    buffer = np.zeros(11 * 20 + 20, np.float32)
+    backwards = buffer[:220].reshape(1, 11, 20)[:, ::-1]
+    y = buffer[20:].reshape(1, 11, 20)
+    with pytest.raises(EngineError, match="y: memory of its own was wanted"):
+        native_scan.bind_scan({**case.arguments, "u": backwards}, case.attributes, y=y).run()
+
+
+def test_the_state_may_be_updated_in_place(scans):
+    case = scans.case(15, B=2, L=40, D=35, K=2, reverse=(0, 1), optional=FULL)
+    for _ in scans.each_isa():
+        y, state = scans.native(case)
+        held = case.arguments["initial_state"].copy()
+        bound = native_scan.bind_scan({**case.arguments, "initial_state": held}, case.attributes)
+        bound.params.finalState = held.ctypes.data
+        bound.run()
+        np.testing.assert_array_equal(bound.y, y)
+        np.testing.assert_array_equal(held, state)
+        bound.params.finalState = held.ctypes.data + 4
+        with pytest.raises(EngineError, match=r"finalState: memory of its own.* initialState"):
+            bound.run()
+
+
+def test_memory_for_y_must_be_writable_and_dense(scans):
+    case = scans.case(16)
+    y = np.zeros((2, 9, 6), np.float32)
+    y.flags.writeable = False
+    for wrong in (y, np.zeros((2, 9, 12), np.float32)[..., ::2], np.zeros((2, 9, 6))):
+        with pytest.raises(ValueError, match=r"^y: dense writable float32 \(2, 9, 6\)"):
+            native_scan.bind_scan(case.arguments, case.attributes, y=wrong)
+
+
 def test_other_types_are_refused(scans):
     case = scans.case(12)
     with pytest.raises(ValueError, match=r"^dt: float32 or float16 was wanted, found float64"):
-        scan(case, dt=case.arguments["dt"].astype(float))
+        scans.native(case, dt=case.arguments["dt"].astype(float))
     wrong = dataclasses.replace(case, attributes={**case.attributes, "segment": -1})
     with pytest.raises(ValueError, match=r"^segment: "):
-        scan(wrong)
+        scans.native(wrong)
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path):

@@ -26,7 +26,7 @@ def _tensors(case, dtype=None):
 @pytest.fixture
 def no_library(monkeypatch):
     """A machine on which nothing was compiled."""
-    monkeypatch.setattr("mambapose.runtime.native.find_library", lambda: None)
+    monkeypatch.setattr(torch_op, "find_library", lambda: None)
     torch_op._has_library.cache_clear()
     yield
     torch_op._has_library.cache_clear()
@@ -152,7 +152,7 @@ def test_operator_is_registered_as_torch_wants(name, scans):
     }
     case = scans.case(**options[name])
     tensors = _tensors(case)
-    values = [tensors.get(key) for key in torch_op.TENSORS]
+    values = [tensors.get(key) for key in torch_op.INPUTS]
     attributes = [case.attributes[key] for key in torch_op.OPTIONS]
     values = [v.requires_grad_() if v is not None and v.is_floating_point() else v for v in values]
     torch.library.opcheck(torch.ops.mambapose.selective_scan.default, (*values, *attributes))
@@ -191,6 +191,36 @@ def test_misfits_are_refused_by_name(change, message, scans):
     case = scans.case()
     with pytest.raises(ValueError, match=message):
         selective_scan(**{**_tensors(case), **change}, **case.attributes)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 1], [0, 1, 3], [-1, 0, 1]])
+def test_loop_refuses_an_order_that_is_no_permutation(order, scans):
+    tensors = _tensors(scans.case(L=3), torch.float64)
+    with pytest.raises(ValueError, match="order: each row must name every token once"):
+        selective_scan(**tensors, order=torch.tensor(order, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_one_tensor_may_be_several_arguments(dtype, scans, library):
+    """Gradients of a tensor's uses add up; results are read through permuted views."""
+    base = _tensors(scans.case(L=20, D=6, N=6))
+    gradients = []
+    for kind in (dtype, torch.float64):
+        exact = torch.float64 if kind == torch.float64 else torch.float32
+        x = base["u"].to(dtype).to(kind).requires_grad_()
+        y, state = selective_scan(x, x, base["A"].to(exact), x, x, z=x)
+        loss = (y.transpose(1, 2).double() * torch.linspace(-1, 1, 20)).sum() + state.sum()
+        gradients.append(torch.autograd.grad(loss, x)[0])
+    scans.close("gradient", gradients[0], gradients[1], 5e-3 if dtype == torch.float16 else 1e-5)
+
+
+def test_second_derivatives_are_refused(scans, library):
+    tensors = _tensors(scans.case())
+    tensors["u"].requires_grad_()
+    y, _ = selective_scan(**tensors)
+    (gradient,) = torch.autograd.grad(y.square().sum(), tensors["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        gradient.sum().backward()
 
 
 class Layer(torch.nn.Module):

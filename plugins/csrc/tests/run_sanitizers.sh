@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer and runs every
-# instruction set of this machine over the cases of scan_selftest.cpp.
+# Builds the CPU kernels with the compiler's sanitizers and runs them over the cases of
+# scan_selftest.cpp: every instruction set of this machine with those for addresses and undefined
+# behaviour, the plain kernels with the one for threads (all share the code that splits the work).
 # Exit 0 when nothing is found, 77 with the reason when the compiler lacks the sanitizers, else 1.
 set -eu
 
@@ -8,15 +9,20 @@ here=$(cd "$(dirname "$0")" && pwd)
 compiler=${CXX:-g++}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-flags="-std=c++17 -O1 -g -Wall -Wextra -pthread -fsanitize=address,undefined -fno-sanitize-recover=all"
+flags="-std=c++17 -O1 -g -Wall -Wextra -pthread -I$here/.."
+addresses="-fsanitize=address,undefined -fno-sanitize-recover=all"
+threads="-fsanitize=thread"
 if ! command -v "$compiler" > /dev/null; then
     echo "skipped: no C++ compiler ($compiler)"
     exit 77
 fi
-if ! echo 'int main() {}' | "$compiler" $flags -x c++ - -o "$work/probe" 2> /dev/null; then
-    echo "skipped: $compiler cannot link the sanitizers"
-    exit 77
-fi
+for sanitizer in "$addresses" "$threads"; do
+    if ! echo 'int main() {}' | "$compiler" $flags $sanitizer -x c++ - -o "$work/probe" 2> /dev/null \
+        || ! "$work/probe" 2> /dev/null; then
+        echo "skipped: $compiler cannot build or this machine cannot run $sanitizer"
+        exit 77
+    fi
+done
 
 case $(uname -m) in
 x86_64) avx2="-mavx2 -mfma -mf16c" avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl" ;;
@@ -29,7 +35,11 @@ for source in "$here"/../scan_*.cpp "$here"/scan_selftest.cpp; do
     *_avx2) extra=$avx2 ;;
     *) extra="" ;;
     esac
-    "$compiler" $flags $extra -I"$here/.." -c "$source" -o "$work/$name.o"
+    "$compiler" $flags $addresses $extra -c "$source" -o "$work/$name.o"
+    "$compiler" $flags $threads -c "$source" -o "$work/$name.threads.o"
 done
-"$compiler" $flags "$work"/*.o -o "$work/selftest"
+"$compiler" $flags $threads "$work"/*.threads.o -o "$work/threads"
+rm "$work"/*.threads.o
+"$compiler" $flags $addresses "$work"/*.o -o "$work/selftest"
 "$work/selftest"
+"$work/threads"

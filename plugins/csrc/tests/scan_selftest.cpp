@@ -1,6 +1,7 @@
 /* Compares every instruction set of the CPU kernels with the naive scan over shapes and flags, through
- * the C interface: for machines without Python (an emulated aarch64) and for the sanitizers. Buffers
- * are exactly as large as the tensors. Prints one line per instruction set; exit 1 on a difference. */
+ * the C interface, and calls on several threads with calls on one: for machines without Python (an
+ * emulated aarch64) and for the sanitizers. Buffers are exactly as large as the tensors. Prints one
+ * line per instruction set; exit 1 on a difference. */
 #include "mambapose_scan.h"
 #include "naive_scan.h"
 
@@ -11,6 +12,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 
 namespace
 {
@@ -250,6 +252,54 @@ struct Report
     }
 };
 
+//! A caller's pool: a thread per task.
+void runOnPool(void*, MambaposeTask body, void* bodyContext, size_t count)
+{
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < count; ++i)
+    {
+        threads.emplace_back(body, bodyContext, i);
+    }
+    for (std::thread& thread : threads)
+    {
+        thread.join();
+    }
+}
+
+bool runs(Call& call, int32_t threads, MambaposeParallelFor pool)
+{
+    call.params.numThreads = threads;
+    call.params.parallelFor = pool;
+    return mambapose_scan_cpu(&call.params, nullptr, 0) == 0;
+}
+
+//! Large enough to be split: the same bits for every number of threads, and from two calls at a time.
+bool threadsChangeNothing(Generator& generator, bool half)
+{
+    Case const c{"threads", {2, 300, 89, 16, 2, 1, 0, 2, true, true, true, false, false, 2}, true, true, true, true};
+    Problem const p = generator.problem(c);
+    Call one(p, half);
+    bool same = runs(one, 1, nullptr);
+    for (MambaposeParallelFor const pool : {MambaposeParallelFor{nullptr}, MambaposeParallelFor{runOnPool}})
+    {
+        for (int32_t const threads : {2, 3, 8})
+        {
+            Call first(p, half), second(p, half);
+            bool secondRuns = false;
+            std::thread beside([&] { secondRuns = runs(second, threads, pool); });
+            same = runs(first, threads, pool) && same;
+            beside.join();
+            for (Call const* call : {&first, &second})
+            {
+                same = same && call->y.floats == one.y.floats && call->y.halves == one.y.halves
+                    && call->finalState == one.finalState;
+            }
+            same = same && secondRuns;
+        }
+    }
+    return same;
+}
+
 void checkForward(Case const& c, Problem const& p, bool half, Report& report)
 {
     char error[256] = "";
@@ -316,9 +366,10 @@ int main()
             checkForward(c, p, true, report);
             checkBackward(c, p, generator, report);
         }
-        std::printf("%s: %zu cases %s, worst error %.2f of its limit\n", isa, cases().size(),
-            report.good ? "agree" : "DIFFER", report.worst);
-        good = good && report.good;
+        bool const same = threadsChangeNothing(generator, false) && threadsChangeNothing(generator, true);
+        std::printf("%s: %zu cases %s, worst error %.2f of its limit, threads change %s\n", isa, cases().size(),
+            report.good ? "agree" : "DIFFER", report.worst, same ? "nothing" : "RESULTS");
+        good = good && report.good && same;
     }
     return good ? 0 : 1;
 }
