@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -28,14 +27,12 @@ from mambapose.runtime.native import SPEC, find_library, library_info
 from mambapose.runtime.types import Array, GraphSpec
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
     from mambapose.export.verify import Exported
 
 Tell = Callable[[str], None]
 OPSET = 18
-SCAN_OP = ("mambapose", "SelectiveScan")
 
 
 def build_bundle(plan: Plan, out: Path, *, overwrite: bool, tell: Tell) -> Bundle:
@@ -73,14 +70,14 @@ def _fill(plan: Plan, tell: Tell, folder: Path) -> Bundle:
 
 def errors_text(gate: Mapping[str, float]) -> str:
     """``flow_px 0.0002, relative 3e-06``."""
-    return ", ".join(f"{unit} {error:.2g}" for unit, error in gate.items()) or "not measured"
+    return ", ".join(f"{unit} {error:.2g}" for unit, error in gate.items())
 
 
 def export_stage(
     plan: Plan, stage: StagePlan, model: torch.nn.Module, weights: WeightsEntry, folder: Path
 ) -> StageEntry:
     """Write the graphs, weights and gate arrays of one stage into ``folder``; its description."""
-    from mambapose.export.onnx_export import export_graph, save_graphs
+    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
     from mambapose.export.verify import Exported, verify_stage
 
     torch_graphs = stage_graphs(model, stage, plan)
@@ -110,8 +107,18 @@ def export_stage(
         gate=verified.errors,
         opset=OPSET,
         scan_spec=SPEC if any(graph.has_scan for graph in exported.values()) else None,
-        options={"flip": True} if stage.flip else {},
+        options=stage_options(stage),
     )
+
+
+def stage_options(stage: StagePlan) -> dict[str, str | int | bool]:
+    """What the runtime must know of the stage beyond its tensors."""
+    options: dict[str, str | int | bool] = {}
+    if stage.network.unit is not None:
+        options["unit"] = stage.network.unit
+    if stage.flip:
+        options["flip"] = True
+    return options
 
 
 def compiled_operator() -> Path | None:
@@ -122,14 +129,10 @@ def compiled_operator() -> Path | None:
 
 def load_network(stage: StagePlan, seed: int, tell: Tell) -> tuple[torch.nn.Module, WeightsEntry]:
     """The network with its weights, in eval mode, and where the weights came from."""
-    import torch
-
     from mambapose.export.checkpoints import load_weights
 
     module = network_module(stage)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = module.build(**stage.network.config, **_seed_option(module, seed)).eval()
+    model: torch.nn.Module = module.build(**stage.network.config, seed=seed)
     file = stage.weights
     if file is None and stage.source is not None:
         file = download_weights(stage.network.name, tell=tell)
@@ -138,11 +141,6 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> tuple[torch.nn.Modu
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
     licence = stage.source.licence if stage.source else stage.network.weights_licence
     return model, WeightsEntry(file.name, file_sha256(file), trained=True, licence=licence)
-
-
-def _seed_option(module: Any, seed: int) -> dict[str, int]:
-    """``seed`` for the networks that draw their weights under a seed of their own."""
-    return {"seed": seed} if "seed" in inspect.signature(module.build).parameters else {}
 
 
 def network_module(stage: StagePlan) -> Any:
@@ -154,15 +152,10 @@ def stage_graphs(
     model: torch.nn.Module, stage: StagePlan, plan: Plan
 ) -> dict[str, tuple[torch.nn.Module, GraphSpec]]:
     """Graph name -> torch module and contract; those of flow and depth carry their size."""
-    build = network_module(stage).graphs
-    if stage.sizes:
-        return dict(build(model, stage.sizes[0]))
-    return dict(build(model, plan.schedule.clip_frames, **({"flip": True} if stage.flip else {})))
-
-
-def has_scan(model: onnx.ModelProto) -> bool:
-    """True when the graph holds selective-scan nodes."""
-    return any((node.domain, node.op_type) == SCAN_OP for node in model.graph.node)
+    graphs = network_module(stage).graphs
+    if not stage.sizes:
+        return dict(graphs(model, plan.schedule.clip_frames, flip=stage.flip))
+    return {name: graph for size in stage.sizes for name, graph in graphs(model, size).items()}
 
 
 def describe_graphs(

@@ -7,7 +7,6 @@ downloaded again; what broke off goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambapose.runtime.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 
 PIECE = 1 << 20
@@ -139,7 +139,7 @@ def fetch(source: Source, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _receive(source, partial)
         if not _hash_fits(source, partial):
-            found = _sha256(partial)
+            found = file_sha256(partial)
             partial.unlink()
             raise ExportError(
                 f"{source.url}: SHA-256 {source.sha256} was wanted, found {found}; the file was "
@@ -197,12 +197,4 @@ def _receive(source: Source, partial: Path) -> None:
 
 
 def _hash_fits(source: Source, path: Path) -> bool:
-    return source.sha256 is None or _sha256(path).startswith(source.sha256)
-
-
-def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(PIECE):
-            state.update(piece)
-    return state.hexdigest()
+    return source.sha256 is None or file_sha256(path).startswith(source.sha256)

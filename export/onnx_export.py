@@ -13,12 +13,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mambapose.plugins.onnx_function import DOMAIN, attach_functions, strip_functions
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 OPSETS = (18, 19)
-DOMAIN = "mambapose"
 EXTERNAL_MIN_BYTES = 1024
 ALIGNMENT = 4096  # one page: ONNX Runtime maps weights instead of copying them
 EXAMPLE_SIZE = 2  # of a free dimension; 0 and 1 are special cases to the tracer
@@ -59,9 +60,8 @@ def export_graph(
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            has_scan = _calls_domain(program, DOMAIN)
             table: dict[Any, Any] | None = None
-            if has_scan:
+            if _calls_domain(program, DOMAIN):
                 from mambapose.plugins.torch_op import onnx_translation_table
 
                 table = onnx_translation_table()
@@ -76,18 +76,19 @@ def export_graph(
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as err:
         first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise ExportError(f"graph {spec.name} could not be exported to ONNX: {first}") from err
+        raise ExportError(
+            f"graph {spec.name} was wanted in ONNX, torch {torch.__version__} could not export it: "
+            f"{first}; nothing was written, please report this with the command used"
+        ) from err
     if exported is None:
         raise ExportError(
-            f"graph {spec.name}: the exporter of torch {torch.__version__} was silent"
+            f"graph {spec.name} was wanted in ONNX, the exporter of torch {torch.__version__} "
+            "returned nothing; please report this with the command used"
         )
     model: onnx.ModelProto = exported.model_proto
     _strip_traces(model)
     _name_free_dims(model, spec)
-    if has_scan:
-        from mambapose.plugins.onnx_function import attach_functions
-
-        attach_functions(model)
+    attach_functions(model)
     _write_contract(model, spec, metadata or {})
     _check_model(model, spec)
     return model
@@ -119,9 +120,7 @@ def save_graphs(models: Mapping[str, onnx.ModelProto], folder: Path, stem: str) 
                 _point_outside(tensor, data.name, offset, length)
             path = folder / (f"{stem}.onnx" if name == "main" else f"{stem}-{name}.onnx")
             onnx.save_model(light, path)
-            if _scan_nodes(light):
-                from mambapose.plugins.onnx_function import strip_functions
-
+            if has_scan(light):
                 onnx.save_model(strip_functions(light), path.with_suffix(".trt.onnx"))
             paths[name] = path
     if not data.stat().st_size:
@@ -179,7 +178,8 @@ def _calls_domain(program: torch.export.ExportedProgram, namespace: str) -> bool
     )
 
 
-def _scan_nodes(model: onnx.ModelProto) -> bool:
+def has_scan(model: onnx.ModelProto) -> bool:
+    """True when the graph holds selective-scan nodes."""
     return any(node.domain == DOMAIN for node in model.graph.node)
 
 
@@ -235,7 +235,7 @@ def _check_model(model: onnx.ModelProto, spec: GraphSpec) -> None:
         ("inputs", spec.inputs, model.graph.input),
         ("outputs", spec.outputs, model.graph.output),
     ):
-        have = tuple(_tensor_spec(value) for value in found)
+        have = tuple(tensor_spec(value) for value in found)
         if have != wanted:
             raise ExportError(
                 f"graph {spec.name}: {side} [{'; '.join(map(str, wanted))}] were wanted, "
@@ -257,10 +257,14 @@ def _check_model(model: onnx.ModelProto, spec: GraphSpec) -> None:
         onnx.checker.check_model(light)
     except onnx.checker.ValidationError as err:
         first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise ExportError(f"graph {spec.name} is not valid ONNX: {first}") from err
+        raise ExportError(
+            f"graph {spec.name}: valid ONNX was wanted, found: {first}; "
+            "please report this with the versions of torch and onnxscript"
+        ) from err
 
 
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Name, dtype and shape of a graph's input or output; a free dimension keeps its name."""
     import onnx
 
     tensor = value.type.tensor_type
@@ -302,13 +306,8 @@ def _copy_fields(source: Any, target: Any, skip: str) -> None:
 def _is_big(tensor: onnx.TensorProto) -> bool:
     import onnx
 
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return bool(
-        count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        >= EXTERNAL_MIN_BYTES
-    )
+    item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return bool(math.prod(tensor.dims) * item >= EXTERNAL_MIN_BYTES)
 
 
 def _raw_bytes(tensor: onnx.TensorProto) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mambapose.export.download import SOURCES, Source
 from mambapose.export.models import NETWORKS, Network
+from mambapose.export.sizes import check_clip, check_size
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import Schedule, Target
 
@@ -21,12 +22,8 @@ DEFAULTS = {
     "lift3d": "posemamba-s",
 }
 IMAGE_STAGES = ("flow", "depth")  # exported in both orientations of the clip
-# Smallest side and divisor. flow: below 128 px the coarsest level of RAFT's pyramid is one pixel
-# and its normalisation divides by zero. depth: patches of 14 px. pose2d: patches of 16 px.
-SIZE_RULES = {"flow": (128, 8), "depth": (14, 14), "pose2d": (32, 16)}
+MAX_FLOW_ITERS = 100
 SIZE_NAMES = {"flow": "flow_size", "depth": "depth_size", "pose2d": "pose_size"}
-MAX_SIDE = 4096
-MAX_CLIP = 243  # rows of PoseMamba's temporal embedding
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,8 @@ def make_plan(target: Target, options: Options) -> Plan:
     precision = options.precision or target.precision
     if precision != target.precision:
         raise ExportError(
-            f"precision {precision} was wanted, target {target.name} offers {target.precision}"
+            f"precision {precision} was wanted, target {target.name} offers {target.precision}; "
+            "leave --precision out"
         )
     names = _chosen(options)
     schedule = _schedule(target.schedule, options)
@@ -116,10 +114,12 @@ def make_plan(target: Target, options: Options) -> Plan:
             if stage not in names:
                 raise ExportError(
                     f"{what} {stage}=... names a stage that is not exported; the plan has: "
-                    f"{', '.join(names) or 'none'}"
+                    f"{', '.join(names)}"
                 )
     if options.detect is not None and not options.detect.is_file():
-        raise ExportError(f"a detector's ONNX file was wanted, found none at {options.detect}")
+        raise ExportError(
+            f"a detector's ONNX file was wanted, found none at {options.detect}; check the path"
+        )
     _check_weights(stages, options)
     return Plan(target, precision, schedule, stages, options.detect, options.seed)
 
@@ -139,7 +139,9 @@ def _chosen(options: Options) -> dict[str, str]:
         name = options.networks.get(stage, default)
         if options.only and stage not in options.only:
             if stage in options.networks:
-                raise ExportError(f"--{stage} {name} contradicts --only {' '.join(options.only)}")
+                raise ExportError(
+                    f"--{stage} {name} contradicts --only {' '.join(options.only)}; drop one"
+                )
             continue
         if name == "none":
             continue
@@ -158,36 +160,24 @@ def _schedule(base: Schedule, options: Options) -> Schedule:
     """The target's schedule with the options in place."""
     changes: dict[str, object] = {}
     for stage, size in options.sizes.items():
-        if stage not in SIZE_RULES:
-            raise ExportError(f"--size {stage}=... has no meaning; sizes: {', '.join(SIZE_RULES)}")
-        _check_size(stage, size)
+        if stage not in SIZE_NAMES:
+            raise ExportError(
+                f"--size {stage}=... has no meaning; stages with a size: {', '.join(SIZE_NAMES)}"
+            )
+        check_size(stage, size)
         changes[SIZE_NAMES[stage]] = size
     if options.flow_iters is not None:
-        if not 1 <= options.flow_iters <= 100:
-            raise ExportError(f"--flow-iters must be 1 to 100, found {options.flow_iters}")
+        if not 1 <= options.flow_iters <= MAX_FLOW_ITERS:
+            raise ExportError(
+                f"--flow-iters from 1 to {MAX_FLOW_ITERS} was wanted, found {options.flow_iters}"
+            )
         changes["flow_iters"] = options.flow_iters
     if options.clip_frames is not None:
         clip = options.clip_frames
-        if not 1 <= clip <= MAX_CLIP:
-            raise ExportError(f"--clip-frames must be 1 to {MAX_CLIP}, found {clip}")
+        check_clip(clip)
         changes["clip_frames"] = clip
         changes["hop"] = max(1, clip // 3)
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-
-
-def _check_size(stage: str, size: tuple[int, int]) -> None:
-    low, step = SIZE_RULES[stage]
-    if any(side < low or side > MAX_SIDE or side % step for side in size):
-        raise ExportError(
-            f"size of {stage} must be multiples of {step} from {low} to {MAX_SIDE} px, found "
-            f"{size[0]}x{size[1]}; the nearest is "
-            + "x".join(str(_nearest(side, low, step)) for side in size)
-        )
-
-
-def _nearest(side: int, low: int, step: int) -> int:
-    first = -(-low // step) * step
-    return min(max(round(side / step) * step, first), MAX_SIDE // step * step)
 
 
 def _stage_plan(stage: str, name: str, schedule: Schedule, options: Options) -> StagePlan:
@@ -203,7 +193,9 @@ def _stage_plan(stage: str, name: str, schedule: Schedule, options: Options) -> 
         candidate = SOURCES.get(name)
         source = candidate if candidate is not None and candidate.url is not None else None
     if weights is not None and not weights.is_file():
-        raise ExportError(f"weights of {stage} were wanted, found no file at {weights}")
+        raise ExportError(
+            f"weights of {stage} were wanted, found no file at {weights}; check the path"
+        )
     flip = options.flip and stage == "lift3d"
     return StagePlan(stage, NETWORKS[name], sizes, weights, source, flip)
 

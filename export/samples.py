@@ -85,7 +85,10 @@ def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
         images = [image_pair(shape[1], shape[2], seed + 7 * n)[0] for n in range(shape[0])]
         return np.concatenate(images)
     if tensor.dtype != "float32" or len(shape) != 4:
-        raise ExportError(f"no sample can be made of input {tensor}")
+        raise ExportError(
+            f"images or maps were wanted as inputs of stage {stage}, found {tensor}; "
+            "no sample can be made of it"
+        )
     maps = [smooth_field(generator, shape[2:]) for _ in range(shape[0] * shape[1])]
     scale = {"flow": 2.0 * MOTION_PX, "depth": 1.0}.get(tensor.name, 255.0)
     return (scale * np.stack(maps)).reshape(shape).astype(np.float32)

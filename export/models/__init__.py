@@ -2,9 +2,12 @@
 
 A row names the module of this package that builds it. Every such module offers
 
-    build(**config) -> torch.nn.Module          official state_dict keys, eval mode
-    graphs(model, size, **options) -> dict[str, tuple[torch.nn.Module, GraphSpec]]
-                                                what to export, pre-processing included
+    build(*, seed=0, **config) -> torch.nn.Module
+                                                official state_dict keys, seeded random weights,
+                                                eval mode; torch's random state is untouched
+    graphs(model, size) -> dict[str, tuple[torch.nn.Module, GraphSpec]]
+                                                what to export, pre-processing included; a
+                                                lifter's also takes ``flip``
     key_tables(model) -> list[KeyTable]         other naming schemes: their key -> ours, or the
                                                 part of ours it is (export/checkpoints.py)
 
@@ -16,17 +19,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
+
 
 @dataclass(frozen=True)
 class Network:
-    """stage: flow, depth, pose2d or lift3d. module: name inside mambapose.export.models."""
+    """stage: flow, depth, pose2d or lift3d. module: name inside mambapose.export.models.
+
+    params: true parameter count, checked by a test. unit: of a lifter's answer, None for others.
+    """
 
     name: str
     stage: str
     module: str
     config: Mapping[str, object] = field(default_factory=dict)
     weights_licence: str | None = None
-    params: int | None = None  # true parameter count, checked by a test
+    params: int | None = None
+    unit: str | None = None
 
 
 NETWORKS: dict[str, Network] = {
@@ -108,15 +117,35 @@ NETWORKS: dict[str, Network] = {
         "mambapose-small", "pose2d", "mambapose", {"width": 384, "depth": 24}, params=25_763_729
     ),
     "posemamba-s": Network(
-        "posemamba-s", "lift3d", "posemamba", {"width": 64, "depth": 10}, params=1_470_211
+        "posemamba-s",
+        "lift3d",
+        "posemamba",
+        {"width": 64, "depth": 10},
+        params=1_470_211,
+        unit=IMAGE_UNITS,
     ),
     "posemamba-b": Network(
-        "posemamba-b", "lift3d", "posemamba", {"width": 128, "depth": 10}, params=4_742_659
+        "posemamba-b",
+        "lift3d",
+        "posemamba",
+        {"width": 128, "depth": 10},
+        params=4_742_659,
+        unit=IMAGE_UNITS,
     ),
     "posemamba-l": Network(
-        "posemamba-l", "lift3d", "posemamba", {"width": 128, "depth": 20}, params=9_450_499
+        "posemamba-l",
+        "lift3d",
+        "posemamba",
+        {"width": 128, "depth": 20},
+        params=9_450_499,
+        unit=IMAGE_UNITS,
     ),
     "mambapose3d": Network(
-        "mambapose3d", "lift3d", "mambapose3d", {"width": 64, "depth": 10}, params=1_470_659
+        "mambapose3d",
+        "lift3d",
+        "mambapose3d",
+        {"width": 64, "depth": 10},
+        params=1_470_659,
+        unit=BODY_HEIGHTS,
     ),
 }

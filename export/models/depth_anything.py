@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambapose.export.checkpoints import Rows, key_table
-from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalise, orientations
+from mambapose.export.checkpoints import KeyTable, key_table
+from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from mambapose.export.models.seeds import seeded
 from mambapose.export.models.vit import NORM_EPS, Block, PatchEmbed
-from mambapose.runtime.errors import ExportError
+from mambapose.export.sizes import check_size
+from mambapose.runtime.bundle import graph_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 PATCH = 14
@@ -211,31 +213,21 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-def build(*, size: str, version: int) -> DepthAnything:
-    """Depth Anything ``small``, ``base`` or ``large`` in eval mode, weights untrained."""
-    return DepthAnything(VARIANTS[size, version]).eval()
+def build(*, seed: int = 0, size: str, version: int) -> DepthAnything:
+    """A seeded random Depth Anything ``small``, ``base`` or ``large`` with the official keys."""
+    return seeded(lambda: DepthAnything(VARIANTS[size, version]), seed)
 
 
-def graphs(
-    model: DepthAnything, size: tuple[int, int], *, both_orientations: bool = True
-) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """``main`` at (H, W) and, unless square or told not to, at (W, H).
+def graphs(model: DepthAnything, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
+    """``main`` for images of ``size`` (H, W), which its name carries.
 
     ExportError unless both sides are multiples of 14.
     """
-    if min(size) < PATCH or any(side % PATCH for side in size):
-        raise ExportError(
-            f"a depth size with sides in multiples of {PATCH} was wanted, "
-            f"found {size[0]}x{size[1]}; change the depth size, e.g. to 252x336"
-        )
-    made: dict[str, tuple[nn.Module, GraphSpec]] = {}
-    for height, width in orientations(size) if both_orientations else (size,):
-        name = f"main@{height}x{width}"
-        image = TensorSpec("image", "uint8", (1, height, width, 3))
-        depth = TensorSpec("depth", "float32", (1, 1, height, width))
-        module = Depth(model, (height, width)).eval()
-        made[name] = (module, GraphSpec(name, (image,), (depth,)))
-    return made
+    check_size("depth", size)
+    name = graph_name("main", size)
+    image = TensorSpec("image", "uint8", (1, *size, 3))
+    depth = TensorSpec("depth", "float32", (1, 1, *size))
+    return {name: (Depth(model, size).eval(), GraphSpec(name, (image,), (depth,)))}
 
 
 # Official name -> transformers name (models/depth_anything, models/dinov2), applied in turn.
@@ -269,7 +261,7 @@ _ATTENTION_5 = (
 )
 
 
-def key_tables(model: DepthAnything) -> list[dict[str, str | Rows]]:
+def key_tables(model: DepthAnything) -> list[KeyTable]:
     """The names of transformers 4 (and of the published files) and of transformers 5 -> ours."""
     keys = list(model.state_dict())
     return [key_table(keys, _TRANSFORMERS + names) for names in (_ATTENTION_4, _ATTENTION_5)]

@@ -29,9 +29,3 @@ class Normalise(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return (image.float().permute(0, 3, 1, 2) - self.shift) * self.scale
-
-
-def orientations(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """(H, W) and, unless square, (W, H): landscape and portrait clips share one bundle."""
-    height, width = size
-    return ((height, width),) if height == width else ((height, width), (width, height))

@@ -19,12 +19,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from mambapose.export.checkpoints import KeyTable
+from mambapose.export.models.folding import Foldable, freeze
 from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD
-from mambapose.export.models.selective import Foldable, freeze, seeded
+from mambapose.export.models.positions import resized_positions
+from mambapose.export.models.seeds import seeded
 from mambapose.export.models.simple_head import JOINTS, SCALE, SimpleHead
 from mambapose.export.models.vim import PATCH, Encoder
+from mambapose.export.sizes import check_size
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
@@ -34,6 +37,7 @@ IMAGE = (256, 192)
 FLOW_UNIT_PX = float(PATCH)  # a motion of one patch enters as 1
 DEPTH_FLOOR = 1e-8  # of the mean square: what rounding leaves of a constant depth
 DEPTH_TINY = 1e-12
+_OTHER_VIM = "give the weights of a square-image Vim of the same width and depth"
 
 
 class PatchConstants(NamedTuple):
@@ -125,28 +129,15 @@ def standardised(depth: Tensor) -> Tensor:
     return centred / torch.sqrt(torch.maximum(variance, least))
 
 
-def at_size(model: nn.Module, size: tuple[int, int]) -> MambaPose:
-    """A copy of the network for crops of another size, its positions resized."""
-    assert isinstance(model, MambaPose)
-    if min(size) < PATCH or size[0] % PATCH or size[1] % PATCH:
-        raise ExportError(
-            f"a crop size in multiples of {PATCH} px was wanted, found {size[0]}x{size[1]}"
-        )
+def at_size(model: MambaPose, size: tuple[int, int]) -> MambaPose:
+    """A copy of the network for crops of another size (H, W), its positions resized."""
+    check_size("pose2d", size)
     resized = copy.deepcopy(model)
     grid = (size[0] // PATCH, size[1] // PATCH)
     positions = resized_positions(model.pos_embed.detach(), model.keypoint_head.grid, grid)
     resized.pos_embed = nn.Parameter(positions)
     resized.keypoint_head.grid = grid
     return resized
-
-
-def resized_positions(embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """(1, h*w, d) positions of one grid for another, bicubic; the same tensor when equal."""
-    if old == new:
-        return embed
-    image = embed.transpose(1, 2).unflatten(2, old)
-    image = functional.interpolate(image, new, mode="bicubic", align_corners=False)
-    return image.flatten(2).transpose(1, 2)
 
 
 def encoder_from_vim(model: MambaPose, state: Mapping[str, Tensor]) -> None:
@@ -157,32 +148,37 @@ def encoder_from_vim(model: MambaPose, state: Mapping[str, Tensor]) -> None:
     class token is dropped and the square grid of the rest resized. Class token and head have no
     use here. ExportError names the first tensor that is absent or has another shape.
     """
-    own = {key: value for key, value in model.state_dict().items() if _is_encoder(key)}
-    taken = {key: value for key, value in state.items() if _is_encoder(key)}
-    extra = sorted(taken.keys() - own.keys())
+    width = model.pos_embed.shape[2]
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wanted = {key: shape for key, shape in wanted.items() if _is_encoder(key)}
+    extra = sorted(key for key in state if _is_encoder(key) and key not in wanted)
     if extra:
-        raise ExportError(f"a Vim of {len(model.layers)} layers was wanted, found also {extra[0]}")
-    for key, value in own.items():
-        wanted = tuple(value.shape)
-        found = tuple(taken[key].shape) if key in taken else None
-        if found != wanted:
-            raise ExportError(f"{key} of shape {wanted} was wanted in the Vim, found {found}")
-    colour, embed = state["patch_embed.proj.weight"], state["pos_embed"]
-    side = round((embed.shape[1] - 1) ** 0.5)
-    if side * side != embed.shape[1] - 1 or embed.shape[2] != model.pos_embed.shape[2]:
         raise ExportError(
-            f"pos_embed (1, side*side + 1, {model.pos_embed.shape[2]}) was wanted, "
-            f"found {tuple(embed.shape)}"
+            f"a Vim of {len(model.layers)} layers was wanted, found also {extra[0]}; {_OTHER_VIM}"
         )
-    if tuple(colour.shape) != (model.pos_embed.shape[2], 3, PATCH, PATCH):
-        raise ExportError(f"patches of 3x{PATCH}x{PATCH} were wanted, found {tuple(colour.shape)}")
+    wanted["patch_embed.proj.weight"] = (width, 3, PATCH, PATCH)
+    wanted["patch_embed.proj.bias"] = (width,)
+    for key, shape in wanted.items():
+        found = tuple(state[key].shape) if key in state else None
+        if found != shape:
+            raise ExportError(
+                f"{key} of shape {shape} was wanted in the Vim, found {found}; {_OTHER_VIM}"
+            )
+    embed = state.get("pos_embed", torch.empty(0, 0, 0))
+    side = max(1, round(max(embed.shape[1] - 1, 0) ** 0.5))
+    if tuple(embed.shape) != (1, side * side + 1, width):
+        raise ExportError(
+            f"pos_embed of shape (1, side*side + 1, {width}) was wanted in the Vim, "
+            f"found {tuple(embed.shape)}; {_OTHER_VIM}"
+        )
     middle = side * side // 2
     squared = torch.cat([embed[:, :middle], embed[:, middle + 1 :]], 1)
     proj = model.patch_embed.proj
-    model.load_state_dict(taken, strict=False)
+    encoder = {key: value for key, value in state.items() if _is_encoder(key)}
+    model.load_state_dict(encoder, strict=False)
     with torch.no_grad():
         proj.weight.zero_()
-        proj.weight[:, :3] = colour
+        proj.weight[:, :3] = state["patch_embed.proj.weight"]
         proj.bias.copy_(state["patch_embed.proj.bias"])
         model.pos_embed.copy_(resized_positions(squared, (side, side), model.keypoint_head.grid))
 
@@ -191,12 +187,12 @@ def _is_encoder(key: str) -> bool:
     return key.startswith(("layers.", "norm_f."))
 
 
-def build(*, seed: int = 0, width: int = 192, depth: int = 24) -> nn.Module:
+def build(*, seed: int = 0, width: int = 192, depth: int = 24) -> MambaPose:
     """A seeded random mambapose; widths and depths as in ``vim.CONFIGS``."""
     return seeded(lambda: MambaPose(width, depth), seed)
 
 
-def graphs(model: nn.Module, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
+def graphs(model: MambaPose, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
     """The one graph of the stage for crops of ``size`` (H, W), any number of people."""
     height, width = size
     inputs = (
@@ -211,6 +207,6 @@ def graphs(model: nn.Module, size: tuple[int, int]) -> dict[str, tuple[nn.Module
     return {"main": (freeze(at_size(model, size)), GraphSpec("main", inputs, outputs))}
 
 
-def key_tables(model: nn.Module) -> list[Mapping[str, str]]:
+def key_tables(model: MambaPose) -> list[KeyTable]:
     """No second naming scheme exists."""
     return []

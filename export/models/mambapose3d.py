@@ -11,14 +11,13 @@ score, depth, flow x, flow y, and ``missing_embed`` (3, d) for score, depth, flo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
+from mambapose.export.checkpoints import KeyTable
 from mambapose.export.models.mambapose import standardised
 from mambapose.export.models.posemamba import JOINTS, PoseMamba, lift_graph
-from mambapose.export.models.selective import seeded
+from mambapose.export.models.seeds import seeded
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 CUES = ("score", "depth", "flow")
@@ -53,13 +52,13 @@ class MambaPose3D(PoseMamba):
         return self.lift(self.Spatial_patch_to_embedding(joints) + absent[:, None, None])
 
 
-def build(*, seed: int = 0, width: int = 64, depth: int = 10) -> nn.Module:
+def build(*, seed: int = 0, width: int = 64, depth: int = 10) -> MambaPose3D:
     """A seeded random mambapose3d; depth counts pairs of blocks."""
     return seeded(lambda: MambaPose3D(width, depth), seed)
 
 
 def graphs(
-    model: nn.Module, size: int, *, flip: bool = False
+    model: MambaPose3D, size: int, *, flip: bool = False
 ) -> dict[str, tuple[nn.Module, GraphSpec]]:
     """The one graph of the stage for clips of ``size`` frames; ``flip`` as for PoseMamba."""
     clip: tuple[int | str, ...] = ("N", size, JOINTS)
@@ -73,6 +72,6 @@ def graphs(
     return {"main": lift_graph(model, inputs, size, flip)}
 
 
-def key_tables(model: nn.Module) -> list[Mapping[str, str]]:
+def key_tables(model: MambaPose3D) -> list[KeyTable]:
     """No second naming scheme exists."""
     return []

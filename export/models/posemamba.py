@@ -2,8 +2,8 @@
 
 Official state-dict keys. Every block scans all T*17 tokens along four routes: frame by frame over
 tokens to which the limb walk has been added, joint by joint over the plain tokens, and both
-backwards. The routes are two scan nodes of two directions each, one per distinct input; the
-joint-by-joint order is the node's order map, so no token is ever moved.
+backwards. The routes are two scan nodes of two directions each, one per distinct input; which
+token comes when is the node's order map, so no token is ever moved.
 Letters: B batch, T frames, J = 17 joints, L = T*J tokens, d model width, D = 2d inner width,
 R rank of the step size, N states.
 """
@@ -11,30 +11,28 @@ R rank of the step size, N states.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mambapose.export.checkpoints import KeyTable
+from mambapose.export.models.folding import Foldable, freeze
 from mambapose.export.models.gelu import gelu
+from mambapose.export.models.seeds import seeded
 from mambapose.export.models.selective import (
     STATES,
-    Foldable,
     ScanConstants,
     decay_from_log,
-    freeze,
     initial_decay_log,
     initial_dt_bias,
     scan_both_ways,
-    seeded,
 )
-from mambapose.runtime.errors import ExportError
+from mambapose.export.sizes import MAX_CLIP, check_clip
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 JOINTS = 17
-FRAMES = 243
 ROUTES = 4
 EPS = 1e-6
 
@@ -136,10 +134,9 @@ class LimbScan(Foldable):
         u, v = walked.flatten(1, 2), plain.flatten(1, 2)
         first = ScanConstants(c.dt0, c.dt_bias0, c.decay0, c.skip0)
         second = ScanConstants(c.dt1, c.dt_bias1, c.decay1, c.skip1)
-        y = scan_both_ways(u, u @ c.rank0, u @ c.b0, u @ c.c0, first)
-        other = scan_both_ways(
-            v, v @ c.rank1, v @ c.b1, v @ c.c1, second, order=joint_by_joint(frames)
-        )
+        by_frame, by_joint = frame_by_frame(frames), joint_by_joint(frames)
+        y = scan_both_ways(u, u @ c.rank0, u @ c.b0, u @ c.c0, first, order=by_frame)
+        other = scan_both_ways(v, v @ c.rank1, v @ c.b1, v @ c.c1, second, order=by_joint)
         # Four axes from here: a sum of three is fused with the norm by ONNX Runtime into a node
         # that takes ten times as long as the two.
         y, other = (part.reshape(*x.shape[:3], -1) for part in (y, other))
@@ -147,10 +144,18 @@ class LimbScan(Foldable):
         return (y * functional.silu(x @ c.gate)) @ c.out
 
 
+def frame_by_frame(frames: int) -> Tensor:
+    """(T*J) int32: the token visited at each step is the one of the same number.
+
+    A scan without an order does the same, but as another signature: ONNX Runtime before 1.27 and
+    NVIDIA's parser know one function body for all nodes of a model.
+    """
+    return torch.arange(frames * JOINTS, dtype=torch.int32)
+
+
 def joint_by_joint(frames: int) -> Tensor:
     """(T*J) int32: the token (frame-major index t*J + j) visited at step j*T + t."""
-    tokens = torch.arange(frames * JOINTS, dtype=torch.int32)
-    return tokens.reshape(frames, JOINTS).T.flatten()
+    return frame_by_frame(frames).reshape(frames, JOINTS).T.flatten()
 
 
 class Mlp(nn.Module):
@@ -187,7 +192,7 @@ class PoseMamba(nn.Module):
         super().__init__()
         self.Spatial_patch_to_embedding = nn.Linear(channels, width)
         self.Spatial_pos_embed = nn.Parameter(torch.empty(1, JOINTS, width))
-        self.Temporal_pos_embed = nn.Parameter(torch.empty(1, FRAMES, width))
+        self.Temporal_pos_embed = nn.Parameter(torch.empty(1, MAX_CLIP, width))
         self.STEblocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.TTEblocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.Spatial_norm = nn.LayerNorm(width, eps=EPS)
@@ -258,13 +263,13 @@ def _swapped(x: Tensor) -> Tensor:
     return x.index_select(2, torch.tensor(MIRROR))
 
 
-def build(*, seed: int = 0, width: int = 64, depth: int = 10) -> nn.Module:
+def build(*, seed: int = 0, width: int = 64, depth: int = 10) -> PoseMamba:
     """A seeded random PoseMamba with the official keys; depth counts pairs of blocks."""
     return seeded(lambda: PoseMamba(width, depth), seed)
 
 
 def graphs(
-    model: nn.Module, size: int, *, flip: bool = False
+    model: PoseMamba, size: int, *, flip: bool = False
 ) -> dict[str, tuple[nn.Module, GraphSpec]]:
     """The one graph of the stage for clips of ``size`` frames.
 
@@ -276,18 +281,17 @@ def graphs(
 
 
 def lift_graph(
-    model: nn.Module, inputs: tuple[TensorSpec, ...], frames: int, flip: bool
+    model: PoseMamba, inputs: tuple[TensorSpec, ...], frames: int, flip: bool
 ) -> tuple[nn.Module, GraphSpec]:
     """A frozen lifter with its contract; ExportError when the clip outgrows the embedding."""
-    if not 1 <= frames <= FRAMES:
-        raise ExportError(f"a clip of 1 to {FRAMES} frames was wanted, found {frames}")
+    check_clip(frames)
     frozen = freeze(model)
-    embedding: Tensor = frozen.Temporal_pos_embed  # type: ignore[assignment]
+    embedding = frozen.Temporal_pos_embed
     frozen.Temporal_pos_embed = nn.Parameter(embedding[:, :frames].clone(), requires_grad=False)
     xyz = TensorSpec("xyz", "float32", ("N", frames, JOINTS, 3))
     return LiftGraph(frozen, flip), GraphSpec("main", inputs, (xyz,))
 
 
-def key_tables(model: nn.Module) -> list[Mapping[str, str]]:
+def key_tables(model: PoseMamba) -> list[KeyTable]:
     """No second naming scheme exists."""
     return []

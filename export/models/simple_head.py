@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mambapose.export.models.selective import Foldable
+from mambapose.export.models.folding import Foldable
 
 SCALE = 4
 JOINTS = 17

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mambapose.export.models.folding import Foldable
+from mambapose.export.models.seeds import seeded
 from mambapose.export.models.selective import (
     STATES,
-    Foldable,
     ScanConstants,
     decay_from_log,
     initial_decay_log,
     initial_dt_bias,
-    rms_norm,
     scan_both_ways,
-    seeded,
 )
+from mambapose.export.models.vit import PatchEmbed
 
 PATCH = 16
 TAPS = 4
@@ -129,14 +129,17 @@ def _convolved(row: Tensor, pads: tuple[int, int], taps: Tensor, bias: Tensor) -
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the last axis."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    Written in the order ONNX Runtime recognises and replaces by one node.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, EPS)
+        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * self.weight
 
 
 class Layer(nn.Module):
@@ -167,18 +170,6 @@ class Encoder(nn.Module):
         return self.norm_f(hidden if residual is None else hidden + residual)
 
 
-class PatchEmbed(nn.Module):
-    """Holds the patch convolution under its official name."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, PATCH, PATCH)
-        with torch.no_grad():
-            deviation = (channels * PATCH * PATCH) ** -0.5
-            nn.init.trunc_normal_(self.proj.weight, std=deviation)
-            self.proj.bias.zero_()
-
-
 class Vim(Encoder):
     """The classification network: normalised image (B, 3, H, W) -> every token after norm_f.
 
@@ -190,7 +181,9 @@ class Vim(Encoder):
     ) -> None:
         super().__init__(width, depth)
         self.patches = (image[0] // PATCH) * (image[1] // PATCH)
-        self.patch_embed = PatchEmbed(3, width)
+        self.patch_embed = PatchEmbed(width, PATCH)
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=(3 * PATCH * PATCH) ** -0.5)
+        nn.init.zeros_(self.patch_embed.proj.bias)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, self.patches + 1, width))
         self.head = nn.Linear(width, classes) if classes else None
@@ -202,7 +195,7 @@ class Vim(Encoder):
             nn.init.trunc_normal_(tensor, std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:
-        tokens = self.patch_embed.proj(image).flatten(2).transpose(1, 2)
+        tokens = self.patch_embed(image).flatten(2).transpose(1, 2)
         middle = self.patches // 2
         token = self.cls_token.expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], 1)
@@ -222,6 +215,6 @@ def build(
     depth: int = 24,
     image: tuple[int, int] = (224, 224),
     classes: int = 1000,
-) -> nn.Module:
+) -> Vim:
     """A seeded random Vim with the official keys; ``CONFIGS`` holds the released sizes."""
     return seeded(lambda: Vim(width, depth, image, classes), seed)

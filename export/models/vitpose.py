@@ -3,32 +3,38 @@
 A plain Vision Transformer with one of two heads: ``classic`` has two deconvolutions, ``simple`` one
 bilinear upsampling. Key names are those of ViTAE-Transformer/ViTPose (mmpose/models/backbones/
 vit.py, heads/topdown_heatmap_simple_head.py); transformers' are the alternative table.
+h, w are H/16, W/16 of a crop of H x W pixels; D is the width of the backbone.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambapose.export.checkpoints import Rows, key_table
+from mambapose.export.checkpoints import KeyTable, key_table
+from mambapose.export.models.folding import freeze
 from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from mambapose.export.models.positions import resized_positions
+from mambapose.export.models.seeds import seeded
+from mambapose.export.models.simple_head import JOINTS, SCALE, SimpleHead
 from mambapose.export.models.vit import NORM_EPS, Block, PatchEmbed
-from mambapose.runtime.errors import ExportError
+from mambapose.export.sizes import check_size
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 CROP = (256, 192)
-GRID = (16, 12)
-HEATMAP = (64, 48)
-JOINTS = 17
+GRID = (16, 12)  # of the positions in every checkpoint
 PATCH = 16
 PATCH_PADDING = 2
 
 
 @dataclass(frozen=True)
 class Variant:
+    """Width, blocks and attention heads of the backbone."""
+
     width: int
     depth: int
     heads: int
@@ -43,7 +49,7 @@ VARIANTS = {
 
 
 class Backbone(nn.Module):
-    """Crops (N, 3, 256, 192), normalised -> features (N, D, 16, 12)."""
+    """Crops (N, 3, H, W), normalised -> tokens (N, h*w, D)."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -53,22 +59,24 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(width, variant.heads) for _ in range(variant.depth))
         self.last_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
-    def positions(self) -> Tensor:
-        """(1, 192, D): slot 0, once the class token's, is added to every token."""
-        return (self.pos_embed[:, 1:] + self.pos_embed[:, :1]).detach()
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """(1, h*w, D): slot 0, once the class token's, is added to every token."""
+        first, cells = self.pos_embed.detach().split([1, GRID[0] * GRID[1]], dim=1)
+        return resized_positions(cells, GRID, grid) + first
 
     def forward(self, crops: Tensor, positions: Tensor) -> Tensor:
         tokens = self.patch_embed(crops).flatten(2).transpose(1, 2) + positions
         for block in self.blocks:
             tokens = block(tokens)
-        return self.last_norm(tokens).transpose(1, 2).reshape(crops.shape[0], -1, *GRID)
+        return self.last_norm(tokens)
 
 
 class ClassicHead(nn.Module):
-    """(N, D, 16, 12) -> heatmaps (N, 17, 64, 48) by two deconvolutions of 256 channels."""
+    """Tokens (N, h*w, D) of a grid (h, w) -> heatmaps (N, 17, 4h, 4w): two deconvolutions."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
+        self.grid = grid
         layers: list[nn.Module] = []
         for inputs in (width, 256):
             layers += [
@@ -79,63 +87,64 @@ class ClassicHead(nn.Module):
         self.deconv_layers = nn.Sequential(*layers)
         self.final_layer = nn.Conv2d(256, JOINTS, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
+        features = tokens.transpose(1, 2).unflatten(2, self.grid)
         return self.final_layer(self.deconv_layers(features))
 
 
-class SimpleHead(nn.Module):
-    """(N, D, 16, 12) -> heatmaps (N, 17, 64, 48) by bilinear upsampling and one convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.final_layer = nn.Conv2d(width, JOINTS, 3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.final_layer(F.interpolate(features.relu(), scale_factor=4.0, mode="bilinear"))
-
-
-HEADS: dict[str, type[nn.Module]] = {"classic": ClassicHead, "simple": SimpleHead}
+Head = ClassicHead | SimpleHead
+HEADS: dict[str, Callable[[int, tuple[int, int]], Head]] = {
+    "classic": ClassicHead,
+    "simple": SimpleHead,
+}
 
 
 class VitPose(nn.Module):
     """The weights under their official names; ``Pose`` computes with them."""
 
-    def __init__(self, variant: Variant, head: type[nn.Module]) -> None:
+    def __init__(self, variant: Variant, head: str) -> None:
         super().__init__()
         self.backbone = Backbone(variant)
-        self.keypoint_head = head(variant.width)
+        self.keypoint_head = HEADS[head](variant.width, GRID)
 
 
 class Pose(nn.Module):
-    """rgb (N, 256, 192, 3) uint8 -> heatmaps (N, 17, 64, 48) float32."""
+    """rgb (N, H, W, 3) uint8 -> heatmaps (N, 17, H/4, W/4) float32, for one crop size (H, W)."""
 
     positions: Tensor
 
-    def __init__(self, model: VitPose) -> None:
+    def __init__(self, model: VitPose, size: tuple[int, int]) -> None:
         super().__init__()
-        self.model = model
+        # The patch convolution pads by 2 and drops what is left over: H/16 x W/16 patches.
+        grid = (size[0] // PATCH, size[1] // PATCH)
         self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-        self.register_buffer("positions", model.backbone.positions(), persistent=False)
+        self.backbone = model.backbone
+        self.register_buffer("positions", model.backbone.positions(grid), persistent=False)
+        head = copy.deepcopy(model.keypoint_head)
+        head.grid = grid
+        self.head = freeze(head)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        return self.model.keypoint_head(self.model.backbone(self.normalise(rgb), self.positions))
+        return self.head(self.backbone(self.normalise(rgb), self.positions))
 
 
-def build(*, size: str, head: str) -> VitPose:
-    """ViTPose ``s``, ``b``, ``l`` or ``h`` with a head, in eval mode, weights untrained."""
-    return VitPose(VARIANTS[size], HEADS[head]).eval()
+def build(*, seed: int = 0, size: str, head: str) -> VitPose:
+    """A seeded random ViTPose ``s``, ``b``, ``l`` or ``h`` with the official keys and a head."""
+    return seeded(lambda: VitPose(VARIANTS[size], head), seed)
 
 
 def graphs(model: VitPose, size: tuple[int, int] = CROP) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """``main``, free in the number of people N. ExportError unless the size is 256x192."""
-    if tuple(size) != CROP:
-        raise ExportError(
-            f"a crop size of {CROP[0]}x{CROP[1]} was wanted, found {size[0]}x{size[1]}; "
-            "ViTPose is trained for this size alone"
-        )
-    rgb = TensorSpec("rgb", "uint8", ("N", *CROP, 3))
-    heatmaps = TensorSpec("heatmaps", "float32", ("N", JOINTS, *HEATMAP))
-    return {"main": (Pose(model).eval(), GraphSpec("main", (rgb,), (heatmaps,)))}
+    """``main`` for crops of ``size`` (H, W), free in the number of people N.
+
+    ViTPose is trained at 256x192; for another size its positions are resized. ExportError unless
+    both sides are multiples of 16.
+    """
+    check_size("pose2d", size)
+    height, width = size
+    rgb = TensorSpec("rgb", "uint8", ("N", height, width, 3))
+    shape = ("N", JOINTS, SCALE * (height // PATCH), SCALE * (width // PATCH))
+    heatmaps = TensorSpec("heatmaps", "float32", shape)
+    return {"main": (Pose(model, size).eval(), GraphSpec("main", (rgb,), (heatmaps,)))}
 
 
 # Official name -> transformers name (models/vitpose, vitpose_backbone), applied in turn.
@@ -156,6 +165,6 @@ _TRANSFORMERS = (
 )
 
 
-def key_tables(model: VitPose) -> list[dict[str, str | Rows]]:
+def key_tables(model: VitPose) -> list[KeyTable]:
     """transformers' names -> ours."""
     return [key_table(model.state_dict(), _TRANSFORMERS)]

@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 from mambapose.export import build, cli
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
+from mambapose.export.plan import Options, make_plan
 from mambapose.runtime.bundle import Bundle, read_bundle, read_gate
 from mambapose.runtime.engine import load_engine
+from mambapose.runtime.targets import TARGETS
 
 SMALL = {"width": 16, "depth": 1}
 LIFTER = ("--only", "lift3d", "--clip-frames", "9")
@@ -94,6 +96,7 @@ def test_the_bundle_describes_what_is_in_it(bundle: Bundle) -> None:
     assert not bundle.trained
     assert bundle.schedule.clip_frames == 9
     assert bundle.schedule.hop == 3
+    assert stage.options == {"unit": "image"}  # of PoseMamba's published weights
     assert 0 <= stage.gate["joint_mm"] < 0.05
     graph = stage.graphs["main"]
     assert graph.spec.inputs[0].shape == ("N", 9, 17, 2)
@@ -130,11 +133,11 @@ def test_checkpoints_are_loaded_and_named(bundle: Bundle, tmp_path: Path, export
 
 
 def test_downloaded_weights_carry_their_licence(
-    tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "PoseMamba_S.bin"
     torch.save(posemamba.build(**SMALL).state_dict(), file)
-    asked = []
+    asked, said = [], []
 
     def download(network: str, *, tell: Any) -> Path:
         asked.append(network)
@@ -142,11 +145,11 @@ def test_downloaded_weights_carry_their_licence(
         return file
 
     monkeypatch.setattr(build, "download_weights", download)
-    done = export(*LIFTER, "--download", "--out", tmp_path / "out")
-    assert done.status == 0, done.err
+    options = Options(only=("lift3d",), clip_frames=9, download=True)
+    (stage,) = make_plan(TARGETS["cpu"], options).stages
+    _, weights = build.load_network(stage, 0, said.append)
     assert asked == ["posemamba-s"]
-    assert "posemamba-s: from a test" in done.out
-    weights = read_bundle(tmp_path / "out").stage("lift3d").weights
+    assert said == ["posemamba-s: from a test"]
     assert weights.trained
     assert weights.licence is not None
     assert "Human3.6M" in weights.licence
@@ -156,7 +159,8 @@ def test_random_weights_are_marked_aloud(tmp_path: Path, export: Any) -> None:
     done = export(*LIFTER, "--untrained", "--flip", "--out", tmp_path / "out")
     assert done.status == 0, done.err
     assert "untrained: lift3d (random weights, results are meaningless)" in done.out
-    assert read_bundle(tmp_path / "out").stage("lift3d").options == {"flip": True}
+    options = read_bundle(tmp_path / "out").stage("lift3d").options
+    assert options == {"unit": "image", "flip": True}
 
 
 # --- a detector ----------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ def test_a_detector_is_copied_with_its_contract(tmp_path: Path, export: Any) -> 
 def test_another_layout_is_refused(tmp_path: Path, export: Any, changes: dict[str, Any]) -> None:
     file = detector(tmp_path / "person.onnx", **changes)
     done = export(*LIFTER, "--untrained", "--detect", file, "--out", tmp_path / "out")
-    refused(done, "the YOLOX layout was wanted")
+    refused(done, "person.onnx: ", "its layout is not known", "supported is YOLOX")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["person.onnx"]
 
 

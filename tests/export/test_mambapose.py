@@ -168,6 +168,16 @@ def test_encoder_from_an_official_vim_sees_what_vim_saw(model):
 
 
 @pytest.mark.parametrize(
+    "absent", ["patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"]
+)
+def test_a_vim_that_lacks_its_first_layers_is_refused(absent):
+    state = vim.build(width=32, depth=2, classes=0).state_dict()
+    del state[absent]
+    with pytest.raises(ExportError, match=f"{absent} of shape .* was wanted in the Vim, found"):
+        mambapose.encoder_from_vim(mambapose.build(width=32, depth=2), state)
+
+
+@pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"width": 48, "depth": 2}, "was wanted in the Vim"),
@@ -185,5 +195,5 @@ def test_another_vim_is_refused_and_changes_nothing(options, match):
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(model):
-    with pytest.raises(ExportError, match="multiples of 16 px was wanted, found 250x192"):
+    with pytest.raises(ExportError, match=r"multiples of 16 from 32 .* found 250x192"):
         mambapose.graphs(model, (250, 192))

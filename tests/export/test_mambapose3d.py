@@ -54,6 +54,7 @@ def exported(model, request):
 
 def test_graph_agrees_with_torch(model, exported, run_onnx, scan_form):
     flip, graph = exported
+    assert len(graph.functions) == 1
     arrays = sample()
     arrays["present"][1] = (1, 0, 1)
     found, wanted = run_onnx(graph, arrays, scan_form)["xyz"], lifted(model, arrays, flip=flip)

@@ -123,8 +123,11 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
         "--flow raft-small contradicts --only depth",
     ),
     "nothing left": ({"networks": {"depth": "none"}, "only": ("depth",)}, "no stage is left"),
-    "iterations": ({"flow_iters": 0}, "--flow-iters must be 1 to 100, found 0"),
-    "clip": ({"clip_frames": 244}, "--clip-frames must be 1 to 243, found 244"),
+    "iterations": ({"flow_iters": 0}, "--flow-iters from 1 to 100 was wanted, found 0"),
+    "clip": (
+        {"clip_frames": 244},
+        "clip of 1 to 243 frames was wanted, found 244; change --clip-frames",
+    ),
     "precision": ({"precision": "int8"}, "int8 was wanted, target cpu offers fp32"),
     "no such weights": ({"weights": {"flow": Path("/no/f.pth")}}, "found no file at /no/f.pth"),
     "no such detector": ({"detect": Path("/no/d.onnx")}, "found none at /no/d.onnx"),

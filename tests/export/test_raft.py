@@ -13,7 +13,10 @@ from mambapose.export.models import raft
 from mambapose.runtime.errors import ExportError
 
 VARIANTS = ("small", "large")
-CASES = [(variant, size) for variant in VARIANTS for size in ((128, 160), (192, 256))]
+CASES = [
+    *((variant, (128, 160)) for variant in VARIANTS),
+    *(pytest.param(variant, (192, 256), marks=pytest.mark.slow) for variant in VARIANTS),
+]
 INSTANCE_NORMS = {"small": 21, "large": 15}
 FLOW_LIMITS = {4: 5e-5, 12: 1e-4}
 WARM_LIMIT = 1e-4
@@ -28,7 +31,7 @@ def network(case) -> raft.Raft:
 
 
 def exported(chain, model: raft.Raft, size: tuple[int, int], key: str):
-    return chain(raft.graphs(model, size, both_orientations=False), key=(key, size))
+    return chain(raft.graphs(model, size), key=(key, size))
 
 
 def flows(chain, image1, image2, wanted: tuple[int, ...], start=None) -> dict[int, tuple]:
@@ -74,7 +77,7 @@ def test_torchvision_names_load_and_change_nothing(golden, variant, tmp_path):
 def test_middle_results(golden, relative_error, variant, size):
     case = golden(f"raft-{variant}-{size[0]}x{size[1]}")
     model = network(case)
-    graphs = raft.graphs(model, size, both_orientations=False)
+    graphs = raft.graphs(model, size)
     encode, corr, step = (
         graphs[f"{name}@{size[0]}x{size[1]}"][0] for name in ("encode", "corr", "step")
     )
@@ -105,6 +108,7 @@ def test_exported_flow_agrees_with_the_official_code(golden, chain, relative_err
         assert relative_error(warm, case.arrays["flow_warm_iters4"]) <= WARM_LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["kitti", "sintel"])
 def test_padded_odd_size(golden, chain, relative_error, mode):
     case = golden("raft-small-pad-133x171")
@@ -163,16 +167,11 @@ def test_graphs_follow_the_export_rules(golden, chain, variant):
         assert options["align_corners"].i == 1
 
 
-def test_both_orientations_unless_square():
-    model = raft.build(variant="small")
-    names = raft.graphs(model, (128, 160)).keys()
-    kinds = ("encode", "corr", "step", "upsample")
-    assert set(names) == {f"{kind}@{size}" for kind in kinds for size in ("128x160", "160x128")}
-    assert len(raft.graphs(model, (128, 128))) == len(kinds)
-    for name, (_, spec) in raft.graphs(model, (128, 160)).items():
-        assert spec.name == name
-    portrait = raft.graphs(model, (128, 160))["upsample@160x128"][1]
-    assert portrait.outputs[0].shape == (1, 2, 160, 128)
+def test_graphs_are_named_by_their_size():
+    graphs = raft.graphs(raft.build(variant="small"), (160, 128))
+    assert set(graphs) == {f"{kind}@160x128" for kind in ("encode", "corr", "step", "upsample")}
+    assert all(spec.name == name for name, (_, spec) in graphs.items())
+    assert graphs["upsample@160x128"][1].outputs[0].shape == (1, 2, 160, 128)
 
 
 @pytest.mark.parametrize("size", [(120, 160), (160, 120), (128, 164), (64, 64)])

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from mambapose.export.models import vim
-from mambapose.export.models.selective import freeze
+from mambapose.export.models.folding import freeze
 from mambapose.export.onnx_export import export_graph
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
-CASES = ("vim_tiny_d4_256x192", "vim_small_d2_224", "vim_tiny_224")
+SHORT = ("vim_tiny_d4_256x192", "vim_small_d2_224")
+CASES = (*SHORT, pytest.param("vim_tiny_224", marks=pytest.mark.slow))
 OUTPUT_LIMIT = 2e-5
 MID_LIMIT = 1e-5
 
@@ -74,7 +75,7 @@ def test_exported_graph_agrees_with_the_official_code(
         assert error <= OUTPUT_LIMIT, f"{output}: {error / OUTPUT_LIMIT:.2f} of the limit"
 
 
-@pytest.mark.parametrize("name", CASES[:2])
+@pytest.mark.parametrize("name", SHORT)
 def test_torch_in_float64_agrees_to_rounding(relative_error, golden, name):
     case = golden(name)
     with torch.no_grad():
@@ -82,7 +83,7 @@ def test_torch_in_float64_agrees_to_rounding(relative_error, golden, name):
     assert relative_error(found.numpy(), case.arrays["output.norm_f_f64"]) <= 1e-10
 
 
-@pytest.mark.parametrize("name", CASES[:2])
+@pytest.mark.parametrize("name", SHORT)
 def test_first_layer_agrees(relative_error, golden, name):
     case = golden(name)
     model = network(case)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from mambapose.export.checkpoints import Rows, load_weights
 from mambapose.export.models import NETWORKS, vitpose
@@ -29,19 +30,29 @@ def network(case, name: str) -> vitpose.VitPose:
 @pytest.mark.parametrize(
     "name", [*CASES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in CASES[2:])]
 )
-def test_agrees_with_the_official_code(golden, chain, relative_error, name):
+def test_torch_agrees_with_the_official_code(golden, relative_error, name):
     case = golden(f"vitpose-{name}-256x192")
     model = network(case, name)
-    graphs = vitpose.graphs(model)
-    module, images = graphs["main"][0], case.arrays["images"]
+    module = vitpose.graphs(model)["main"][0]
     with torch.no_grad():
-        crops = module.normalise(torch.from_numpy(images))
-        features = model.backbone(crops, module.positions)[:, :32]
+        crops = module.normalise(torch.from_numpy(case.arrays["images"]))
+        tokens = model.backbone(crops, module.positions)
+        heatmaps = module.head(tokens)
+    features = tokens.transpose(1, 2).unflatten(2, vitpose.GRID)[:, :32]
     assert relative_error(features, case.arrays["features"]) <= LIMIT
+    assert relative_error(heatmaps, case.arrays["heatmaps"]) <= LIMIT
 
-    exported = chain(graphs)
+
+@pytest.mark.parametrize(
+    "name", [CASES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CASES[1:])]
+)
+def test_exported_graph_agrees_with_the_official_code(golden, chain, relative_error, name):
+    case = golden(f"vitpose-{name}-256x192")
+    images = case.arrays["images"]
+    exported = chain(vitpose.graphs(network(case, name)))
     heatmaps = exported.run("main", images)[0]
     error = relative_error(heatmaps, case.arrays["heatmaps"])
+    print(f"{case.name}: {error / LIMIT:.3f} of the limit")
     assert error <= LIMIT, f"{error / LIMIT:.2f} of the limit"
     alone = exported.run("main", images[1:])[0]
     assert relative_error(alone, case.arrays["heatmaps"][1:]) <= LIMIT
@@ -88,30 +99,77 @@ def test_registered_sizes_have_the_true_parameter_counts(name):
     assert sum(p.numel() for p in model.parameters()) == row.params
 
 
+def small(head: str, seed: int = 0) -> vitpose.VitPose:
+    """Two narrow blocks, weights large enough that positions and head can be seen."""
+    torch.manual_seed(seed)
+    model = vitpose.VitPose(vitpose.Variant(32, 2, 2), head).eval()
+    torch.nn.init.normal_(model.backbone.pos_embed)
+    torch.nn.init.normal_(model.keypoint_head.final_layer.weight)
+    return model
+
+
 @pytest.mark.parametrize(("size", "head"), [("l", "simple"), ("h", "classic")])
-def test_other_sizes_export_what_torch_computes(chain, relative_error, size, head):
-    """Their widths and heads, two blocks deep, for one and three people."""
+def test_other_widths_export_what_torch_computes(chain, relative_error, size, head):
+    """One block at a small crop, for one and three people."""
     torch.manual_seed(2)
-    variant = replace(vitpose.VARIANTS[size], depth=2)
-    model = vitpose.VitPose(variant, vitpose.HEADS[head]).eval()
-    graphs = vitpose.graphs(model)
+    model = vitpose.VitPose(replace(vitpose.VARIANTS[size], depth=1), head).eval()
+    graphs = vitpose.graphs(model, (64, 48))
     exported = chain(graphs)
-    rgb = np.random.default_rng(1).integers(0, 256, (3, 256, 192, 3), dtype=np.uint8)
+    rgb = np.random.default_rng(1).integers(0, 256, (3, 64, 48, 3), dtype=np.uint8)
     with torch.no_grad():
         wanted = graphs["main"][0](torch.from_numpy(rgb))
     assert relative_error(exported.run("main", rgb)[0], wanted) <= 2e-5
     assert relative_error(exported.run("main", rgb[:1])[0], wanted[:1]) <= 2e-5
 
 
-def test_another_crop_size_is_refused():
-    with pytest.raises(ExportError, match="256x192 was wanted, found 384x288"):
-        vitpose.graphs(vitpose.VitPose(vitpose.Variant(32, 1, 2), vitpose.SimpleHead), (384, 288))
+@pytest.mark.parametrize("head", vitpose.HEADS)
+@pytest.mark.parametrize("size", [(384, 288), (80, 128)])
+def test_another_crop_size_is_the_official_computation_on_another_grid(relative_error, head, size):
+    """Step by step from the official definition, positions resized without the class token's."""
+    model = small(head)
+    ((module, spec),) = vitpose.graphs(model, size).values()
+    assert spec.outputs[0].shape == ("N", 17, size[0] // 4, size[1] // 4)
+    rgb = np.random.default_rng(1).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    grid = (size[0] // 16, size[1] // 16)
+    with torch.no_grad():
+        x = model.backbone.patch_embed(module.normalise(torch.from_numpy(rgb)))
+        assert tuple(x.shape[2:]) == grid
+        image = model.backbone.pos_embed[0, 1:].T.reshape(1, 32, *vitpose.GRID)
+        image = functional.interpolate(image, grid, mode="bicubic", align_corners=False)
+        first = model.backbone.pos_embed[0, 0].reshape(1, 32, 1, 1)
+        tokens = (x + image + first).flatten(2).transpose(1, 2)
+        for block in model.backbone.blocks:
+            tokens = block(tokens)
+        x = model.backbone.last_norm(tokens).transpose(1, 2).reshape(2, 32, *grid)
+        if head == "classic":
+            x = model.keypoint_head.deconv_layers(x)
+        else:
+            x = functional.interpolate(x.relu(), scale_factor=4, mode="bilinear")
+        wanted = model.keypoint_head.final_layer(x)
+        found = module(torch.from_numpy(rgb))
+    assert found.shape == (2, 17, size[0] // 4, size[1] // 4)
+    assert relative_error(found, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("head", vitpose.HEADS)
+def test_another_crop_size_exports_what_torch_computes(chain, relative_error, head):
+    graphs = vitpose.graphs(small(head), (384, 288))
+    rgb = np.random.default_rng(1).integers(0, 256, (2, 384, 288, 3), dtype=np.uint8)
+    with torch.no_grad():
+        wanted = graphs["main"][0](torch.from_numpy(rgb))
+    assert relative_error(chain(graphs).run("main", rgb)[0], wanted) <= 2e-5
+
+
+@pytest.mark.parametrize("size", [(250, 192), (256, 200), (16, 192)])
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(size):
+    with pytest.raises(ExportError, match=f"of 16 from 32 .* found {size[0]}x{size[1]}") as caught:
+        vitpose.graphs(small("simple"), size)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_other_head_is_refused_by_its_first_key(tmp_path):
     path = tmp_path / "classic.pth"
-    variant = vitpose.Variant(32, 1, 2)
-    torch.save(vitpose.VitPose(variant, vitpose.ClassicHead).state_dict(), path)
-    model = vitpose.VitPose(variant, vitpose.SimpleHead)
+    torch.save(small("classic").state_dict(), path)
+    model = small("simple")
     with pytest.raises(ExportError, match=r"unexpected \(first: keypoint_head\.deconv_layers\.0"):
         load_weights(model, path, vitpose.key_tables(model), network="vitpose-s-simple")
