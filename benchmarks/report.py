@@ -16,8 +16,8 @@ from mambapose.runtime.errors import MambaPoseError
 
 COLUMNS = (
     ("what", 34),
-    ("network", 52),
-    ("size", 24),
+    ("network", 72),
+    ("size", 32),
     ("params M", 9),
     ("weights MiB", 12),
     ("peak MiB", 9),
