@@ -41,9 +41,12 @@ class Chain:
         return {node.op_type for model in self.models.values() for node in model.graph.node}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Chain]:
-    """A function from graphs (of one orientation) to a Chain; exports under the same key once."""
+    """A function from graphs (of one orientation) to a Chain; exports under the same key once.
+
+    Per module: networks, graphs and sessions of a whole run would take over 6 GiB.
+    """
     made: dict[object, Chain] = {}
     numbers = itertools.count()
 
