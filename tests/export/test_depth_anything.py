@@ -164,3 +164,22 @@ def test_sizes_that_are_no_multiple_of_the_patch_are_refused(size):
     )
     with pytest.raises(ExportError, match=f"multiples of 14 from 14 .* found {size[0]}x{size[1]}"):
         depth_anything.graphs(model, size)
+
+
+def test_normalisation_is_that_of_the_official_preprocessing(golden, relative_error):
+    """The official cubic resize in float, then our normalisation and network: infer_image."""
+    from torch.nn import functional
+
+    case = golden("depth-v2-preprocess")
+    arrays, size = case.arrays, (252, 336)
+    model = network(case)
+    module = depth_anything.graphs(model, size)["main@252x336"][0]
+    pixels = torch.from_numpy(arrays["image"])[None].permute(0, 3, 1, 2).double()
+    large = functional.interpolate(pixels, size, mode="bicubic", align_corners=False)
+    with torch.no_grad():
+        tensor = module.normalise(large.permute(0, 2, 3, 1).float())
+        depth = module(large.permute(0, 2, 3, 1).float())
+        back = functional.interpolate(depth, (120, 160), mode="bilinear", align_corners=True)
+    assert np.abs(tensor[:, :, ::4, ::4].numpy() - arrays["tensor_sub4"]).max() <= 1e-3
+    assert np.abs(tensor[:, :, :48, :48].numpy() - arrays["tensor_crop"]).max() <= 1e-3
+    assert relative_error(back[0, 0], arrays["depth_image"]) <= 1e-3
