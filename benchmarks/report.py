@@ -57,14 +57,11 @@ def limits_from_text(text: str) -> Limits:
 
 def machine() -> dict[str, str | int]:
     """Versions and device of this run, to be written beside its numbers."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [row for row in cpuinfo.read_text().splitlines() if row.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
+    from mambapose.runtime.check import processor_model
+
     found: dict[str, str | int] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu,
+        "cpu": processor_model(),
         "python": platform.python_version(),
         "commit": commit(),
     }
@@ -77,13 +74,24 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """The checkout's commit, with ``+`` when files differ from it; ``unknown`` outside of one."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
+    """The commit of the checkout this package lies in, with ``+`` when files differ from it.
+
+    ``unknown`` outside of one: the repository a user happens to stand in says nothing about us.
+    """
+    here = Path(__file__).resolve().parent
+    commands = (
+        ["git", "rev-parse", "--show-toplevel"],
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        top, name = (
+            subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+            for command in commands
+        )
     except FileNotFoundError:
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    ours = bool(top) and (Path(top) / "benchmarks" / Path(__file__).name).is_file()
+    return name if ours and name else "unknown"
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -231,10 +231,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    """Model and those of CPU_FEATURES it has, from /proc/cpuinfo where there is one."""
+def processor_model() -> str:
+    """The processor's name (x86) or the board's (Arm), from /proc/cpuinfo where there is one."""
     fields = _cpuinfo()
-    model = fields.get("model name") or fields.get("Model") or platform.processor() or "unknown"
+    return fields.get("model name") or fields.get("Model") or platform.processor() or "unknown"
+
+
+def _processor() -> str:
+    """Model and those of CPU_FEATURES it has."""
+    fields, model = _cpuinfo(), processor_model()
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     features = [name for name in CPU_FEATURES if name in flags]
     return f"{model} ({' '.join(features) or 'features unknown'})"

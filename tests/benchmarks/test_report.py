@@ -95,3 +95,14 @@ def test_job_survives_json() -> None:
 
 def test_percentiles_of_a_ramp() -> None:
     assert percentiles_ms([float(i) for i in range(101)]) == (50.0, 90.0, 99.0)
+
+
+def test_the_commit_is_ours_wherever_the_user_stands(tmp_path: Path, monkeypatch) -> None:
+    import subprocess
+
+    before = report.commit()
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert report.commit() == before
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "report.py"))
+    assert report.commit() == "unknown"
