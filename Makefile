@@ -4,6 +4,7 @@
 #   make check                  format, lint, types
 #   make bench                  memory and latency table, selective-scan bars
 #   make neon                   the aarch64 kernels under an emulator
+#   make plugin [TENSORRT_ROOT=folder] [CUDA_ARCHS=87]   the GPU libraries, into build/plugin
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,12 +12,13 @@ BUNDLE ?= build/bundles/cpu
 OUT ?= out
 VIDEO ?= build/sample.mp4
 VS ?= vitpose-b
+PLUGIN ?= build/plugin
 PYTEST_ARGS ?=
 
 SOURCES := pyproject.toml constraints.txt $(shell find runtime export plugins benchmarks -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
 
-.PHONY: run test check bench neon clean
+.PHONY: run test check bench neon plugin clean
 
 run: $(BUNDLE)/bundle.json $(if $(filter build/sample.mp4,$(VIDEO)),build/sample.mp4)
 	$(BIN)/mp-run --engine $(BUNDLE) $(VIDEO) --out $(OUT) --overlay --overwrite
@@ -36,7 +38,7 @@ $(VENV)/.run: $(BIN)/python $(SOURCES)
 
 # The parser of tensorrt-rtx is optional: where it does not install, its tests say so and skip.
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export,bench,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export,train,bench,test]'
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	touch $@
@@ -60,6 +62,11 @@ bench: $(VENV)/.test $(BUNDLE)/bundle.json
 
 neon:
 	sh plugins/csrc/tests/run_neon.sh
+
+plugin: export TENSORRT_ROOT := $(TENSORRT_ROOT)
+plugin: export CUDA_ARCHS := $(CUDA_ARCHS)
+plugin:
+	@sh plugins/cmake/build_plugin.sh $(PLUGIN)
 
 clean:
 	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache

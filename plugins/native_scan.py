@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,68 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.plugins.reference import check_arguments
+from mambapose.plugins.scan_abi import (
+    FP16,
+    FP32,
+    GRADIENTS,
+    PARALLEL_FOR,
+    Grads,
+    Params,
+    Rows,
+    call_library,
+    check_gradients,
+    output_shape,
+    scan_attributes,
+    scan_grads,
+    scan_params,
+)
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.native import find_library, library_info
 
-DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
-GRADIENTS = {
-    "u": "gU",
-    "dt": "gDt",
-    "A": "gA",
-    "B": "gB",
-    "C": "gC",
-    "D": "gD",
-    "z": "gZ",
-    "dt_bias": "gDtBias",
-    "initial_state": "gInitialState",
-}
-ERROR_BYTES = 512
-
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, TASK, ctypes.c_void_p, ctypes.c_size_t)
-FLOATS = ctypes.c_void_p
+DTYPES = {np.dtype(np.float32): FP32, np.dtype(np.float16): FP16}
 AnyArray = NDArray[Any]
-
-
-class Rows(ctypes.Structure):
-    """MambaposeRows: element (b, t, c) at data[b * batchStride + t * rowStride + c]."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batchStride", ctypes.c_int64),
-        ("rowStride", ctypes.c_int64),
-    )
-
-
-class Params(ctypes.Structure):
-    """MambaposeScanParams."""
-
-    _fields_ = (
-        ("structSize", ctypes.c_uint32),
-        ("dtype", ctypes.c_int32),
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states")),
-        *((name, ctypes.c_int64) for name in ("directions", "groups", "segment")),
-        ("reverseMask", ctypes.c_uint64),
-        *((name, ctypes.c_int32) for name in ("deltaSoftplus", "mergeSum", "uShared")),
-        *((name, ctypes.c_int32) for name in ("bConstant", "cConstant", "orderRows")),
-        *((name, Rows) for name in ("u", "dt", "B", "C", "z", "y")),
-        *((name, FLOATS) for name in ("A", "D", "dtBias", "order", "initialState", "finalState")),
-        ("parallelFor", PARALLEL_FOR),
-        ("poolContext", ctypes.c_void_p),
-        ("numThreads", ctypes.c_int32),
-    )
-
-
-class Grads(ctypes.Structure):
-    """MambaposeScanGrads."""
-
-    _fields_ = (
-        ("structSize", ctypes.c_uint32),
-        ("dY", FLOATS),
-        ("dFinalState", FLOATS),
-        *((name, FLOATS) for name in ("gU", "gDt", "gA", "gB", "gC", "gD", "gZ", "gDtBias")),
-        ("gInitialState", FLOATS),
-    )
 
 
 def library_path() -> Path:
@@ -125,11 +83,21 @@ def force_instruction_set(name: str | None) -> bool:
     return bool(load_library().mambapose_scan_force_isa(chosen) == 0)
 
 
-def _pointer(array: AnyArray | None) -> int | None:
+def address_of(array: AnyArray | None) -> int | None:
+    """Where the array's first element lies."""
     return None if array is None else array.ctypes.data
 
 
-def _dense(array: AnyArray | None, dtype: type[np.generic] = np.float32) -> AnyArray | None:
+def rows_of(array: AnyArray | None) -> Rows:
+    """The array as the C interface reads it; its last axis is dense."""
+    if array is None:
+        return Rows(None, 0, 0)
+    strides = [stride // array.itemsize for stride in array.strides]
+    return Rows(array.ctypes.data, strides[0] if array.ndim == 3 else 0, strides[-2])
+
+
+def dense_array(array: AnyArray | None, dtype: type[np.generic] = np.float32) -> AnyArray | None:
+    """The array, or a copy when it is not dense or of another type."""
     return None if array is None else np.require(array, dtype, ("C", "A"))
 
 
@@ -142,14 +110,7 @@ def _lined_up(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
     return array if in_place else np.require(array, requirements=("C", "A"))
 
 
-def _rows(array: AnyArray | None) -> Rows:
-    if array is None:
-        return Rows(None, 0, 0)
-    strides = [stride // array.itemsize for stride in array.strides]
-    return Rows(array.ctypes.data, strides[0] if array.ndim == 3 else 0, strides[-2])
-
-
-def _prepare(x: Mapping[str, AnyArray | None], dtype: np.dtype[Any]) -> dict[str, Any]:
+def prepare_arrays(x: Mapping[str, AnyArray | None], dtype: np.dtype[Any]) -> dict[str, Any]:
     """Every argument as the C interface reads it; the caller keeps the dict alive."""
     ready: dict[str, Any] = {}
     for name, value in x.items():
@@ -158,7 +119,7 @@ def _prepare(x: Mapping[str, AnyArray | None], dtype: np.dtype[Any]) -> dict[str
         elif name in ("u", "dt", "z") or (name in ("B", "C") and np.ndim(value) == 3):
             ready[name] = _lined_up(value, dtype)
         else:
-            ready[name] = _dense(value, np.int32 if name == "order" else np.float32)
+            ready[name] = dense_array(value, np.int32 if name == "order" else np.float32)
     return ready
 
 
@@ -170,48 +131,12 @@ def _params(
     threads: int,
     parallel_for: Callable[..., None] | None,
 ) -> Params:
-    batch, length, wide = x["dt"].shape
-    params = Params(structSize=ctypes.sizeof(Params), dtype=DTYPES[x["dt"].dtype])
-    params.batch, params.length = batch, length
-    params.directions, params.groups = attributes["directions"], attributes["groups"]
-    params.channels, params.states = wide // params.directions, x["A"].shape[1]
-    params.segment = attributes["segment"]
-    params.reverseMask = sum(int(flag) << k for k, flag in enumerate(attributes["reverse"]))
-    params.deltaSoftplus = int(attributes["delta_softplus"])
-    params.mergeSum = int(attributes["merge"] == "sum")
-    params.uShared = int(x["u"].shape[2] == params.channels)
-    params.bConstant, params.cConstant = int(x["B"].ndim == 2), int(x["C"].ndim == 2)
-    order = x["order"]
-    params.orderRows = 1 if order is None or order.ndim == 1 else len(order)
-    for name in ("u", "dt", "B", "C", "z"):
-        setattr(params, name, _rows(x[name]))
-    params.y = _rows(y)
-    params.A, params.D, params.dtBias = map(_pointer, (x["A"], x["D"], x["dt_bias"]))
-    params.order, params.initialState = _pointer(order), _pointer(x["initial_state"])
-    params.finalState = _pointer(final_state)
+    dtype = DTYPES[x["dt"].dtype]
+    params = scan_params(x, y, final_state, attributes, dtype, rows_of, address_of)
     params.numThreads = threads
     if parallel_for is not None:
         params.parallelFor = PARALLEL_FOR(parallel_for)
     return params
-
-
-def _call(function: Callable[..., int], *arguments: object) -> None:
-    error = ctypes.create_string_buffer(ERROR_BYTES)
-    if function(*arguments, error, ERROR_BYTES):
-        raise EngineError(f"selective scan: {error.value.decode()}")
-
-
-def _attributes(
-    *,
-    directions: int = 1,
-    groups: int = 1,
-    reverse: Sequence[int] = (0,),
-    delta_softplus: bool = True,
-    segment: int = 0,
-    merge: str = "none",
-    gate: str = "silu",
-) -> dict[str, Any]:
-    return dict(locals())
 
 
 @dataclass(frozen=True)
@@ -225,7 +150,7 @@ class BoundScan:
 
     def run(self) -> None:
         """Call the library. Raises EngineError for what it refuses."""
-        _call(load_library().mambapose_scan_cpu, ctypes.byref(self.params))
+        call_library(load_library().mambapose_scan_cpu, ctypes.byref(self.params))
 
 
 def bind_scan(
@@ -244,23 +169,21 @@ def bind_scan(
     """
     absent = dict.fromkeys(("D", "z", "dt_bias", "order", "initial_state"))
     x: dict[str, Any] = {**absent, **arguments}
-    settings = _attributes(**attributes)
+    settings = scan_attributes(**attributes)
     check_arguments(**x, **settings)
     dt: AnyArray = x["dt"]
     if dt.dtype not in DTYPES:
         raise ValueError(f"dt: float32 or float16 was wanted, found {dt.dtype}")
-    ready = _prepare(x, dt.dtype)
-    batch, length, wide = dt.shape
-    out = wide // settings["directions"] if settings["merge"] == "sum" else wide
+    ready = prepare_arrays(x, dt.dtype)
+    shape = output_shape(dt, settings)
     if y is None:
-        y = np.empty((batch, length, out), dt.dtype)
-    if y.shape != (batch, length, out) or y.dtype != dt.dtype or not y.flags.carray:
+        y = np.empty(shape, dt.dtype)
+    if y.shape != shape or y.dtype != dt.dtype or not y.flags.carray:
         raise ValueError(
-            f"y: dense writable {dt.dtype} {(batch, length, out)} was wanted, "
-            f"found {y.dtype} {y.shape}"
+            f"y: dense writable {dt.dtype} {shape} was wanted, found {y.dtype} {y.shape}"
         )
-    states = ready["A"].shape[1]
-    final_state = np.empty((batch, wide, states), np.float32) if with_state else None
+    state_shape = dt.shape[0], *ready["A"].shape
+    final_state = np.empty(state_shape, np.float32) if with_state else None
     params = _params(ready, y, final_state, settings, threads, parallel_for)
     return BoundScan(y, final_state, params, ready)
 
@@ -298,23 +221,6 @@ def scan(
     return bound.y, bound.final_state
 
 
-def _check_gradients(
-    dy: AnyArray,
-    dfinal_state: AnyArray | None,
-    dt_shape: tuple[int, ...],
-    states: int,
-    settings: Mapping[str, Any],
-) -> None:
-    batch, length, wide = dt_shape
-    out = wide // settings["directions"] if settings["merge"] == "sum" else wide
-    if dy.shape != (batch, length, out):
-        raise ValueError(f"dy: shape {(batch, length, out)} was wanted, found {dy.shape}")
-    if dfinal_state is not None and dfinal_state.shape != (batch, wide, states):
-        raise ValueError(
-            f"dfinal_state: shape {(batch, wide, states)} was wanted, found {dfinal_state.shape}"
-        )
-
-
 def scan_backward(
     dy: AnyArray,
     dfinal_state: AnyArray | None,
@@ -339,19 +245,18 @@ def scan_backward(
     """
     x: dict[str, Any] = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z}
     x |= {"dt_bias": dt_bias}
-    settings = _attributes(**attributes)
+    settings = scan_attributes(**attributes)
     check_arguments(**x, order=order, initial_state=initial_state, **settings)
     x["initial_state"] = initial_state
-    _check_gradients(dy, dfinal_state, dt.shape, A.shape[1], settings)
-    ready = _prepare({**x, "order": order}, np.dtype(np.float32))
+    check_gradients(dy, dfinal_state, dt, A.shape[1], settings)
+    ready = prepare_arrays({**x, "order": order}, np.dtype(np.float32))
     out = {
         name: np.empty(value.shape, np.float32) if value is not None and name in wanted else None
         for name, value in x.items()
     }
-    dense = _dense(dy), _dense(dfinal_state)
-    grads = Grads(ctypes.sizeof(Grads), *map(_pointer, dense))
-    for name, field in GRADIENTS.items():
-        setattr(grads, field, _pointer(out[name]))
+    dense = dense_array(dy), dense_array(dfinal_state)
+    grads = scan_grads(*dense, out, address_of)
     params = _params(ready, None, None, settings, threads, None)
-    _call(load_library().mambapose_scan_cpu_backward, ctypes.byref(params), ctypes.byref(grads))
+    function = load_library().mambapose_scan_cpu_backward
+    call_library(function, ctypes.byref(params), ctypes.byref(grads))
     return out

@@ -1,8 +1,9 @@
 """The selective scan in torch: one opaque operator with gradients, and its ONNX translation.
 
 ``torch.ops.mambapose.selective_scan`` runs the compiled kernels on CPU tensors of float32 and
-float16, and the plain loop of ``torch_loop`` for float64, for other devices and where no library
-was compiled. Exporters see one node. Semantics: docs/operator.md, version 1.
+float16 and the CUDA kernels on GPU tensors of those and bfloat16, and the plain loop of
+``torch_loop`` for float64, for other devices and where no library was compiled. Exporters see one
+node. Semantics: docs/operator.md, version 1.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambapose.plugins import torch_cuda
 from mambapose.plugins.onnx_function import DOMAIN, INPUTS, OPERATOR
 from mambapose.plugins.reference import check_arguments, check_order
 from mambapose.plugins.torch_loop import scan_loop
@@ -69,6 +71,8 @@ def selective_scan(
 )
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
     tensors, options = _checked(arguments)
+    if torch_cuda.takes(tensors["u"]):
+        return torch_cuda.scan(tensors, options)
     if not _runs_native(tensors["u"]):
         if tensors["order"] is not None:
             check_order(tensors["order"].cpu())
@@ -105,7 +109,7 @@ def _checked(arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _runs_native(u: Tensor) -> bool:
-    """Whether the compiled kernels take this call; says once when they are missing."""
+    """Whether the compiled CPU kernels take this call; says once when they are missing."""
     return u.device.type == "cpu" and u.dtype in NATIVE_TYPES and _has_library()
 
 
@@ -134,7 +138,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
     wanted = list(ctx.needs_input_grad[:10])
     tensors = ctx.saved_tensors
-    if _runs_native(tensors[0]):
+    if torch_cuda.takes(tensors[0]) or _runs_native(tensors[0]):
         made: list[Tensor] = torch.ops.mambapose.selective_scan_backward(
             grad_y, grad_state, wanted, *tensors, *ctx.options
         )
@@ -157,6 +161,8 @@ def _scan_backward(
     from mambapose.plugins.native_scan import scan_backward
 
     tensors, options = _checked(arguments)
+    if torch_cuda.takes(tensors["u"]):
+        return torch_cuda.scan_backward(grad_y, grad_state, tensors, options, _chosen(wanted))
     arrays = _arrays({name: _float32(tensor) for name, tensor in tensors.items()})
     if grad_y is None:
         grad_y = _scan_shapes(*arguments)[0].zero_()

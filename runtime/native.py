@@ -40,7 +40,7 @@ class LibraryInfo:
     onnxruntime: bool
 
 
-def _installed_folders() -> Iterator[Path]:
+def installed_folders() -> Iterator[Path]:
     """The mambapose/plugins folders: beside this package, and where an editable install puts it."""
     yield Path(__file__).resolve().parent.parent / "plugins"
     yield Path(__file__).parent.parent / "plugins"
@@ -58,22 +58,28 @@ def _must_exist(path: Path, origin: str) -> Path:
     return path
 
 
-def find_library(explicit: Path | None = None, bundle: Path | None = None) -> Path | None:
+def find_library(
+    explicit: Path | None = None,
+    bundle: Path | None = None,
+    *,
+    name: str = LIBRARY_NAME,
+    variable: str = VARIABLE,
+) -> Path | None:
     """The compiled library to use, or None when nothing was compiled.
 
-    Order: ``explicit``, the environment variable MAMBAPOSE_LIBRARY, the bundle's ``plugins``
-    folder, the installed ``mambapose/plugins`` folder. Raises EngineError when one of the first
-    two names a file that does not exist.
+    Order: ``explicit``, the environment variable (MAMBAPOSE_LIBRARY for the CPU operator), the
+    bundle's ``plugins`` folder, the installed ``mambapose/plugins`` folder. Raises EngineError when
+    one of the first two names a file that does not exist.
     """
     if explicit is not None:
         return _must_exist(Path(explicit), "as given")
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(variable)
     if named:
-        return _must_exist(Path(named), f"by {VARIABLE}")
+        return _must_exist(Path(named), f"by {variable}")
     folders = [] if bundle is None else [Path(bundle) / "plugins"]
-    for folder in (*folders, *_installed_folders()):
-        if (folder / LIBRARY_NAME).is_file():
-            return folder / LIBRARY_NAME
+    for folder in (*folders, *installed_folders()):
+        if (folder / name).is_file():
+            return folder / name
     return None
 
 

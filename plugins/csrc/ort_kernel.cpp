@@ -47,6 +47,8 @@ std::vector<int64_t> integers(OrtApi const& api, OrtKernelInfo const* info, char
     return values;
 }
 
+} // namespace
+
 Attributes attributesFrom(OrtApi const& api, OrtKernelInfo const* info)
 {
     Attributes found;
@@ -97,6 +99,9 @@ Attributes attributesFrom(OrtApi const& api, OrtKernelInfo const* info)
     found.gateSilu = gate == "silu";
     return found;
 }
+
+namespace
+{
 
 struct Tensor
 {
@@ -228,6 +233,16 @@ MambaposeRows rowsOf(Tensor const& tensor)
     return {tensor.data, tensor.shape[1] * tensor.shape[2], tensor.shape[2]};
 }
 
+int32_t dtypeOf(ONNXTensorElementDataType type)
+{
+    switch (type)
+    {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return MAMBAPOSE_FP16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return MAMBAPOSE_BF16;
+    default: return MAMBAPOSE_FP32;
+    }
+}
+
 template <typename T>
 T const* dataOf(std::optional<Tensor> const& tensor)
 {
@@ -267,6 +282,47 @@ void* outputData(OrtApi const& api, OrtKernelContext* context, Output index, Sha
 
 } // namespace
 
+MambaposeScanParams paramsFrom(OrtApi const& api, OrtKernelContext* context, Attributes const& attributes)
+{
+    Inputs const inputs = inputsOf(api, context);
+    for (size_t const index : {kU, kDT, kA, kB, kC})
+    {
+        if (!inputs[index])
+        {
+            reject(kINPUT_NAMES[index], "an input", "none");
+        }
+    }
+    MambaposeScanParams params{};
+    params.structSize = sizeof(params);
+    sizesFrom(inputs, attributes, params);
+    params.dtype = dtypeOf(inputs[kU]->type);
+    params.segment = attributes.segment;
+    params.reverseMask = attributes.reverseMask;
+    params.deltaSoftplus = attributes.deltaSoftplus ? 1 : 0;
+    params.mergeSum = attributes.mergeSum ? 1 : 0;
+    params.u = rowsOf(*inputs[kU]);
+    params.dt = rowsOf(*inputs[kDT]);
+    params.B = rowsOf(*inputs[kB]);
+    params.C = rowsOf(*inputs[kC]);
+    params.z = inputs[kZ] ? rowsOf(*inputs[kZ]) : MambaposeRows{};
+    params.A = dataOf<float>(inputs[kA]);
+    params.D = dataOf<float>(inputs[kD]);
+    params.dtBias = dataOf<float>(inputs[kDT_BIAS]);
+    params.order = dataOf<int32_t>(inputs[kORDER]);
+    params.initialState = dataOf<float>(inputs[kINITIAL_STATE]);
+    return params;
+}
+
+void makeOutputs(OrtApi const& api, OrtKernelContext* context, MambaposeScanParams& params)
+{
+    int64_t const wide = params.directions * params.channels;
+    int64_t const rowSize = params.mergeSum != 0 ? params.channels : wide;
+    void* const y = outputData(api, context, kY, {params.batch, params.length, rowSize});
+    params.y = {y, params.length * rowSize, rowSize};
+    params.finalState
+        = static_cast<float*>(outputData(api, context, kFINAL_STATE, {params.batch, wide, params.states}));
+}
+
 Kernel::Kernel(OrtApi const& api, OrtKernelInfo const* info)
     : mApi(api)
     , mAttributes(attributesFrom(api, info))
@@ -293,43 +349,8 @@ Kernel::Kernel(OrtApi const& api, OrtKernelInfo const* info)
 
 void Kernel::compute(OrtKernelContext* context) const
 {
-    Inputs const inputs = inputsOf(mApi, context);
-    for (size_t const index : {kU, kDT, kA, kB, kC})
-    {
-        if (!inputs[index])
-        {
-            reject(kINPUT_NAMES[index], "an input", "none");
-        }
-    }
-    MambaposeScanParams params{};
-    params.structSize = sizeof(params);
-    sizesFrom(inputs, mAttributes, params);
-    params.dtype = inputs[kU]->type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? MAMBAPOSE_FP16 : MAMBAPOSE_FP32;
-    params.segment = mAttributes.segment;
-    params.reverseMask = mAttributes.reverseMask;
-    params.deltaSoftplus = mAttributes.deltaSoftplus ? 1 : 0;
-    params.mergeSum = mAttributes.mergeSum ? 1 : 0;
-    params.u = rowsOf(*inputs[kU]);
-    params.dt = rowsOf(*inputs[kDT]);
-    params.B = rowsOf(*inputs[kB]);
-    params.C = rowsOf(*inputs[kC]);
-    params.z = inputs[kZ] ? rowsOf(*inputs[kZ]) : MambaposeRows{};
-    params.A = dataOf<float>(inputs[kA]);
-    params.D = dataOf<float>(inputs[kD]);
-    params.dtBias = dataOf<float>(inputs[kDT_BIAS]);
-    params.order = dataOf<int32_t>(inputs[kORDER]);
-    params.initialState = dataOf<float>(inputs[kINITIAL_STATE]);
-    run(context, params);
-}
-
-void Kernel::run(OrtKernelContext* context, MambaposeScanParams& params) const
-{
-    int64_t const wide = params.directions * params.channels;
-    int64_t const rowSize = params.mergeSum != 0 ? params.channels : wide;
-    void* const y = outputData(mApi, context, kY, {params.batch, params.length, rowSize});
-    params.y = {y, params.length * rowSize, rowSize};
-    params.finalState
-        = static_cast<float*>(outputData(mApi, context, kFINAL_STATE, {params.batch, wide, params.states}));
+    MambaposeScanParams params = paramsFrom(mApi, context, mAttributes);
+    makeOutputs(mApi, context, params);
     Pool pool{&mApi, context, {}};
     params.parallelFor = runOnPool;
     params.poolContext = &pool;

@@ -1,4 +1,4 @@
-// One SelectiveScan node as ONNX Runtime runs it.
+// One SelectiveScan node as ONNX Runtime runs it, and what its CPU and CUDA forms share.
 #ifndef MAMBAPOSE_ORT_KERNEL_H
 #define MAMBAPOSE_ORT_KERNEL_H
 
@@ -18,9 +18,19 @@ struct Attributes
     uint64_t reverseMask{0};
 };
 
-// Reads the attributes; compute() checks every shape and type, then runs the kernels on ONNX Runtime's
-// threads. Nothing changes after construction, so calls may overlap. Throws; std::invalid_argument
-// names the input.
+// Throws std::invalid_argument that names the attribute.
+Attributes attributesFrom(OrtApi const& api, OrtKernelInfo const* info);
+
+// The call as the kernels read it, without outputs, after every shape and type was compared with the
+// specification. Only addresses are taken, so the tensors may lie on a device. Throws
+// std::invalid_argument that names the input.
+MambaposeScanParams paramsFrom(OrtApi const& api, OrtKernelContext* context, Attributes const& attributes);
+
+// Makes the outputs that the node names and lets params point to them.
+void makeOutputs(OrtApi const& api, OrtKernelContext* context, MambaposeScanParams& params);
+
+// Runs the kernels on ONNX Runtime's threads. Nothing changes after construction, so calls may
+// overlap. Throws; std::invalid_argument names the input.
 class Kernel
 {
 public:
@@ -34,8 +44,6 @@ public:
     void compute(OrtKernelContext* context) const;
 
 private:
-    void run(OrtKernelContext* context, MambaposeScanParams& params) const;
-
     OrtApi const& mApi;
     Attributes mAttributes;
 };

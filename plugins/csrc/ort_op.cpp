@@ -1,6 +1,8 @@
 // ONNX Runtime's face of the selective scan: `mambapose::SelectiveScan` version 1 as a custom
-// operator on the CPU. Exceptions stay inside: each callback turns them into an OrtStatus.
+// operator on the CPU and, where the CUDA kernels lie beside this library, on the GPU. Exceptions
+// stay inside: each callback turns them into an OrtStatus.
 
+#include "ort_cuda.h"
 #include "ort_kernel.h"
 
 #include <cstdio>
@@ -23,6 +25,8 @@ struct Operator : OrtCustomOp
 {
     Operator(OrtApi const& ortApi, bool infersShapes, ONNXTensorElementDataType rows, ONNXTensorElementDataType rowsB,
         ONNXTensorElementDataType rowsC);
+
+    void runOnCuda();
 
     OrtApi const& api;
     std::array<ONNXTensorElementDataType, kINPUT_COUNT> types;
@@ -134,21 +138,24 @@ void inferShapes(OrtApi const& api, OrtShapeInferContext* context)
     setOutput(api, context, kFINAL_STATE, state);
 }
 
+template <typename AnyKernel>
 OrtStatusPtr ORT_API_CALL createKernel(
     OrtCustomOp const*, OrtApi const* api, OrtKernelInfo const* info, void** kernel) noexcept
 {
-    return guarded(*api, [&] { *kernel = new Kernel(*api, info); });
+    return guarded(*api, [&] { *kernel = new AnyKernel(*api, info); });
 }
 
+template <typename AnyKernel>
 OrtStatusPtr ORT_API_CALL computeKernel(void* kernel, OrtKernelContext* context) noexcept
 {
-    auto const* const scan = static_cast<Kernel const*>(kernel);
+    auto const* const scan = static_cast<AnyKernel const*>(kernel);
     return guarded(scan->api(), [&] { scan->compute(context); });
 }
 
+template <typename AnyKernel>
 void ORT_API_CALL destroyKernel(void* kernel) noexcept
 {
-    delete static_cast<Kernel*>(kernel);
+    delete static_cast<AnyKernel*>(kernel);
 }
 
 OrtStatusPtr ORT_API_CALL inferOutputShapes(OrtCustomOp const* op, OrtShapeInferContext* context) noexcept
@@ -188,29 +195,68 @@ Operator::Operator(OrtApi const& ortApi, bool infersShapes, ONNXTensorElementDat
     GetVariadicInputHomogeneity = [](OrtCustomOp const*) { return 0; };
     GetVariadicOutputMinArity = [](OrtCustomOp const*) { return 0; };
     GetVariadicOutputHomogeneity = [](OrtCustomOp const*) { return 0; };
-    CreateKernelV2 = createKernel;
-    KernelComputeV2 = computeKernel;
-    KernelDestroy = destroyKernel;
+    CreateKernelV2 = createKernel<Kernel>;
+    KernelComputeV2 = computeKernel<Kernel>;
+    KernelDestroy = destroyKernel<Kernel>;
     InferOutputShapeFn = infersShapes ? inferOutputShapes : nullptr;
     GetStartVersion = [](OrtCustomOp const*) { return MAMBAPOSE_SCAN_SPEC; };
     GetEndVersion = [](OrtCustomOp const*) { return MAMBAPOSE_SCAN_SPEC; };
 }
 
-// ONNX Runtime keeps pointers to the operators, so they live as long as the library.
-std::vector<std::unique_ptr<Operator>> const& operators(OrtApi const& api, bool infersShapes)
+// All inputs and outputs lie on the device, the default of the provider.
+void Operator::runOnCuda()
 {
-    static std::vector<std::unique_ptr<Operator>> const kALL = [&api, infersShapes]
+    GetExecutionProviderType = [](OrtCustomOp const*) { return kCUDA_PROVIDER; };
+    CreateKernelV2 = createKernel<CudaKernel>;
+    KernelComputeV2 = computeKernel<CudaKernel>;
+    KernelDestroy = destroyKernel<CudaKernel>;
+}
+
+using Operators = std::vector<std::unique_ptr<Operator>>;
+
+// Every combination of types of u, B and C whose rows are of this type.
+void addOperators(
+    Operators& all, OrtApi const& api, bool infersShapes, ONNXTensorElementDataType rows, bool onCuda)
+{
+    constexpr auto kFLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    std::vector<ONNXTensorElementDataType> matrices{rows};
+    if (rows != kFLOAT)
     {
-        constexpr auto kFLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        constexpr auto kHALF = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-        std::vector<std::unique_ptr<Operator>> all;
-        all.push_back(std::make_unique<Operator>(api, infersShapes, kFLOAT, kFLOAT, kFLOAT));
-        for (auto const rowsB : {kHALF, kFLOAT})
+        matrices.push_back(kFLOAT);
+    }
+    for (auto const rowsB : matrices)
+    {
+        for (auto const rowsC : matrices)
         {
-            for (auto const rowsC : {kHALF, kFLOAT})
+            all.push_back(std::make_unique<Operator>(api, infersShapes, rows, rowsB, rowsC));
+            if (onCuda)
             {
-                all.push_back(std::make_unique<Operator>(api, infersShapes, kHALF, rowsB, rowsC));
+                all.back()->runOnCuda();
             }
+        }
+    }
+}
+
+// ONNX Runtime keeps pointers to the operators, so they live as long as the library.
+Operators const& operators(OrtApi const& api, bool infersShapes)
+{
+    static Operators const kALL = [&api, infersShapes]
+    {
+        Operators all;
+        for (auto const rows : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16})
+        {
+            if (kCPU_OPERATORS)
+            {
+                addOperators(all, api, infersShapes, rows, false);
+            }
+            if (cudaKernels() != nullptr)
+            {
+                addOperators(all, api, infersShapes, rows, true);
+            }
+        }
+        if (cudaKernels() != nullptr)
+        {
+            addOperators(all, api, infersShapes, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, true);
         }
         return all;
     }();

@@ -33,7 +33,7 @@ void wantPointer(void const* pointer, char const* argument, int64_t elements)
 
 void checkSizes(MambaposeScanParams const& p)
 {
-    want(p.dtype == MAMBAPOSE_FP32 || p.dtype == MAMBAPOSE_FP16, "dtype", "0 (fp32) or 1 (fp16)", p.dtype);
+    want(p.structSize == sizeof(MambaposeScanParams), "structSize", "sizeof(MambaposeScanParams)", p.structSize);
     want(p.batch >= 0 && p.batch <= INT32_MAX, "batch", "0 to 2^31 - 1", p.batch);
     want(p.length >= 0 && p.length <= INT32_MAX, "length", "0 to 2^31 - 1", p.length);
     want(p.channels >= 1 && p.channels <= INT32_MAX, "channels", "1 to 2^31 - 1", p.channels);
@@ -73,7 +73,7 @@ Span rowsSpan(char const* name, MambaposeScanParams const& p, MambaposeRows cons
     {
         return {name, 0, 0};
     }
-    int64_t const size = p.dtype == MAMBAPOSE_FP16 ? 2 : 4;
+    int64_t const size = p.dtype == MAMBAPOSE_FP32 ? 4 : 2;
     int64_t const overBatch = (p.batch - 1) * rows.batchStride, overLength = (p.length - 1) * rows.rowStride;
     int64_t const first = std::min<int64_t>(overBatch, 0) + std::min<int64_t>(overLength, 0);
     int64_t const last = std::max<int64_t>(overBatch, 0) + std::max<int64_t>(overLength, 0) + columns;
@@ -128,6 +128,21 @@ void checkOutputs(MambaposeScanParams const& p)
     }
 }
 
+void checkTensors(MambaposeScanParams const& p, bool forward)
+{
+    int64_t const rows = p.batch * p.length;
+    wantPointer(p.u.data, "u", rows);
+    wantPointer(p.dt.data, "dt", rows);
+    wantPointer(p.A, "A", 1);
+    wantPointer(p.B.data, "B", p.bConstant ? 1 : rows);
+    wantPointer(p.C.data, "C", p.cConstant ? 1 : rows);
+    if (forward)
+    {
+        wantPointer(p.y.data, "y", rows);
+        checkOutputs(p);
+    }
+}
+
 } // namespace
 
 void checkOrder(int32_t const* order, int64_t rows, int64_t length)
@@ -157,24 +172,46 @@ void checkOrder(int32_t const* order, int64_t rows, int64_t length)
 
 void checkParams(MambaposeScanParams const& p, bool forward)
 {
-    want(p.structSize == sizeof(MambaposeScanParams), "structSize", "sizeof(MambaposeScanParams)", p.structSize);
     checkSizes(p);
-    int64_t const rows = p.batch * p.length;
-    wantPointer(p.u.data, "u", rows);
-    wantPointer(p.dt.data, "dt", rows);
-    wantPointer(p.A, "A", 1);
-    wantPointer(p.B.data, "B", p.bConstant ? 1 : rows);
-    wantPointer(p.C.data, "C", p.cConstant ? 1 : rows);
-    if (forward)
-    {
-        wantPointer(p.y.data, "y", rows);
-        checkOutputs(p);
-    }
+    want(p.dtype == MAMBAPOSE_FP32 || p.dtype == MAMBAPOSE_FP16, "dtype", "0 (fp32) or 1 (fp16)", p.dtype);
+    checkTensors(p, forward);
     if (p.order != nullptr)
     {
         // It indexes memory, and any caller may compute it anew, so it is checked in every call: 3 us at L 4131.
         checkOrder(p.order, p.orderRows, p.length);
     }
+}
+
+void checkDeviceSizes(MambaposeScanParams const& p)
+{
+    checkSizes(p);
+    want(p.dtype >= MAMBAPOSE_FP32 && p.dtype <= MAMBAPOSE_BF16, "dtype", "0 (fp32), 1 (fp16) or 2 (bf16)", p.dtype);
+}
+
+void checkDeviceParams(MambaposeScanParams const& p, bool forward)
+{
+    checkDeviceSizes(p);
+    checkTensors(p, forward);
+}
+
+void checkGrads(MambaposeScanParams const* params, MambaposeScanGrads const* grads)
+{
+    if (params == nullptr || grads == nullptr)
+    {
+        throw std::invalid_argument("params, grads: two structures were wanted, found none");
+    }
+    want(grads->structSize == sizeof(MambaposeScanGrads), "grads.structSize", "sizeof(MambaposeScanGrads)",
+        grads->structSize);
+    checkSizes(*params);
+    if (params->dtype != MAMBAPOSE_FP32)
+    {
+        throw std::invalid_argument("dtype: gradients need 0 (fp32), found " + std::to_string(params->dtype));
+    }
+}
+
+void checkOutputGrad(MambaposeScanParams const& params, MambaposeScanGrads const& grads)
+{
+    wantPointer(grads.dY, "dY", params.batch * params.length);
 }
 
 } // namespace mambapose

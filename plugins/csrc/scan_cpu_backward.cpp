@@ -120,31 +120,11 @@ private:
     std::vector<Sums> mSums;
 };
 
-void checkGrads(MambaposeScanParams const* params, MambaposeScanGrads const* grads)
-{
-    if (params == nullptr || grads == nullptr)
-    {
-        throw std::invalid_argument("params, grads: two structures were wanted, found none");
-    }
-    if (grads->structSize != sizeof(MambaposeScanGrads))
-    {
-        throw std::invalid_argument("grads.structSize: " + std::to_string(sizeof(MambaposeScanGrads))
-            + " was wanted, found " + std::to_string(grads->structSize));
-    }
-    checkParams(*params, false);
-    if (params->dtype != MAMBAPOSE_FP32)
-    {
-        throw std::invalid_argument("dtype: gradients need 0 (fp32), found " + std::to_string(params->dtype));
-    }
-    if (grads->dY == nullptr && params->batch * params->length > 0)
-    {
-        throw std::invalid_argument("dY: a tensor was wanted, found none");
-    }
-}
-
 void scanBackward(MambaposeScanParams const* params, MambaposeScanGrads const* grads)
 {
     checkGrads(params, grads);
+    checkParams(*params, false);
+    checkOutputGrad(*params, *grads);
     MambaposeScanParams const& p = *params;
     ScanKernels const& kernels = *activeKernels();
     BackwardSplit const split = splitBackward(p, kernels.width);

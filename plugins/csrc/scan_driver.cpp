@@ -1,7 +1,6 @@
 #include "scan_driver.h"
 
 #include <atomic>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -214,30 +213,6 @@ void withScratch(int64_t floats, std::function<void(float*)> const& body)
         throw std::runtime_error("scratch: " + std::to_string(bytes) + " bytes of memory were wanted, found none");
     }
     body(static_cast<float*>(memory.get()));
-}
-
-int guarded(char* error, size_t errorSize, std::function<void()> const& body) noexcept
-{
-    try
-    {
-        body();
-        return 0;
-    }
-    catch (std::exception const& failure)
-    {
-        if (error != nullptr && errorSize > 0)
-        {
-            std::snprintf(error, errorSize, "%s", failure.what());
-        }
-    }
-    catch (...)
-    {
-        if (error != nullptr && errorSize > 0)
-        {
-            std::snprintf(error, errorSize, "unknown failure");
-        }
-    }
-    return -1;
 }
 
 } // namespace mambapose

@@ -2,6 +2,7 @@
 #ifndef MAMBAPOSE_SCAN_DRIVER_H
 #define MAMBAPOSE_SCAN_DRIVER_H
 
+#include "scan_guard.h"
 #include "scan_isa.h"
 
 #include <functional>
@@ -24,9 +25,6 @@ void runTasks(
 
 //! Calls body with 64-byte aligned scratch. Throws std::runtime_error when there is no memory.
 void withScratch(int64_t floats, std::function<void(float*)> const& body);
-
-//! Runs a call of the C interface: 0, or -1 with the exception's sentence in error.
-int guarded(char* error, size_t errorSize, std::function<void()> const& body) noexcept;
 
 } // namespace mambapose
 #endif

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+
+def _neighbour(name: str) -> ModuleType:
+    """A file beside this one, which tests cannot import."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CUDA_CASES = _neighbour("cuda_cases")
+build_shim: Callable[..., Path] = CUDA_CASES.build_shim
 INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
 ISAS = ("scalar", "avx2", "avx512", "neon")
@@ -209,6 +224,9 @@ def scans() -> SimpleNamespace:
         close=check_close,
         official=make_official,
         need_onnxruntime=need_onnxruntime,
+        build_shim=build_shim,
+        signatures=SIGNATURES,
+        memory=CUDA_CASES.GuardedMemory,
     )
 
 
@@ -239,6 +257,25 @@ def ort_library(library: Path) -> Path:
     if not library_info(library).onnxruntime:
         pytest.skip("the compiled library was built without ONNX Runtime's headers")
     return library
+
+
+@pytest.fixture(scope="session")
+def cuda_shim() -> ctypes.CDLL:
+    """The CUDA kernels built for the host, or skip."""
+    from mambapose.plugins import native_cuda
+
+    library = native_cuda.load_library(build_shim())
+    library.mambapose_shim_set_seed.argtypes = (ctypes.c_uint64,)
+    library.mambapose_shim_set_exp2_error.argtypes = (ctypes.c_float,)
+    library.mambapose_shim_launches.restype = ctypes.c_int64
+    return library
+
+
+@pytest.fixture(scope="session")
+def cuda(cuda_shim: ctypes.CDLL) -> SimpleNamespace:
+    """Functions that run a case on the host build of the CUDA kernels (cuda_cases.py)."""
+    functions: SimpleNamespace = CUDA_CASES.cuda_functions(cuda_shim, check_close)
+    return functions
 
 
 @pytest.fixture

@@ -148,9 +148,9 @@ def test_half_precision_has_no_gradients():
     params = native_scan.Params(structSize=native_scan.ctypes.sizeof(native_scan.Params))
     function = native_scan.load_library().mambapose_scan_cpu_backward
     with pytest.raises(EngineError, match=r"grads\.structSize: "):
-        native_scan._call(function, params, native_scan.Grads(1))
+        native_scan.call_library(function, params, native_scan.Grads(1))
     params.dtype, params.batch, params.channels, params.states = 1, 0, 1, 1
     params.directions, params.groups, params.orderRows = 1, 1, 1
     params.A = np.zeros(1, np.float32).ctypes.data
     with pytest.raises(EngineError, match=r"dtype: gradients need 0"):
-        native_scan._call(function, params, grads)
+        native_scan.call_library(function, params, grads)

@@ -229,7 +229,7 @@ def test_an_order_outside_the_tokens_is_refused(scans, value):
 def _params(scans):
     case = scans.case(11)
     arguments = dict.fromkeys(("D", "z", "dt_bias", "order", "initial_state"))
-    ready = native_scan._prepare({**arguments, **case.arguments}, np.dtype(np.float32))
+    ready = native_scan.prepare_arrays({**arguments, **case.arguments}, np.dtype(np.float32))
     y = np.zeros((2, 9, 6), np.float32)
     settings = {**case.attributes}
     params = native_scan._params(ready, y, None, settings, 1, None)
@@ -257,7 +257,7 @@ def test_the_library_names_what_it_refuses(scans, field, value, named):
     params, _alive = _params(scans)
     setattr(params, field, value)
     with pytest.raises(EngineError, match=rf"^selective scan: {named}: "):
-        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+        native_scan.call_library(native_scan.load_library().mambapose_scan_cpu, params)
 
 
 @pytest.mark.parametrize("name", ["u", "dt", "B", "C", "y"])
@@ -265,7 +265,7 @@ def test_an_absent_tensor_is_named(scans, name):
     params, _alive = _params(scans)
     getattr(params, name).data = None
     with pytest.raises(EngineError, match=rf"^selective scan: {name}: a tensor was wanted"):
-        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+        native_scan.call_library(native_scan.load_library().mambapose_scan_cpu, params)
 
 
 def test_a_state_and_segments_exclude_each_other(scans):
@@ -273,7 +273,7 @@ def test_a_state_and_segments_exclude_each_other(scans):
     params.segment = 3
     params.initialState = ready["A"].ctypes.data
     with pytest.raises(EngineError, match=r"initialState: segment 0"):
-        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+        native_scan.call_library(native_scan.load_library().mambapose_scan_cpu, params)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_sizes_whose_products_overflow_are_refused(scans, field, value):
     params.orderRows = 1
     setattr(params, field, value)
     with pytest.raises(EngineError, match=rf"^selective scan: {field}: "):
-        native_scan._call(native_scan.load_library().mambapose_scan_cpu, params)
+        native_scan.call_library(native_scan.load_library().mambapose_scan_cpu, params)
 
 
 @pytest.mark.parametrize("name", ["u", "dt", "B", "C", "z", "A", "D", "initial_state"])

@@ -32,3 +32,9 @@ def test_neon_agrees_under_emulation():
 @pytest.mark.slow
 def test_the_sanitizers_find_nothing():
     assert "scalar: " in _run("run_sanitizers.sh")
+
+
+@pytest.mark.slow
+def test_the_sanitizers_find_nothing_in_the_cuda_kernels():
+    """Addresses and undefined behaviour, then races of the threads of a GPU."""
+    assert _run("run_cuda_sanitizers.sh").count("agree") == 2

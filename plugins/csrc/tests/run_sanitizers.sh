@@ -31,6 +31,7 @@ esac
 for source in "$here"/../scan_*.cpp "$here"/scan_selftest.cpp; do
     name=$(basename "$source" .cpp)
     case $name in
+    scan_cuda*) continue ;; # run_cuda_sanitizers.sh
     *_avx512) extra=$avx512 ;;
     *_avx2) extra=$avx2 ;;
     *) extra="" ;;
