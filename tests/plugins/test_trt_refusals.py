@@ -1,0 +1,126 @@
+"""What the TensorRT plugin refuses, sentence by sentence, and the TensorRT it does not talk to."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
+STANDIN = CSRC / "tests" / "tensorrt_standin"
+SOURCES = sorted(CSRC.glob("trt_*.cpp"))
+SENTENCE = re.compile(r"mambapose SelectiveScan, \w+: .+ (was|were) wanted, found .+")
+SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def compile_cxx(target: Path, *arguments: str | Path) -> Path:
+    """Compile with the stand-in headers; skips the test without a compiler."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-isystem{STANDIN}"]
+    command += [*map(str, arguments), "-ldl", "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory) -> dict[str, str]:
+    """What the plugin says, by case."""
+    target = tmp_path_factory.mktemp("refusals") / "refusals"
+    program = CSRC / "tests" / "trt_refusals.cpp"
+    compile_cxx(target, *SANITIZE, program, *SOURCES)
+    done = subprocess.run([target], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "field 'groups': 1 or more was wanted, found 0" in done.stderr  # without a logger
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+def test_everything_wrong_is_refused_in_one_sentence(sentences):
+    assert len(sentences) > 70
+    exceptions = {"kernel error", "tactics, number"}
+    odd = [f"{case}: {said}" for case, said in sentences.items() if not SENTENCE.fullmatch(said)]
+    assert {line.split(": ")[0] for line in odd} == exceptions
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("node, unknown field", "field 'direction': no field of this name was wanted, found one"),
+        ("node, type", "field 'groups': an INT32 field was wanted, found field type 1"),
+        ("node, 64 bits", "field 'groups': 1 or more was wanted, found 4294967296"),
+        ("node, reverse too long", "field 'reverse': 2 values, one per direction, was wanted"),
+        ("node, merge", "field 'merge': 'none' or 'sum' was wanted, found 'mean'"),
+        ("node, merge past its length", "field 'merge': 'none' or 'sum' was wanted, found 'su'"),
+        ("node, gate none with z", "field 'gate': 'silu' together with z was wanted"),
+        ("node, state with segment", "field 'segment': 0 together with an initial_state"),
+        ("engine, version", "serialization version 1 was wanted, found 5; build the engine again"),
+        ("engine without reverse", "field 'reverse': a value from the engine was wanted"),
+        ("shape, length", "dt axis 1: length 7 as in u was wanted, found 8"),
+        ("shape, states of B", "B axis 2: states 4 as in A was wanted, found 5"),
+        ("shape, order rows", "order axis 0: directions 2 as in the node was wanted, found 3"),
+        ("shape, groups", "field 'groups': a divisor of the 6 channels was wanted, found 5"),
+        ("shape, inputs", "10 (presence 31) was wanted, found 9; give TensorRT the .trt.onnx file"),
+        ("shape, type of order", "order: int32 beside fp16 u was wanted, found int64"),
+        ("no GPU", "configurePlugin: a GPU was wanted, found none"),
+    ],
+)
+def test_sentence(sentences, case, said):
+    assert said in sentences[case]
+
+
+CALLER = """
+#include <NvInferRuntime.h>
+struct Finder final : nvinfer1::ILoggerFinder
+{
+    nvinfer1::ILogger* findLogger() override { return nullptr; }
+};
+extern "C" __attribute__((visibility("default"))) int getInferLibMajorVersion() { return MAJOR; }
+extern "C" __attribute__((visibility("default"))) void* makeFinder() { return new Finder; }
+"""
+KERNELS = """
+extern "C" {
+int mambapose_scan_cuda_plan() { return -1; }
+int mambapose_scan_cuda() { return -1; }
+int mambapose_scan_cuda_device() { return -1; }
+char const* mambapose_scan_cuda_version() { return "none"; }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory) -> ctypes.CDLL:
+    """The plugin without kernels, built with the stand-in headers."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "kernels.cpp").write_text(KERNELS)
+    target = folder / "plugin.so"
+    shared = ["-shared", "-fPIC", "-fvisibility=hidden"]
+    return ctypes.CDLL(str(compile_cxx(target, *shared, folder / "kernels.cpp", *SOURCES)))
+
+
+@pytest.mark.parametrize("caller", ["same", "older", "newer", "rtx"])
+def test_another_major_release_gets_no_creators(plugin, caller, tmp_path, capfd):
+    """Its logger has other virtual functions, so it is told on standard error, not through that."""
+    built_for = plugin.mambapose_trt_built_for() // 10000
+    major = {"same": built_for, "older": built_for - 1, "newer": built_for + 1, "rtx": 1}[caller]
+    (tmp_path / "caller.cpp").write_text(CALLER)
+    flags = ["-shared", "-fPIC", f"-DMAJOR={major}"]
+    library = compile_cxx(tmp_path / "libnvinfer.so", *flags, tmp_path / "caller.cpp")
+    tensorrt = ctypes.CDLL(str(library))
+    tensorrt.makeFinder.restype = ctypes.c_void_p
+    plugin.setLoggerFinder.argtypes = [ctypes.c_void_p]
+    plugin.setLoggerFinder(tensorrt.makeFinder())
+    count = ctypes.c_int32(-1)
+    plugin.getCreators(ctypes.byref(count))
+    plugin.setLoggerFinder(None)
+    said = capfd.readouterr().err
+    if caller in ("older", "newer"):
+        assert count.value == 0
+        assert f"TensorRT {built_for} was wanted, found {major}; build the plugin again" in said
+    else:  # TensorRT for RTX counts its releases anew; its interfaces are those of TensorRT 11
+        assert built_for >= 11, "the stand-in headers are of TensorRT 11"
+        assert (count.value, said) == (1, "")
