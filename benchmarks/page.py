@@ -1,17 +1,19 @@
 """``docs/benchmarks.md`` from the measured JSON lines: ``python -m mambapose.benchmarks.page``.
 
-The page holds no number of its own; a test compares it with what this module writes.
+Arguments: the file of the comparison, of the scan, and of any number of GPUs. The page holds no
+number of its own; a test compares it with what this module writes.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mambapose.benchmarks.comparison import TIERS
+from mambapose.benchmarks.gpu.bars import last_run
 from mambapose.benchmarks.jobs import Row
 from mambapose.benchmarks.report import COLUMNS, cells, ratios
 
@@ -22,6 +24,8 @@ Generated from the JSON lines in `benchmarks/results/` by `python -m mambapose.b
 repeat the measurement with `make bench`. Everything here ran on the CPU named below, nothing on a
 Jetson. Weights are random: they change neither memory nor latency. Each row of the first table is
 a process of its own; peak memory is above that of an empty backend process."""
+
+ON_CPU, ON_ITS_MACHINE = "on the CPU named below", "on the machine its section names"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -75,16 +79,88 @@ def scan_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def page(comparison: Path, scan: Path) -> str:
-    """The whole page as text."""
-    sections = (comparison_section(read_rows(comparison)), scan_section(read_rows(scan)))
-    return "\n".join([INTRO, *(line for part in sections for line in ("", *part))]) + "\n"
+def gpu_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last run of benchmarks/gpu/check.sh on one GPU: bars, comparisons, times."""
+    last = last_run(found)
+    about = last[0]["machine"]
+    kinds = {kind: [row for row in last if row["bench"] == kind] for kind in GPU_HEADS}
+    lines = [
+        f"## {about['name']}",
+        "",
+        f"{about['multiprocessors']} multiprocessors at {about['clock_hz'] / 1e6:.0f} MHz, copies "
+        f"at {about['bandwidth'] / 1e12:.2f} TB/s (both measured), nvcc {about['nvcc']}, torch "
+        f"{about['torch']}, commit {about['commit']}, {about['date'][:10]}; by "
+        "`benchmarks/gpu/check.sh`. Times are those of one call in a CUDA graph, batch 1 unless "
+        "the row says otherwise; / auto is the time in times of the kernel's own choice.",
+    ]
+    cells = {"gpu-bar": _bar_cells, "gpu-check": _check_cells, "gpu-time": _time_cells(last)}
+    for kind, rows in kinds.items():
+        if rows:
+            heads, left = GPU_HEADS[kind]
+            lines += ["", *markdown_table(heads, map(cells[kind], rows), left)]
+    return lines
+
+
+GPU_HEADS = {
+    "gpu-bar": (("what", "shape", "type", "", "bar", "measured"), 4),
+    "gpu-check": (("compared with float64", "", "cases", "worst", "limit"), 2),
+    "gpu-time": (
+        ("shape", "type", "candidate", "graph us", "plain us", "/ auto", "/ floor"),
+        3,
+    ),
+}
+
+
+def _bar_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    sign = ">=" if row["at_least"] else "<="
+    bar = "" if row["limit"] is None else f"{sign} {row['limit']:g}"
+    verdict = "" if row["limit"] is None else ("ok" if row["ok"] else "missed")
+    value = f"{row['measured']:.3g} {row['unit']}".strip()
+    return row["what"], row["shape"], row["isa"], verdict, bar, value
+
+
+def _check_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    verdict = "ok" if row["ok"] else f"{row['failures']} failed"
+    return row["check"], verdict, str(row["cases"]), f"{row['worst']:.2g}", f"{row['limit']:.2g}"
+
+
+def _time_cells(
+    lines: Sequence[Mapping[str, Any]],
+) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+    def time_of(row: Mapping[str, Any]) -> float:
+        return float(row["graph_us"] or row["plain_us"])
+
+    autos = {
+        (row["name"], row["dtype"]): time_of(row)
+        for row in lines
+        if row["bench"] == "gpu-time" and row["candidate"] == "auto"
+    }
+
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        graph = "" if row["graph_us"] is None else f"{row['graph_us']:.1f}"
+        auto = autos.get((row["name"], row["dtype"]))
+        ratio = "" if auto is None else f"{time_of(row) / auto:.2f}"
+        floor = "" if row["floor_us"] is None else f"{time_of(row) / row['floor_us']:.2f}"
+        named = f"{row['candidate']} ({row['form']})" if row["form"] else row["candidate"]
+        plain = f"{row['plain_us']:.1f}"
+        return row["shape"], row["dtype"], named, graph, plain, ratio, floor
+
+    return cells
+
+
+def page(comparison: Path, scan: Path, gpus: Iterable[Path] = ()) -> str:
+    """The whole page as text; gpus: a results file for each GPU that was measured."""
+    sections = [comparison_section(read_rows(comparison)), scan_section(read_rows(scan))]
+    on_gpus = [gpu_section(read_rows(path)) for path in gpus]
+    sections += on_gpus
+    intro = INTRO.replace(ON_CPU, ON_ITS_MACHINE) if on_gpus else INTRO
+    return "\n".join([intro, *(line for part in sections for line in ("", *part))]) + "\n"
 
 
 def main() -> None:
-    """Write the page of the given comparison and scan files to standard output."""
-    comparison, scan = map(Path, sys.argv[1:3])
-    sys.stdout.write(page(comparison, scan))
+    """Write the page of the given files to standard output."""
+    comparison, scan, *gpus = map(Path, sys.argv[1:])
+    sys.stdout.write(page(comparison, scan, gpus))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def test_the_page_is_generated_from_the_results() -> None:
     scans = sorted(RESULTS.glob("*-cpu-scan.jsonl"))
     if not comparisons or not scans:
         pytest.skip("no measured results in this tree")
-    assert (ROOT / "docs" / "benchmarks.md").read_text() == page(comparisons[-1], scans[-1])
+    gpus = sorted(RESULTS.glob("gpu_*.jsonl"))
+    written = page(comparisons[-1], scans[-1], gpus)
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == written
 
 
 def test_a_missed_bar_is_published_as_missed() -> None:
@@ -29,3 +31,32 @@ def test_a_missed_bar_is_published_as_missed() -> None:
         "machine": {"cpu": "c", "commit": "abc", "date": "2026-01-01T00:00:00"},
     }  # fmt: skip
     assert scan_section([row])[-1].split("|")[4].strip() == "missed"
+
+
+MACHINE = {
+    "name": "NVIDIA Test 1", "multiprocessors": 132, "clock_hz": 1.98e9, "bandwidth": 4.3e12,
+    "nvcc": "13.0.88", "torch": "2.11", "commit": "abc", "date": "2026-01-02T00:00:00",
+}  # fmt: skip
+
+
+def test_a_gpu_has_a_section_with_its_last_run_alone() -> None:
+    from mambapose.benchmarks.page import gpu_section
+
+    time = {"bench": "gpu-time", "name": "x", "shape": "K 2", "dtype": "fp16", "spread": 0.0}
+    time |= {"floor_us": 4.0, "form": "chunked"}
+    lines = [
+        {**time, "candidate": "auto", "graph_us": 10.0, "plain_us": 15.0},
+        {**time, "candidate": "loop", "graph_us": None, "plain_us": 1000.0, "form": ""},
+        {"bench": "gpu-bar", "what": "times the floor", "shape": "K 2", "isa": "fp16",
+         "limit": 3.0, "at_least": False, "measured": 3.1, "unit": "x", "ok": False},
+        {"bench": "gpu-check", "check": "forward fp16 auto", "cases": 9, "refused": 0,
+         "worst": 4e-4, "limit": 1.5e-3, "failures": 0, "ok": True},
+    ]  # fmt: skip
+    older = {**lines[0], "graph_us": 77.7, "machine": {**MACHINE, "date": "2026-01-01"}}
+    text = "\n".join(gpu_section([older, *({**line, "machine": MACHINE} for line in lines)]))
+    assert "132 multiprocessors at 1980 MHz, copies at 4.30 TB/s" in text
+    assert "| times the floor | K 2 | fp16 | missed | <= 3 | 3.1 x |" in text
+    assert "| forward fp16 auto | ok | 9 | 0.0004 | 0.0015 |" in text
+    assert "| K 2 | fp16 | auto (chunked) | 10.0 | 15.0 | 1.00 | 2.50 |" in text
+    assert "| K 2 | fp16 | loop |  | 1000.0 | 100.00 | 250.00 |" in text
+    assert "77.7" not in text

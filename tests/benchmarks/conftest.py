@@ -1,0 +1,41 @@
+"""The CUDA kernels built for the host, as the tests of plugins build them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PLUGIN_FIXTURES = Path(__file__).resolve().parents[1] / "plugins" / "conftest.py"
+
+
+@pytest.fixture(scope="session")
+def shim_library() -> Path:
+    """The library; its device memory is host memory. Skips without a C++ compiler."""
+    spec = importlib.util.spec_from_file_location("plugin_fixtures", PLUGIN_FIXTURES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look for it there
+    spec.loader.exec_module(module)
+    path: Path = module.build_shim()
+    return path
+
+
+@pytest.fixture
+def shim(shim_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The kernels in use are the host build, and everything runs on CPU tensors."""
+    from mambapose.benchmarks.gpu import shapes
+    from mambapose.plugins import native_cuda, torch_cuda
+
+    cached = (native_cuda.load_library, torch_cuda.multiprocessors, torch_cuda._has_library)
+    monkeypatch.setenv(native_cuda.VARIABLE, str(shim_library))
+    monkeypatch.setattr(shapes, "DEVICE", "cpu")
+    for function in cached:
+        function.cache_clear()
+    yield shim_library
+    for function in cached:
+        function.cache_clear()
