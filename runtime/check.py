@@ -9,7 +9,6 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from mambapose.runtime.bundle import Bundle, read_bundle, read_gate, tool_version
+from mambapose.runtime.check_plugin import plugin_findings
 from mambapose.runtime.engine import BACKENDS, load_engine
 from mambapose.runtime.errors import BundleError, EngineError
+from mambapose.runtime.finding import Finding
 from mambapose.runtime.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.native import find_library, library_info, slow_notice
 from mambapose.runtime.types import Array
@@ -29,21 +30,11 @@ PROBE_LIMIT = 1e-6
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "asimd", "neon", "sve")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. ok: True proved, False failed, None only stated."""
+def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
+    """Versions, processor, operator library, backends with one kernel run on each, plugin, video.
 
-    subject: str
-    text: str
-    ok: bool | None = None
-
-    def __str__(self) -> str:
-        mark = {True: "ok", False: "FAIL", None: ""}[self.ok]
-        return f"{mark:4} {self.subject:16} {self.text}"
-
-
-def machine_findings() -> Iterator[Finding]:
-    """Versions, processor, operator library, backends with one kernel run on each, video."""
+    compile_plugin: compile the TensorRT plugin even where no NVIDIA device is.
+    """
     yield Finding("mambapose", tool_version())
     yield Finding("python", f"{platform.python_version()}, numpy {np.__version__}")
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
@@ -52,6 +43,7 @@ def machine_findings() -> Iterator[Finding]:
     yield from _library_findings()
     yield from _onnxruntime_findings()
     yield _tensorrt_finding()
+    yield from plugin_findings(compile_plugin)
     yield Finding("jetson", "not run: no Jetson board has been tried with this version")
     yield _video_finding()
     yield _export_finding()

@@ -14,16 +14,21 @@ EPILOG = "Example: mp-check bundle --report check.txt"
 @click.command(epilog=EPILOG)
 @click.argument("bundle", required=False, type=Path)
 @click.option("--report", metavar="FILE", type=Path, help="Also write everything to one file.")
-def command(bundle: Path | None, report: Path | None) -> None:
+@click.option("--plugin", is_flag=True, help="Compile the TensorRT plugin even without a GPU.")
+def command(bundle: Path | None, report: Path | None, plugin: bool) -> None:
     """Say what is installed and run one kernel on each backend present.
 
-    With BUNDLE, also verify its files and run every graph against the outputs stored in it.
-    Exits with 1 when anything fails.
+    Where an NVIDIA GPU and nvcc are, the TensorRT plugin is compiled, which takes minutes the
+    first time, and driven on the GPU. With BUNDLE, also verify its files and run every graph
+    against the outputs stored in it. Exits with 1 when anything fails.
     """
     from mambapose.runtime.check import bundle_findings, machine_findings
 
     findings = []
-    for source in (machine_findings(), bundle_findings(bundle) if bundle else ()):
+    for source in (
+        machine_findings(compile_plugin=plugin),
+        bundle_findings(bundle) if bundle else (),
+    ):
         for finding in source:
             findings.append(finding)
             click.echo(str(finding))
