@@ -1,0 +1,381 @@
+"""Train a 2D-to-3D lifter on motion capture: python -m mambapose.export.train.lift --help.
+
+The same command runs on a CPU and on a GPU, for minutes or for days: it stops at --minutes, on
+Ctrl-C or at the end of --decay-steps, saves, and goes on with --resume as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from mambapose.export.train import lift_state
+from mambapose.export.train.lift_data import Batch, Motions, mean_pose, training_batch
+from mambapose.export.train.lift_eval import held_out_metrics
+from mambapose.export.train.lift_loss import losses
+from mambapose.export.train.lift_networks import NETWORKS, lifted, parameters
+from mambapose.export.train.lift_state import Plan, State
+from mambapose.export.train.motion import (
+    SPLITS,
+    MotionClip,
+    clips_from_file,
+    split_from_clips,
+)
+from mambapose.runtime.errors import ExportError, MambaPoseError
+
+LINE_S = 60.0
+
+
+@dataclass
+class _Minute:
+    """Sums since the last line."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    windows: int = 0
+    frames: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, parts: Mapping[str, float], windows: int, frames: int) -> None:
+        self.steps += 1
+        self.windows += windows
+        self.frames += windows * frames
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def row(self, state: State) -> dict[str, Any]:
+        spent = max(time.monotonic() - self.started, 1e-9)
+        means = {name: round(value / max(self.steps, 1), 5) for name, value in self.sums.items()}
+        return {
+            "step": state.step,
+            "hours": round(state.seconds / 3600, 4),
+            **means,
+            "rate": state.rate(),
+            "windows_per_s": round(self.windows / spent, 2),
+            "frames_per_s": round(self.frames / spent, 1),
+            "peak_mib": round(peak_mib(state), 1),
+        }
+
+
+def peak_mib(state: State) -> float:
+    """Most memory used so far: of the GPU when the network is there, else of the process."""
+    device = next(state.model.parameters()).device
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def batch_shape(plan: Plan, step: int) -> tuple[int, int]:
+    """(windows, frames) of a step: lengths are drawn evenly, a step has as many frames."""
+    lengths = plan.frames
+    drawn = np.random.default_rng([plan.seed, step, 1]).integers(len(lengths))
+    frames = lengths[int(drawn)]
+    return max(1, plan.batch * max(lengths) // frames), frames
+
+
+def batch_of_step(plan: Plan, motions: Motions, step: int) -> Batch:
+    """What is trained on at that step: a function of plan and step alone."""
+    count, frames = batch_shape(plan, step)
+    return training_batch(motions, plan.seed, step, count, frames, cues=plan.takes_cues)
+
+
+class _Batches(torch.utils.data.Dataset[Batch]):
+    """Batches of consecutive steps, for worker processes."""
+
+    def __init__(self, plan: Plan, motions: Motions, first: int) -> None:
+        self._plan, self._motions, self._first = plan, motions, first
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, index: int) -> Batch:
+        return batch_of_step(self._plan, self._motions, self._first + index)
+
+
+def _in_order(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+class _Order(torch.utils.data.Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return _in_order(1 << 30)
+
+
+def _leave_stopping_to_parent(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def batches(plan: Plan, motions: Motions, first: int, workers: int) -> Iterator[Batch]:
+    """Batches from step ``first`` on, made ahead in ``workers`` processes when there are any."""
+    source = _Batches(plan, motions, first)
+    if not workers:
+        return (source[index] for index in range(len(source)))
+    loader = torch.utils.data.DataLoader(
+        source, batch_size=None, sampler=_Order(), num_workers=workers, prefetch_factor=4,
+        worker_init_fn=_leave_stopping_to_parent,
+    )  # fmt: skip
+    return iter(loader)
+
+
+def train_step(state: State, batch: Batch) -> dict[str, float]:
+    """One step of the optimiser; the losses in body heights and the norm of the gradient."""
+    plan, device = state.plan, next(state.model.parameters()).device
+    inputs = {name: _on(device, value) for name, value in batch.inputs.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+        found = lifted(state.model, inputs, plan.takes_cues)
+    parts = losses(found, _on(device, batch.xyz))
+    for group in state.optimiser.param_groups:
+        group["lr"] = state.rate()
+    state.optimiser.zero_grad(set_to_none=True)
+    parts["total"].backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm)
+    if not bool(torch.isfinite(norm)):
+        raise ExportError(
+            f"finite gradients were wanted, step {state.step} has none; resume with a lower --rate"
+        )
+    state.optimiser.step()
+    state.step += 1
+    state.windows += len(batch.xyz)
+    state.update_average()
+    return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": float(norm)}
+
+
+def _on(device: torch.device, value: np.ndarray) -> Tensor:
+    return torch.from_numpy(value).to(device, non_blocking=True)
+
+
+@functools.cache
+def scan_in_float32(device: str) -> None:
+    """Under autocast the scan stays in float32, as in the published training."""
+    torch.library.register_autocast("mambapose::selective_scan", device, torch.float32)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a termination was asked for."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop, and how often to save and to measure, in seconds."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    save_s: float = 300.0
+    measure_s: float = 1800.0
+
+
+def train(
+    state: State,
+    clips: tuple[MotionClip, ...],
+    folder: Path,
+    limits: Limits,
+    workers: int = 0,
+) -> int:
+    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0."""
+    split = split_from_clips(clips, state.plan.split)
+    motions = Motions(split.train)
+    folder.mkdir(parents=True, exist_ok=True)
+    lift_state.cut_curve(folder, state.step)
+    source = batches(state.plan, motions, state.step, workers)
+    begun = saved = measured = last = time.monotonic()
+    until = None if limits.steps is None else state.step + limits.steps
+    minute = _Minute()
+    with stop_requests() as asked:
+        while not asked and not state.finished() and (until is None or state.step < until):
+            batch = next(source)
+            parts = train_step(state, batch)
+            minute.add(parts, *batch.xyz.shape[:2])
+            now = time.monotonic()
+            state.seconds += now - last
+            last = now
+            over = limits.minutes is not None and now - begun > limits.minutes * 60
+            if now - minute.started > LINE_S or over:
+                minute = _report(state, folder, minute)
+            if now - saved > limits.save_s:
+                lift_state.save(state, folder)
+                saved = now
+            if split.test and now - measured > limits.measure_s:
+                _measure(state, split.test, folder)
+                measured = last = time.monotonic()
+            if over:
+                break
+    if minute.steps:
+        _report(state, folder, minute)
+    path = lift_state.save(state, folder)
+    click.echo(f"saved step {state.step} in {path}")
+    return asked[0] if asked else 0
+
+
+def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
+    row = minute.row(state)
+    lift_state.append_curve(folder, row)
+    click.echo(
+        f"step {row['step']}  {row['hours']:.2f} h  total {row['total']:.4f}  "
+        f"position {row['position']:.4f}  velocity {row['velocity']:.5f}  "
+        f"norm {row['norm']:.2f}  {row['windows_per_s']:.1f} windows/s  "
+        f"{row['frames_per_s']:.0f} frames/s  {row['peak_mib']:.0f} MiB"
+    )
+    return _Minute()
+
+
+def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
+    """A quick look at the held-out activities with the mean weights."""
+    with lift_state.mean_weights(state) as model:
+        found = held_out_metrics(
+            model, test, max(state.plan.frames), cues=state.plan.takes_cues, quick=True
+        )
+    mean = found["mean"]
+    lift_state.append_curve(folder, {"step": state.step, "held_out": found})
+    click.echo(
+        f"held out: MPJPE {mean['mpjpe_mm']:.1f} mm, PA-MPJPE {mean['pa_mpjpe_mm']:.1f} mm, "
+        f"acceleration error {mean['acceleration_mm']:.1f} mm per frame squared"
+    )
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--network", type=click.Choice(NETWORKS), default="mambapose3d")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the motion capture file, or the file.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoint and curve."
+)
+@click.option("--minutes", type=float, help="Stop after so many.")
+@click.option("--steps", type=int, help="Stop after so many.")
+@click.option(
+    "--decay-steps",
+    type=int,
+    help="Let the rate fall to zero over so many steps from here, then end.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; its plan is kept.")
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path),
+    help="Begin with the weights of another run, shallower or of shorter windows.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default="activities",
+    help="What is trained on; asf and exp are the two skeletons.",
+)
+@click.option("--frames", default="81", help="Lengths of windows, drawn evenly: 9,27,81.")
+@click.option("--batch", type=int, default=8, help="Windows of the longest length per step.")
+@click.option("--rate", type=float, default=1e-3, help="Learning rate.")
+@click.option("--pairs", type=int, help="Pairs of blocks, where not the published number.")
+@click.option("--cues", is_flag=True, help="Give a baseline score, depth and flow too.")
+@click.option("--bf16", is_flag=True, help="Matrix products in bfloat16; the scan stays float32.")
+@click.option("--seed", type=int, default=0)
+@click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
+@click.option(
+    "--measure-minutes",
+    type=float,
+    default=30.0,
+    help="Minutes between two looks at the held-out activities.",
+)
+def main(
+    network: str, data: Path, out: Path, minutes: float | None, steps: int | None,
+    decay_steps: int | None, device: str, resume: bool, start_from: Path | None,
+    split: str, frames: str, batch: int, rate: float, pairs: int | None, cues: bool,
+    bf16: bool, seed: int, workers: int, measure_minutes: float,
+) -> None:  # fmt: skip
+    """Train a 2D-to-3D lifter; checkpoints resume exactly.
+
+    Example: python -m mambapose.export.train.lift --data DIR --out build/lift3d --minutes 60
+    """
+    try:
+        wanted = torch.device(device)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ExportError("a CUDA device was wanted, torch finds none; use --device cpu")
+        if resume:
+            state = lift_state.resumed(out, wanted)
+        else:
+            if (out / lift_state.CHECKPOINT).exists():
+                raise ExportError(f"{out} holds a run; go on with --resume or choose another --out")
+            plan = Plan(
+                network, split, seed, _lengths(frames), batch, rate,
+                cues=cues, pairs=pairs, bf16=bf16,
+            )  # fmt: skip
+            state = (
+                lift_state.fresh(plan, wanted)
+                if start_from is None
+                else lift_state.started_from(start_from, plan, wanted)
+            )
+        if decay_steps is not None:
+            state.decay = (state.step, decay_steps)
+        if state.plan.bf16:
+            scan_in_float32(device)
+        clips = clips_from_file(data)
+        if state.plan.network == "mean":
+            steps = _set_mean_pose(state, clips)
+        _note_command(state, device)
+        click.echo(
+            f"{state.plan.network}: {parameters(state.model)} parameters, step {state.step}, "
+            f"{torch.get_num_threads()} threads; {state.plan}"
+        )
+        limits = Limits(minutes, steps, measure_s=measure_minutes * 60)
+        number = train(state, clips, out, limits, workers)
+    except MambaPoseError as err:
+        click.echo(f"error: {err}", err=True)
+        sys.exit(1)
+    sys.exit(128 + number if number else 0)
+
+
+def _set_mean_pose(state: State, clips: tuple[MotionClip, ...]) -> int:
+    """Nothing of the constant pose is learned by steps: 0 of them are needed."""
+    pose = mean_pose(Motions(split_from_clips(clips, state.plan.split).train))
+    state.average["pose"] = torch.from_numpy(pose)
+    state.model.load_state_dict(state.average)
+    return 0
+
+
+def _note_command(state: State, device: str) -> None:
+    """What the card says of how a file was made."""
+    words = " ".join(["python -m mambapose.export.train.lift", *sys.argv[1:]])
+    made = {"step": state.step, "command": words, "device": device, "torch": str(torch.__version__)}
+    state.notes.setdefault("commands", []).append(made)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        lengths = ()
+    if not lengths or not all(1 <= length <= 243 for length in lengths):
+        raise ExportError(f"--frames wants lengths from 1 to 243 such as 9,27,81, found {text}")
+    return lengths
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The state of a training run: what is saved, how it resumes, and its curve.
+
+Batches and rates are functions of the step, so weights, their running mean, the optimiser and
+torch's random state are all there is to remember. A checkpoint is written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambapose.export.train.lift_networks import build, takes_cues
+from mambapose.runtime.errors import ExportError
+
+FORMAT_VERSION = 1
+CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may not change while a run lasts; stored with it.
+
+    batch: windows of the longest of ``frames``; shorter windows come in more, as many frames to a
+    step. average: how much of the running mean of the weights a step keeps. pairs: of blocks,
+    where not the published number.
+    """
+
+    network: str
+    split: str = "activities"
+    seed: int = 0
+    frames: tuple[int, ...] = (81,)
+    batch: int = 8
+    rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    average: float = 0.999
+    clip_norm: float = 1.0
+    cues: bool = False
+    pairs: int | None = None
+    bf16: bool = False
+
+    @property
+    def takes_cues(self) -> bool:
+        return takes_cues(self.network, self.cues)
+
+
+@dataclass
+class State:
+    """A run: its plan, the network, the running mean of its weights, the optimiser, the counts.
+
+    decay: the step at which the rate starts to fall and the number of steps to zero; notes: the
+    commands so far, and the run this one started from.
+    """
+
+    plan: Plan
+    model: nn.Module
+    average: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    windows: int = 0
+    decay: tuple[int, int] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def rate(self) -> float:
+        """The learning rate of the next step: a ramp, a plateau, and a straight line to zero."""
+        rate = self.plan.rate * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
+        if self.decay is not None:
+            start, steps = self.decay
+            rate *= max(0.0, 1.0 - max(self.step - start, 0) / steps)
+        return rate
+
+    def finished(self) -> bool:
+        return self.decay is not None and self.step >= sum(self.decay)
+
+    def update_average(self) -> None:
+        """Move the mean by one step; young runs forget faster."""
+        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                self.average[name].lerp_(tensor, 1 - keep)
+
+
+def fresh(plan: Plan, device: torch.device) -> State:
+    """A run at step 0."""
+    model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs).train().to(device)
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(plan.seed)
+    return State(plan, model, average, _optimiser(plan, model))
+
+
+def _optimiser(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and the constants of the scan are not decayed."""
+    whole: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        bare = parameter.ndim < 2 or name.endswith(("A_logs", "embed", "dt_projs_bias"))
+        (free if bare else whole).append(parameter)
+    groups = [
+        {"params": whole, "weight_decay": plan.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.rate, betas=(0.9, 0.98))
+
+
+def save(state: State, folder: Path) -> Path:
+    """Write the checkpoint beside the old one and rename it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    content = {
+        "format_version": FORMAT_VERSION,
+        "plan": {**asdict(state.plan), "frames": list(state.plan.frames)},
+        "step": state.step,
+        "seconds": state.seconds,
+        "windows": state.windows,
+        "decay": None if state.decay is None else list(state.decay),
+        "notes": state.notes,
+        "model": state.model.state_dict(),
+        "average": state.average,
+        "optimiser": state.optimiser.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    beside = path.with_suffix(".part")
+    torch.save(content, beside)
+    os.replace(beside, path)
+    return path
+
+
+def resumed(folder: Path, device: torch.device) -> State:
+    """The run saved in ``folder``; ExportError when there is none that this version can read."""
+    content = read(folder)
+    plan = plan_from_json(content["plan"])
+    state = fresh(plan, device)
+    try:
+        state.model.load_state_dict(content["model"])
+        state.optimiser.load_state_dict(content["optimiser"])
+        state.average = {name: content["average"][name].to(device) for name in state.average}
+    except (KeyError, RuntimeError, ValueError) as err:
+        raise ExportError(
+            f"weights of {plan.network} were wanted in {folder / CHECKPOINT}, found others "
+            f"({str(err).splitlines()[0]}); start again with another --out"
+        ) from err
+    torch.set_rng_state(content["random"])
+    state.step, state.seconds, state.windows = (
+        content["step"], content["seconds"], content["windows"]
+    )  # fmt: skip
+    state.decay = None if content["decay"] is None else tuple(content["decay"])
+    state.notes = content["notes"]
+    return state
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint. Nothing but tensors and plain values is unpickled."""
+    path = folder / CHECKPOINT if folder.is_dir() else folder
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["format_version"]
+    except (OSError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
+        raise ExportError(
+            f"a checkpoint of this command was wanted, {path} cannot be read "
+            f"({type(err).__name__}); start without --resume"
+        ) from err
+    if version != FORMAT_VERSION:
+        raise ExportError(
+            f"a checkpoint of format {FORMAT_VERSION} was wanted, {path} has {version}; "
+            "start without --resume"
+        )
+    return dict(content)
+
+
+def plan_from_json(values: dict[str, Any]) -> Plan:
+    return Plan(**{**values, "frames": tuple(values["frames"])})
+
+
+def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
+    """A new run from the mean weights of another of the same kind, deeper or of longer windows.
+
+    Blocks that the other run lacks come last and start as the identity (their last maps are zero);
+    frames that it lacks take positions stretched from those it has. Short and shallow first is
+    several times as many windows an hour.
+    """
+    content = read(folder)
+    old = plan_from_json(content["plan"])
+    if (old.network, old.cues) != (plan.network, plan.cues):
+        raise ExportError(
+            f"a run of {plan.network} was wanted to start from, {folder} is of {old.network}"
+        )
+    state = fresh(plan, device)
+    weights = {name: tensor.cpu().clone() for name, tensor in state.average.items()}
+    known = {name: tensor for name, tensor in content["average"].items() if name in weights}
+    for name in weights.keys() - known.keys():
+        if name.endswith(("out_proj.weight", "fc2.weight", "fc2.bias")):
+            weights[name].zero_()
+    weights.update(known)
+    embed = "Temporal_pos_embed"
+    if embed in weights:
+        weights[embed] = _stretched(weights[embed], max(old.frames), max(plan.frames))
+    state.model.load_state_dict(weights)
+    state.average = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    state.notes = {**content["notes"], "before": {"plan": content["plan"], "step": content["step"],
+                   "seconds": content["seconds"], "windows": content["windows"],
+                   "before": content["notes"].get("before")}}  # fmt: skip
+    return state
+
+
+def _stretched(embed: Tensor, known: int, wanted: int) -> Tensor:
+    """Positions (1, T, width) whose first ``known`` rows are spread over the first ``wanted``."""
+    if wanted <= known:
+        return embed
+    out = embed.clone()
+    rows = embed[:, :known].transpose(1, 2)
+    spread = torch.nn.functional.interpolate(rows, wanted, mode="linear", align_corners=True)
+    out[:, :wanted] = spread.transpose(1, 2)
+    return out
+
+
+def averaged_model(content: dict[str, Any]) -> tuple[Plan, nn.Module]:
+    """The network of a checkpoint with the mean weights, in eval mode."""
+    plan = plan_from_json(content["plan"])
+    model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs)
+    model.load_state_dict(content["average"])
+    return plan, model.eval()
+
+
+@contextmanager
+def mean_weights(state: State) -> Iterator[nn.Module]:
+    """The network with its mean weights, in eval mode; the weights in training come back."""
+    kept = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    state.model.load_state_dict(state.average)
+    state.model.eval()
+    try:
+        yield state.model
+    finally:
+        state.model.load_state_dict(kept)
+        state.model.train()
+
+
+def append_curve(folder: Path, row: dict[str, Any]) -> None:
+    """One JSON line, flushed."""
+    with (folder / CURVE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cut_curve(folder: Path, step: int) -> None:
+    """Drop what an interrupted run wrote after its last checkpoint."""
+    path = folder / CURVE
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,71 @@
+"""Full-frame clips: the file shows the pictures, the truth beside it is theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mambapose.runtime.errors import ExportError
+
+
+def test_written_clip_shows_the_pictures_and_carries_the_truth(tmp_path: Path, clip: Any) -> None:
+    from mambapose.export.train.world.clip import write_clip
+    from mambapose.runtime.sources import open_source
+
+    beside = write_clip(tmp_path / "clip.mp4", clip)
+    assert beside == tmp_path / "clip.truth.npz"
+    with open_source(str(tmp_path / "clip.mp4")) as source:
+        frames = list(source)
+    assert len(frames) == clip.frames
+    for t, frame in enumerate(frames):
+        assert np.abs(frame.image.astype(float) - clip.image(t)).mean() < 8
+    with np.load(beside, allow_pickle=False) as truth:
+        assert {name: array.shape for name, array in truth.items()} == {
+            "coco_xy": (4, 17, 2), "visibility": (4, 17), "h36m_xyz": (4, 17, 3),
+            "box": (4, 4), "root": (4, 3), "timestamp": (4,), "camera": (3,), "stature": (),
+        }  # fmt: skip
+        focal, x, y = truth["camera"]
+        xyz = truth["root"][:, None] + truth["h36m_xyz"] * truth["stature"]
+        projected = focal * xyz[..., :2] / xyz[..., 2:] + (x, y)
+        np.testing.assert_allclose(projected[:, 4], truth["coco_xy"][:, 11], atol=2e-3)
+        np.testing.assert_allclose(projected[:, 9], truth["coco_xy"][:, 0], atol=2e-3)
+
+
+def test_bones_keep_their_length(clip: Any) -> None:
+    from mambapose.runtime.skeleton import H36M17
+
+    rigid = [edge for edge in H36M17.edges if not {7, 8, 9, 10} & set(edge)]
+    lengths = np.array(
+        [[np.linalg.norm(clip.h36m_xyz(t)[a] - clip.h36m_xyz(t)[b]) for a, b in rigid]
+         for t in range(clip.frames)]
+    )  # fmt: skip
+    # Joints are means of skinned vertices, so they give a little; the body moves as one piece.
+    assert np.ptp(lengths, axis=0).max() < 0.02
+    assert (np.linalg.norm(clip.coco_xy(3) - clip.coco_xy(0), axis=1) > 0).all()
+
+
+def test_frames_and_motions_outside_the_clip_are_refused(
+    clip: Any, world: Any, renderer: Any, tmp_path: Path
+) -> None:
+    from mambapose.export.train.sample_clip import main
+    from mambapose.export.train.world.clip import WorldClip
+
+    with pytest.raises(ValueError, match="t >= 1"):
+        clip.flow(0)
+    with pytest.raises(ValueError, match="t < 3"):
+        clip.flow_after(3)
+    with pytest.raises(ValueError, match="0 to 3"):
+        clip.image(4)
+    with pytest.raises(ExportError, match="motion clip none was wanted"):
+        WorldClip(world, renderer, motions=("none",))
+    with pytest.raises(ExportError, match="ask for fewer"):
+        WorldClip(world, renderer, frames=5000)
+    refused = CliRunner().invoke(
+        main, ["--assets", str(tmp_path), "--out", str(tmp_path / "c.mp4")]
+    )
+    assert refused.exit_code == 1
+    assert "wanted" in refused.output
