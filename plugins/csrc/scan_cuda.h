@@ -24,7 +24,7 @@ enum MambaposeCudaTactic
 {
     MAMBAPOSE_CUDA_AUTO = 0,       /* the form expected to be fastest on this many multiprocessors */
     MAMBAPOSE_CUDA_SEQUENTIAL = 1, /* as few lanes per channel as its states allow, the length in one piece */
-    MAMBAPOSE_CUDA_LANE_SPLIT = 2, /* the states of a channel over more lanes, the length in one piece */
+    MAMBAPOSE_CUDA_LANE_SPLIT = 2, /* more threads per channel, over states or steps, the length in one piece */
     MAMBAPOSE_CUDA_CHUNKED = 3,    /* the length in pieces, in two launches */
 };
 
@@ -32,8 +32,8 @@ typedef struct MambaposeCudaPlan
 {
     uint32_t structSize;    /* sizeof(MambaposeCudaPlan), checked */
     int32_t tactic;         /* what is planned, never AUTO */
-    int32_t lanes;          /* threads that share one channel: 1 to 32 */
-    int32_t statesPerLane;  /* lanes * statesPerLane >= N */
+    int32_t lanes;          /* threads that share one channel, by states and by steps: 1 to 512 */
+    int32_t statesPerLane;  /* states that each of them holds */
     int32_t threads;        /* per block */
     int32_t tileSteps;      /* scan steps staged in shared memory at a time */
     int32_t fused;          /* 1: a block walks all directions and sums them in shared memory */

@@ -19,6 +19,8 @@ constexpr int64_t kMAX_BLOCKS = INT32_MAX;
 constexpr int64_t kALIGNMENT = 256;
 constexpr int kTILE_STEPS = 64; //!< Enough to hide the loads of the next tile behind a tile's work.
 constexpr int64_t kPIECES[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+constexpr int64_t kSHORTEST_PIECE = 4;      //!< Steps, unless pieces were asked for.
+constexpr int64_t kTHREADS_PER_UNIT = 2048; //!< That a multiprocessor holds at most.
 
 template <class T>
 T ceilDivide(T a, T b)
@@ -75,25 +77,6 @@ int channelWarpsOf(int stateWarps)
     return stateWarps == 1 ? 4 : stateWarps == 2 ? 2 : 1;
 }
 
-//! Hands out places in shared memory.
-class SharedSpace
-{
-public:
-    int32_t take(int64_t bytes)
-    {
-        int64_t const place = mTaken;
-        mTaken += roundUp<int64_t>(bytes, 16);
-        return static_cast<int32_t>(std::min<int64_t>(place, INT32_MAX));
-    }
-    int64_t taken() const
-    {
-        return mTaken;
-    }
-
-private:
-    int64_t mTaken = 0;
-};
-
 //! Fills the layout for tiles of task.tileSteps; returns the bytes it takes.
 int64_t layOut(ForwardTask& task, Choice const& choice)
 {
@@ -102,28 +85,34 @@ int64_t layOut(ForwardTask& task, Choice const& choice)
     int64_t const steps = task.tileSteps, channels = task.blockChannels, pitch = task.pitch;
     int64_t const states = task.stateWarps * choice.warp().statesPerThread;
     SharedLayout& at = task.at;
-    SharedSpace space;
+    int64_t taken = 0;
+    auto const take = [&](int64_t bytes)
+    {
+        int64_t const place = taken;
+        taken += roundUp<int64_t>(bytes, 16);
+        return static_cast<int32_t>(std::min<int64_t>(place, INT32_MAX));
+    };
     at.channelPitch = static_cast<int32_t>(channels * size);
     at.matrixPitch = static_cast<int32_t>(roundUp<int64_t>(p.states * size, 16));
-    at.walk = space.take(kWALK_BYTES);
-    at.tiles = space.take(kTILES * kTILE_BYTES);
-    at.rows = space.take(kROW_COPIES_BYTES);
-    at.bias = space.take(channels * 4);
-    at.skip = space.take(channels * 4);
-    at.tokens = space.take(kTOKEN_TILES * steps * 4);
-    at.dt = space.take(2 * steps * at.channelPitch);
-    at.u = space.take(3 * steps * at.channelPitch);
-    at.z = space.take(3 * steps * at.channelPitch);
-    at.B = space.take(p.bConstant ? 0 : 2 * steps * at.matrixPitch);
-    at.C = space.take(p.cConstant ? 0 : 2 * steps * at.matrixPitch);
-    at.s = space.take(channels * pitch * 4);
-    at.su = space.take(channels * pitch * 4);
-    at.inputs = space.take(states * (p.bConstant ? channels : pitch) * 4);
-    at.outputs = space.take(states * (p.cConstant ? channels : pitch) * 4);
-    at.y = space.take(task.stateWarps * channels * pitch * 4);
-    at.sums = space.take(choice.fused ? choice.chunkSteps * channels * 4 : 0);
-    at.bytes = static_cast<int32_t>(std::min<int64_t>(space.taken(), INT32_MAX));
-    return space.taken();
+    at.walk = take(kWALK_BYTES);
+    at.tiles = take(kTILES * kTILE_BYTES);
+    at.rows = take(kROW_COPIES_BYTES);
+    at.bias = take(channels * 4);
+    at.skip = take(channels * 4);
+    at.tokens = take(kTOKEN_TILES * steps * 4);
+    at.dt = take(2 * steps * at.channelPitch);
+    at.u = take(3 * steps * at.channelPitch);
+    at.z = take(3 * steps * at.channelPitch);
+    at.B = take(p.bConstant ? 0 : 2 * steps * at.matrixPitch);
+    at.C = take(p.cConstant ? 0 : 2 * steps * at.matrixPitch);
+    at.s = take(channels * pitch * 4);
+    at.su = take(channels * pitch * 4);
+    at.inputs = take(states * (p.bConstant ? channels : pitch) * 4);
+    at.outputs = take(states * (p.cConstant ? channels : pitch) * 4);
+    at.y = take(task.stateWarps * channels * pitch * 4);
+    at.sums = take(choice.fused ? choice.chunkSteps * channels * 4 : 0);
+    at.bytes = static_cast<int32_t>(std::min<int64_t>(taken, INT32_MAX));
+    return taken;
 }
 
 //! Chooses the longest tile that fits and has use. False when none fits.
@@ -257,15 +246,23 @@ MambaposeCudaPlan planOf(ForwardLaunch& launch)
     return plan;
 }
 
+/* Whether pieces may pay: more of them than fill the device with one thread each only need memory for their ends.
+ * The bound that the TensorRT plugin gives for its workspace rests on this. */
+bool mayPay(MambaposeScanParams const& p, int32_t family, int32_t multiprocessors, int64_t chunkSteps)
+{
+    int64_t const chunks = chunksOf(p, chunkSteps), columns = p.batch * p.directions * p.channels;
+    bool const asked = family == MAMBAPOSE_CUDA_CHUNKED;
+    return chunks == 1
+        || ((asked || chunkSteps >= kSHORTEST_PIECE)
+            && (chunks == 2 || (chunks - 2) * columns <= multiprocessors * kTHREADS_PER_UNIT));
+}
+
 //! Steps of a piece when the length is cut into so many.
 int64_t chunkStepsFor(MambaposeScanParams const& p, int64_t pieces, int advance)
 {
-    if (pieces == 1)
-    {
-        return std::max<int64_t>(p.length, 1);
-    }
-    int64_t const even = ceilDivide(std::max<int64_t>(p.length, 1), pieces);
-    return roundUp(even, p.segment > 0 ? p.segment : even >= 4 * advance ? advance : int64_t{1});
+    int64_t const all = std::max<int64_t>(p.length, 1), even = ceilDivide(all, pieces);
+    int64_t const unit = p.segment > 0 ? p.segment : even >= 4 * advance ? advance : 1;
+    return std::min(all, unit > all ? all : roundUp(even, unit));
 }
 
 int32_t familyOf(MambaposeCudaPlan const& plan, int32_t fewestLanes)
@@ -298,7 +295,7 @@ bool findPlan(MambaposeScanParams const& p, int32_t family, int32_t multiprocess
                 choice.fused = fused;
                 choice.chunkSteps = chunkStepsFor(p, pieces, choice.advance());
                 ForwardLaunch launch{};
-                if (choice.chunkSteps > INT32_MAX || !setLaunch(p, choice, launch))
+                if (!mayPay(p, family, multiprocessors, choice.chunkSteps) || !setLaunch(p, choice, launch))
                 {
                     continue;
                 }

@@ -64,7 +64,7 @@ struct Copy
 
 struct Thread
 {
-    static constexpr unsigned kMAX_COPIES = 512, kMAX_GROUPS = 64; //!< Under way at a time; more is taken for a mistake.
+    static constexpr unsigned kMAX_COPIES = 512, kMAX_GROUPS = 64; //!< Under way; more is taken for a mistake.
 
     Fiber fiber;
     State state = State::kDONE;

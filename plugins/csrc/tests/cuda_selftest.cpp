@@ -158,7 +158,7 @@ private:
     char mError[512] = "";
 };
 
-//! Lengths at which pieces of the length and tiles end, in addition to those of the CPU kernels' cases.
+//! Longer ones than the CPU kernels' cases: the length in pieces, and many parts of a gradient.
 std::vector<Case> longCases()
 {
     //   batch length channels states directions groups segment reverse softplus merge shared B const C const orders
@@ -166,6 +166,7 @@ std::vector<Case> longCases()
         {"pieces", {1, 260, 20, 16, 2, 1, 0, 2, true, true, true, false, false, 2}, true, true, true, true},
         {"windows", {1, 256, 6, 4, 2, 1, 32, 0, true, false, false, false, false, 1}, true, true, true, false},
         {"fused", {1, 150, 20, 4, 2, 1, 0, 2, true, true, true, false, false, 1}, true, true, true, false},
+        {"many sums", {2, 270, 3, 2, 1, 1, 0, 0, true, false, true, false, false, 0}, true, true, true, true},
         {"group pieces", {1, 129, 12, 3, 1, 2, 0, 1, true, false, true, false, false, 0}, true, false, false, true},
     };
 }

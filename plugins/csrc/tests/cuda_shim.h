@@ -10,6 +10,9 @@
  * - Built with -fsanitize=thread, two accesses of one address by two threads without a barrier
  *   between them are reported (shuffles order no memory, as on the GPU).
  *
+ * MAMBAPOSE_SHIM_SEED and MAMBAPOSE_SHIM_MULTIPROCESSORS in the environment set the seed and the size of
+ * the GPU; mambapose_shim_set_seed and its neighbours in cuda_shim.cpp change them later.
+ *
  * Not modelled: registers, warps in step, memory order between blocks, errors that stay, streams
  * (a launch has run when it returns). */
 #ifndef MAMBAPOSE_CUDA_SHIM_H

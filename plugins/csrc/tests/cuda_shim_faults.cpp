@@ -49,8 +49,8 @@ enum class Fault
 char const* const kNAMES[] = {"none", "no_barrier_before_reading", "no_barrier_before_writing", "no_warp_barrier",
     "no_wait", "wait_too_few", "stage_used_twice", "tile_too_far", "shared_overrun", "shared_underrun", "copy_overrun",
     "copy_unaligned", "unwritten", "output_overrun", "returned_early", "barrier_in_branch", "barriers_of_branches",
-    "lane_missing", "lane_outside_mask", "not_in_mask", "race_of_blocks", "copies_left", "too_many_threads", "no_blocks",
-    "too_much_shared"};
+    "lane_missing", "lane_outside_mask", "not_in_mask", "race_of_blocks", "copies_left", "too_many_threads",
+    "no_blocks", "too_much_shared"};
 
 //! Sum over a warp of the values of a neighbour's tile, step after step, through two stages of copies.
 __global__ void sumOfTiles(float const* in, float* out, float* scratch, Fault fault)
