@@ -50,7 +50,10 @@ def plugin_findings(force: bool = False) -> Iterator[Finding]:
         )
         return
     try:
-        folder = build_plugin(compiler, with_driver=device is not None)
+        folder = plugin_folder(compiler)
+        if not is_built(folder, with_driver=device is not None):
+            yield Finding("plugin", f"compiling with {compiler}; this takes minutes, once")
+        build_plugin(compiler, with_driver=device is not None)
         yield Finding("plugin", f"compiled: {_built_with(folder)}; {folder / LIBRARY}", True)
         if device is None:
             yield Finding("plugin", f"not run: no NVIDIA device; {UNPROVED}")
@@ -85,15 +88,24 @@ def source_folder() -> Path:
     )
 
 
+def plugin_folder(compiler: Path) -> Path:
+    """Where the plugin built by this compiler is kept. Raises EngineError without sources."""
+    return _cache_folder() / f"plugin-{_fingerprint(source_folder(), compiler)}"
+
+
+def is_built(folder: Path, *, with_driver: bool) -> bool:
+    """Whether an earlier check left all that is wanted there."""
+    wanted = (LIBRARY, DRIVER) if with_driver else (LIBRARY,)
+    return all((folder / name).is_file() for name in wanted)
+
+
 def build_plugin(compiler: Path, *, with_driver: bool) -> Path:
     """Compile plugin and driver once per set of sources and compiler; the folder that holds them.
 
     Raises EngineError with the sentence of the build when something is missing or does not compile.
     """
-    source = source_folder()
-    folder = _cache_folder() / f"plugin-{_fingerprint(source, compiler)}"
-    wanted = (folder / LIBRARY, *([folder / DRIVER] if with_driver else []))
-    if all(path.is_file() for path in wanted):
+    source, folder = source_folder(), plugin_folder(compiler)
+    if is_built(folder, with_driver=with_driver):
         return folder
     environment = {**os.environ, "CUDACXX": str(compiler)}
     if with_driver:

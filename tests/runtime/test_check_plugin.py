@@ -59,7 +59,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_with_compiler_and_device_the_plugin_is_compiled_and_driven(machine: Machine) -> None:
-    compiled, driven, unproved = plugin_findings()
+    compiling, compiled, driven, unproved = plugin_findings()
+    assert compiling.ok is None
+    assert "compiling with" in compiling.text
     assert compiled.ok is True
     assert "nvcc 12.6 for architectures 87" in compiled.text
     assert "headers of 10.3.0" in compiled.text
@@ -71,7 +73,7 @@ def test_with_compiler_and_device_the_plugin_is_compiled_and_driven(machine: Mac
 
 def test_the_build_is_kept_until_a_source_changes(machine: Machine) -> None:
     list(plugin_findings())
-    list(plugin_findings())
+    assert "compiling with" not in " ".join(finding.text for finding in plugin_findings())
     assert machine.builds() == 1
     (machine.root / "source" / "csrc" / "scan.cu").write_text("// another kernel")
     list(plugin_findings())
@@ -91,7 +93,7 @@ def test_without_a_device_nothing_is_compiled_unless_asked(machine: Machine) -> 
     assert said.ok is None
     assert "neither compiled nor run; mp-check --plugin compiles it anyway" in said.text
     assert machine.builds() == 0
-    compiled, unproved = plugin_findings(force=True)
+    _, compiled, unproved = plugin_findings(force=True)
     assert (compiled.ok, unproved.ok) == (True, None)
     assert "not run: no NVIDIA device" in unproved.text
 
@@ -113,7 +115,7 @@ def test_a_plugin_that_does_not_compile_fails_with_the_sentence_of_the_build(
     machine.script(
         body="echo 'mambapose: TensorRT 10.3 or newer was wanted, found 8.5.2' >&2; exit 1"
     )
-    (failed,) = plugin_findings()
+    _, failed = plugin_findings()
     assert failed.ok is False
     assert failed.text == "TensorRT 10.3 or newer was wanted, found 8.5.2"
 
@@ -130,7 +132,7 @@ def test_a_plugin_that_does_not_compile_fails_with_the_sentence_of_the_build(
 )
 def test_a_plugin_that_is_wrong_on_this_gpu_fails(machine: Machine, driver: str, said: str) -> None:
     machine.script(driver=driver)
-    compiled, failed = plugin_findings()
+    _, compiled, failed = plugin_findings()
     assert (compiled.ok, failed.ok) == (True, False)
     assert said in failed.text
 
