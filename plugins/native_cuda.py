@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ DTYPES = {
     np.dtype(np.float16): FP16,
     np.dtype(np.uint16): BF16,
 }
+OPTIONAL = ("D", "z", "dt_bias", "order", "initial_state")
 AnyArray = NDArray[Any]
 Allocate = Callable[[tuple[int, ...], "np.dtype[Any]"], AnyArray]
 
@@ -190,38 +191,38 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
     return memory[start : start + count * dtype.itemsize].view(dtype).reshape(shape)
 
 
+def _checked(
+    arguments: Mapping[str, AnyArray | None], attributes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every argument, None when absent, and every attribute. Raises ValueError for a misfit."""
+    x: dict[str, Any] = {**dict.fromkeys(OPTIONAL), **arguments}
+    settings = scan_attributes(**attributes)
+    check_arguments(**x, **settings)
+    return x, settings
+
+
 def scan(
     library: ctypes.CDLL,
-    u: AnyArray,
-    dt: AnyArray,
-    A: AnyArray,
-    B: AnyArray,
-    C: AnyArray,
-    D: AnyArray | None = None,
-    z: AnyArray | None = None,
-    dt_bias: AnyArray | None = None,
-    order: AnyArray | None = None,
-    initial_state: AnyArray | None = None,
+    arguments: Mapping[str, AnyArray | None],
+    attributes: Mapping[str, Any],
     *,
     tactic: str = "auto",
     multiprocessors: int = 8,
     allocate: Allocate = aligned_empty,
-    **attributes: Any,
 ) -> tuple[AnyArray, NDArray[np.float32]]:
     """y in the type of dt (float32, float16, or bfloat16 bits as uint16) and the final state.
 
-    For the host build. Shapes and attributes as `selective_scan_reference`; allocate: makes y, the
-    final state and the workspace. Raises ValueError and EngineError as `native_scan.scan`.
+    For the host build. arguments and attributes: by the names of `selective_scan_reference`, with
+    its shapes; allocate: makes y, the final state and the workspace. Raises ValueError and
+    EngineError as `native_scan.scan`.
     """
-    x: dict[str, Any] = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z}
-    x |= {"dt_bias": dt_bias, "order": order, "initial_state": initial_state}
-    settings = scan_attributes(**attributes)
-    check_arguments(**x, **settings)
+    x, settings = _checked(arguments, attributes)
+    dt: AnyArray = x["dt"]
     if dt.dtype not in DTYPES:
         raise ValueError(f"dt: float32, float16 or uint16 was wanted, found {dt.dtype}")
     ready = prepare_arrays(x, dt.dtype)
     y = allocate(output_shape(dt, settings), dt.dtype)
-    final_state = allocate((dt.shape[0], *A.shape), np.dtype(np.float32))
+    final_state = allocate((dt.shape[0], *x["A"].shape), np.dtype(np.float32))
     dtype = DTYPES[dt.dtype]
     params = scan_params(ready, y, final_state, settings, dtype, rows_of, address_of)
     plan = make_plan(params, TACTICS[tactic], multiprocessors, library=library)
@@ -234,28 +235,16 @@ def scan_backward(
     library: ctypes.CDLL,
     dy: AnyArray,
     dfinal_state: AnyArray | None,
-    u: AnyArray,
-    dt: AnyArray,
-    A: AnyArray,
-    B: AnyArray,
-    C: AnyArray,
-    D: AnyArray | None = None,
-    z: AnyArray | None = None,
-    dt_bias: AnyArray | None = None,
-    order: AnyArray | None = None,
-    initial_state: AnyArray | None = None,
+    arguments: Mapping[str, AnyArray | None],
+    attributes: Mapping[str, Any],
     *,
     multiprocessors: int = 8,
     wanted: Collection[str] = tuple(GRADIENTS),
     allocate: Allocate = aligned_empty,
-    **attributes: Any,
 ) -> dict[str, NDArray[np.float32] | None]:
     """Gradients by argument name, as `native_scan.scan_backward`. For the host build, float32."""
-    x: dict[str, Any] = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z}
-    x |= {"dt_bias": dt_bias, "order": order, "initial_state": initial_state}
-    settings = scan_attributes(**attributes)
-    check_arguments(**x, **settings)
-    check_gradients(dy, dfinal_state, dt, A.shape[1], settings)
+    x, settings = _checked(arguments, attributes)
+    check_gradients(dy, dfinal_state, x["dt"], x["A"].shape[1], settings)
     float32 = np.dtype(np.float32)
     ready = prepare_arrays(x, float32)
     out = {

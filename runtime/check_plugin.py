@@ -53,7 +53,7 @@ def plugin_findings(force: bool = False) -> Iterator[Finding]:
         folder = plugin_folder(compiler)
         if not is_built(folder, with_driver=device is not None):
             yield Finding("plugin", f"compiling with {compiler}; this takes minutes, once")
-        build_plugin(compiler, with_driver=device is not None)
+            build_plugin(compiler, folder, with_driver=device is not None)
         yield Finding("plugin", f"compiled: {_built_with(folder)}; {folder / LIBRARY}", True)
         if device is None:
             yield Finding("plugin", f"not run: no NVIDIA device; {UNPROVED}")
@@ -65,10 +65,13 @@ def plugin_findings(force: bool = False) -> Iterator[Finding]:
 
 
 def find_compiler() -> Path | None:
-    """nvcc by the variable CUDACXX, on PATH, or where JetPack leaves it; None without one."""
+    """nvcc as plugins/cmake finds it: by CUDACXX and nothing else when that is set, on PATH, in
+    CUDA_HOME or CUDA_PATH, or where JetPack leaves it. None without one.
+    """
     named = os.environ.get("CUDACXX")
-    usual = Path("/usr/local/cuda/bin")
-    found = shutil.which(named or "nvcc") or (None if named else shutil.which("nvcc", path=usual))
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    usual = ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    found = next(filter(None, map(shutil.which, [named] if named else usual)), None)
     return None if found is None else Path(found)
 
 
@@ -99,14 +102,12 @@ def is_built(folder: Path, *, with_driver: bool) -> bool:
     return all((folder / name).is_file() for name in wanted)
 
 
-def build_plugin(compiler: Path, *, with_driver: bool) -> Path:
-    """Compile plugin and driver once per set of sources and compiler; the folder that holds them.
+def build_plugin(compiler: Path, folder: Path, *, with_driver: bool) -> None:
+    """Compile the plugin, and the driver if wanted, into the folder.
 
     Raises EngineError with the sentence of the build when something is missing or does not compile.
     """
-    source, folder = source_folder(), plugin_folder(compiler)
-    if is_built(folder, with_driver=with_driver):
-        return folder
+    source = source_folder()
     environment = {**os.environ, "CUDACXX": str(compiler)}
     if with_driver:
         environment["PLUGIN_DRIVER"] = "1"
@@ -115,7 +116,6 @@ def build_plugin(compiler: Path, *, with_driver: bool) -> Path:
     )
     if done.returncode != 0:
         raise EngineError(_last_sentence(done))
-    return folder
 
 
 def drive_plugin(folder: Path) -> str:

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -105,6 +105,17 @@ class SampleClip:
             self.size,
         )
 
+    @property
+    def lens(self) -> tuple[float, float, float]:
+        """Focal length and the picture's centre, px."""
+        camera = self.camera(0)
+        return (camera.focal, *camera.centre)
+
+    @property
+    def stature(self) -> float:
+        """Standing height in metres."""
+        return STATURE
+
     def figure(self, t: int) -> Figure:
         """The figure at frame t."""
         return figure_at(_walk(self), t / self.fps)
@@ -167,7 +178,28 @@ def _surface(clip: SampleClip, t: int) -> Surface:
     return cast(clip.camera(t), clip.figure(t))
 
 
-def truth_of(clip: SampleClip, t: int) -> dict[str, Array]:
+class KnownClip(Protocol):
+    """A clip with its truth, by the names of SampleClip."""
+
+    @property
+    def frames(self) -> int: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def lens(self) -> tuple[float, float, float]: ...
+    @property
+    def stature(self) -> float: ...
+    def image(self, t: int) -> ImageArray: ...
+    def coco_xy(self, t: int) -> FloatArray: ...
+    def visibility(self, t: int) -> Array: ...
+    def h36m_xyz(self, t: int) -> FloatArray: ...
+    def box(self, t: int) -> FloatArray: ...
+    def root(self, t: int) -> FloatArray: ...
+
+
+def truth_of(clip: KnownClip, t: int) -> dict[str, Array]:
     """What is known about frame t, by the names it has in the file of the truth."""
     return {
         "coco_xy": clip.coco_xy(t),
@@ -179,7 +211,7 @@ def truth_of(clip: SampleClip, t: int) -> dict[str, Array]:
     }
 
 
-def write_sample(path: Path, clip: SampleClip) -> Path:
+def write_sample(path: Path, clip: KnownClip, *, crf: int = 16) -> Path:
     """Write the clip to ``path`` (MP4) and its truth beside it; returns the path of the truth.
 
     The truth: coco_xy (T, 17, 2), visibility (T, 17), h36m_xyz (T, 17, 3), box (T, 4),
@@ -187,13 +219,12 @@ def write_sample(path: Path, clip: SampleClip) -> Path:
     """
     beside = path.with_name(f"{path.stem}.truth.npz")
     rows = []
-    with Overlay(path, clip.size, clip.fps, crf=16) as video:
+    with Overlay(path, clip.size, clip.fps, crf=crf) as video:
         for t in range(clip.frames):
             video.write(clip.image(t), t / clip.fps)
             rows.append(truth_of(clip, t))
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    lens = clip.camera(0)
-    arrays |= {"camera": np.array([lens.focal, *lens.centre]), "stature": np.array(STATURE)}
+    arrays |= {"camera": np.array(clip.lens), "stature": np.array(clip.stature)}
     np.savez(beside, **arrays)
     return beside
 

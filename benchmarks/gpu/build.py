@@ -6,9 +6,7 @@ but nvcc and a C++ compiler, and keeps what the assembler says about registers a
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +17,6 @@ from mambapose.runtime.errors import EngineError
 CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
 PROBE = Path(__file__).resolve().parent / "probe.cu"
 FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden")
-
-
-def find_nvcc() -> Path | None:
-    """nvcc by CUDACXX, on the PATH, in CUDA_HOME or CUDA_PATH, or in /usr/local/cuda."""
-    homes = [
-        f"{os.environ[name]}/bin/nvcc"
-        for name in ("CUDA_HOME", "CUDA_PATH")
-        if os.environ.get(name)
-    ]
-    for name in (os.environ.get("CUDACXX"), "nvcc", *homes, "/usr/local/cuda/bin/nvcc"):
-        found = shutil.which(name) if name else None
-        if found:
-            return Path(found)
-    return None
 
 
 def nvcc_version(nvcc: Path) -> str:

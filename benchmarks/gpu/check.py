@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambapose.benchmarks.gpu import build
+from mambapose.runtime.check_plugin import find_compiler
 from mambapose.runtime.errors import EngineError, MambaPoseError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def require_gpu() -> tuple[Path, int]:
             f"an NVIDIA GPU and torch with CUDA were wanted, found torch {torch.__version__} "
             "without one; run this on a machine with a GPU"
         )
-    nvcc = build.find_nvcc()
+    nvcc = find_compiler()
     if nvcc is None:
         raise EngineError("nvcc was wanted, found none; install the CUDA toolkit or set CUDACXX")
     major, minor = torch.cuda.get_device_capability()

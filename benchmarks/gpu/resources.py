@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mambapose.benchmarks.gpu import build
+from mambapose.runtime.check_plugin import find_compiler
 from mambapose.runtime.errors import EngineError, MambaPoseError
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 110, 120)
@@ -154,7 +155,7 @@ def with_table(text: str, lines: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, or write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--nvcc", type=Path, default=build.find_nvcc())
+    parser.add_argument("--nvcc", type=Path, default=find_compiler())
     parser.add_argument("--ccbin", help="C++ compiler for nvcc, such as g++-11")
     parser.add_argument("--ptxas", type=Path, help="assembler for nvcc's PTX")
     parser.add_argument("--architectures", default=",".join(map(str, ARCHITECTURES)))

@@ -30,15 +30,16 @@ def main(
     assets: Path, out: Path, frames: int, size: tuple[int, int], people: int, seed: int, crf: int
 ) -> None:
     """Render a clip to OUT and its truth beside it."""
-    from mambapose.export.train.world.clip import WorldClip, write_clip
+    from mambapose.export.train.world.clip import WorldClip
     from mambapose.export.train.world.render import Renderer
     from mambapose.export.train.world.shot import load_world
+    from mambapose.runtime.sample import write_sample
 
     try:
         world = load_world(assets)
         with Renderer() as renderer:
             clip = WorldClip(world, renderer, frames=frames, size=size, people=people, seed=seed)
-            beside = write_clip(out, clip, crf=crf)
+            beside = write_sample(out, clip, crf=crf)
     except MambaPoseError as err:
         raise click.ClickException(str(err)) from err
     click.echo(f"{out}: {frames} frames of {size[0]}x{size[1]}")

@@ -5,6 +5,7 @@
 #define MAMBAPOSE_ORT_API_H
 
 #include "mambapose_scan.h"
+#include "scan_operator.h"
 
 #include <onnxruntime_c_api.h>
 
@@ -22,28 +23,6 @@ namespace mambapose
 {
 
 constexpr uint32_t kORT_API = 20;
-
-enum Input : size_t
-{
-    kU,
-    kDT,
-    kA,
-    kB,
-    kC,
-    kD,
-    kZ,
-    kDT_BIAS,
-    kORDER,
-    kINITIAL_STATE,
-    kINPUT_COUNT
-};
-
-enum Output : size_t
-{
-    kY,
-    kFINAL_STATE,
-    kOUTPUT_COUNT
-};
 
 constexpr std::array<char const*, kINPUT_COUNT> kINPUT_NAMES{
     "u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state"};

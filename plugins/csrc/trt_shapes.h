@@ -3,34 +3,13 @@
 #define MAMBAPOSE_TRT_SHAPES_H
 
 #include "mambapose_scan.h"
+#include "scan_operator.h"
 #include "trt_fields.h"
 
 #include <array>
 
 namespace mambapose
 {
-
-enum Input : int32_t
-{
-    kU,
-    kDT,
-    kA,
-    kB,
-    kC,
-    kD,
-    kZ,
-    kDT_BIAS,
-    kORDER,
-    kINITIAL_STATE,
-    kINPUT_COUNT,
-};
-
-enum Output : int32_t
-{
-    kY,
-    kFINAL_STATE,
-    kOUTPUT_COUNT,
-};
 
 //! Where an absent input would be.
 constexpr int32_t kABSENT = -1;

@@ -215,7 +215,7 @@ def test_a_missed_bar_and_a_wrong_result_fail_the_run(gpu_machine, monkeypatch, 
 def test_what_is_missing_is_one_sentence(state, sentence, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "is_available" in state)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    monkeypatch.setattr(check.build, "find_nvcc", lambda: tmp_path if "nvcc" in state else None)
+    monkeypatch.setattr(check, "find_compiler", lambda: tmp_path if "nvcc" in state else None)
     assert check.main([]) == 1
     error = capsys.readouterr().err
     assert error.startswith("check.sh: ")

@@ -65,7 +65,7 @@ def test_a_table_replaces_the_one_of_a_page(monkeypatch):
 
 
 def test_no_nvcc_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    monkeypatch.setattr(resources, "find_compiler", lambda: None)
     assert resources.main([]) == 1
     assert capsys.readouterr().err.startswith("resources: nvcc was wanted, found none")
 
@@ -86,7 +86,7 @@ def test_the_page_has_every_architecture(published):
 
 
 def test_the_published_registers_are_those_of_a_new_build(published):
-    nvcc = build.find_nvcc()
+    nvcc = resources.find_compiler()
     if nvcc is None or not build.nvcc_version(nvcc).startswith("13.0."):
         pytest.skip("the published registers are those of nvcc 13.0, which is not here")
     kernels = resources.compiled(nvcc, [COMPARED])

@@ -146,7 +146,7 @@ def cuda_functions(library: ctypes.CDLL, close: Callable[..., None]) -> SimpleNa
         arguments = {**_given_to_kernel(case, dtype), **changes}
         tactic, multiprocessors = form
         y, state = native_cuda.scan(
-            library, **arguments, **case.attributes, tactic=tactic,
+            library, arguments, case.attributes, tactic=tactic,
             multiprocessors=multiprocessors, allocate=memory.allocate,
         )  # fmt: skip
         memory.check()

@@ -11,34 +11,19 @@ from mambapose.plugins import native_scan
 from mambapose.plugins.reference import selective_scan_reference, softplus
 from mambapose.runtime.errors import EngineError
 
+from .views import placed_at, placed_inside
+
 ROWS = ("u", "dt", "B", "C", "z")
 FULL = ("D", "z", "dt_bias", "initial_state")
 
 pytestmark = pytest.mark.usefixtures("best_isa")
 
 
-def _inside(array, before, after):
-    """The same values as a view of a wider tensor filled with NaN."""
-    wide = np.full((*array.shape[:-1], before + array.shape[-1] + after), np.nan, array.dtype)
-    view = wide[..., before : before + array.shape[-1]]
-    view[...] = array
-    return view
-
-
-def _moved(array, offset):
-    """The same values `offset` bytes after a 64-byte boundary."""
-    memory = np.zeros(array.nbytes + 128 + offset, np.uint8)
-    start = -memory.ctypes.data % 64 + offset
-    view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
-
-
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(0, 5), (3, 0), (1, 1)])
 def test_slices_of_wider_tensors_are_read_in_place(scans, half, before, after):
     case = scans.case(1, L=37, D=19, N=5, K=2, reverse=(0, 1), optional=FULL, half=half)
-    views = {name: _inside(case.arguments[name], before, after) for name in ROWS}
+    views = {name: placed_inside(case.arguments[name], before, after) for name in ROWS}
     for view in views.values():
         assert native_scan._lined_up(view, view.dtype) is view
     for _ in scans.each_isa():
@@ -63,7 +48,7 @@ def test_reversed_batches_and_repeated_rows_are_read_in_place(scans):
 @pytest.mark.parametrize("offset", [1, 2, 4, 20, 36])
 def test_unaligned_memory(scans, half, offset):
     case = scans.case(3, L=33, D=33, N=16, optional=FULL, half=half)
-    moved = {name: _moved(value, offset) for name, value in case.arguments.items()}
+    moved = {name: placed_at(value, offset) for name, value in case.arguments.items()}
     for _ in scans.each_isa():
         for found, wanted in zip(scans.native(case, **moved), scans.native(case), strict=True):
             np.testing.assert_array_equal(found, wanted)

@@ -65,7 +65,7 @@ def gradients(cuda_shim, scans):
         memory = scans.memory()
         cuda_shim.mambapose_shim_set_seed(seed)
         found = native_cuda.scan_backward(
-            cuda_shim, *weights, **(arguments or case.arguments), **case.attributes,
+            cuda_shim, *weights, arguments or case.arguments, case.attributes,
             allocate=memory.allocate, **options,
         )  # fmt: skip
         memory.check()

@@ -14,27 +14,12 @@ from mambapose.plugins.reference import selective_scan_reference
 from mambapose.plugins.scan_abi import Params
 from mambapose.runtime.errors import EngineError
 
+from .views import placed_at, placed_inside
+
 FULL = ("D", "z", "dt_bias", "initial_state")
 ROWS = ("u", "dt", "B", "C", "z")
 TYPES = ("float32", "float16", "bfloat16")
 OUT, STATE = 2e-6, 5e-6
-
-
-def _inside(array, before, after):
-    """The same values as a slice of a wider tensor full of NaN."""
-    wide = np.full((*array.shape[:-1], before + array.shape[-1] + after), np.nan, array.dtype)
-    view = wide[..., before : before + array.shape[-1]]
-    view[...] = array
-    return view
-
-
-def _moved(array, offset):
-    """The same values `offset` bytes after a 64-byte boundary."""
-    memory = np.zeros(array.nbytes + 128 + offset, np.uint8)
-    start = -memory.ctypes.data % 64 + offset
-    view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
 
 
 def _same(found, wanted):
@@ -46,7 +31,7 @@ def _same(found, wanted):
 @pytest.mark.parametrize(("before", "after"), [(0, 5), (3, 0), (1, 1), (2, 2), (4, 4), (8, 16)])
 def test_slices_of_wider_tensors_are_read_in_place(scans, cuda, half, before, after):
     case = scans.case(1, L=37, D=24, N=8, K=2, reverse=(0, 1), optional=FULL, half=half)
-    views = {name: _inside(case.arguments[name], before, after) for name in ROWS}
+    views = {name: placed_inside(case.arguments[name], before, after) for name in ROWS}
     for form in cuda.forms(case):
         _same(cuda.run(case, form, **views), cuda.run(case, form))
 
@@ -68,7 +53,7 @@ def test_reversed_batches_and_repeated_rows_are_read_in_place(scans, cuda):
 def test_tensors_that_begin_anywhere(scans, cuda, half, offset):
     case = scans.case(3, L=33, D=32, N=16, optional=FULL, half=half)
     names = [n for n, a in case.arguments.items() if offset % a.itemsize == 0]
-    moved = {name: _moved(case.arguments[name], offset) for name in names}
+    moved = {name: placed_at(case.arguments[name], offset) for name in names}
     for form in cuda.forms(case):
         _same(cuda.run(case, form, **moved), cuda.run(case, form))
 

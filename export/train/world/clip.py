@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +146,17 @@ class WorldClip:
         """(3,) pelvis in camera coordinates, metres."""
         return np.asarray(self.joints(t, person).h36m_xyz[0], np.float32)
 
+    @property
+    def lens(self) -> tuple[float, float, float]:
+        """Focal length and the picture's centre, px."""
+        matrix = self.camera(0).matrix
+        return (float(matrix[0, 0]), float(matrix[0, 2]), float(matrix[1, 2]))
+
+    @property
+    def stature(self) -> float:
+        """Standing height of the first person in metres."""
+        return self.joints(0).stature
+
     def surface(self, t: int) -> Surface:
         """Everything known about the pixels of frame t."""
         return self._shown(t)[1]
@@ -202,35 +212,3 @@ def _room(rng: np.random.Generator) -> list[Thing]:
         move[:, 3] = (place[0], size[1] / 2, place[1])
         solids.append(Thing(box(size, np.asarray(block, np.float32)), np.tile(move, (3, 1, 1, 1))))
     return solids + things
-
-
-def truth_of(clip: WorldClip, t: int) -> dict[str, NDArray[Any]]:
-    """What is known about the first person of frame t, as runtime/sample.py stores it."""
-    return {
-        "coco_xy": clip.coco_xy(t),
-        "visibility": clip.visibility(t),
-        "h36m_xyz": clip.h36m_xyz(t),
-        "box": clip.box(t),
-        "root": clip.root(t),
-        "timestamp": np.array(t / clip.fps),
-    }
-
-
-def write_clip(path: Path, clip: WorldClip, *, crf: int = 20) -> Path:
-    """Write the clip to ``path`` (MP4) and its truth beside it; returns the path of the truth."""
-    from mambapose.runtime.overlay import Overlay
-
-    beside = path.with_name(f"{path.stem}.truth.npz")
-    rows = []
-    with Overlay(path, clip.size, clip.fps, crf=crf) as video:
-        for t in range(clip.frames):
-            video.write(clip.image(t), t / clip.fps)
-            rows.append(truth_of(clip, t))
-    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    lens = clip.camera(0).matrix
-    arrays |= {
-        "camera": np.array([lens[0, 0], lens[0, 2], lens[1, 2]]),
-        "stature": np.array(clip.joints(0).stature),
-    }
-    np.savez(beside, **arrays)
-    return beside

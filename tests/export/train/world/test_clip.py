@@ -13,10 +13,10 @@ from mambapose.runtime.errors import ExportError
 
 
 def test_written_clip_shows_the_pictures_and_carries_the_truth(tmp_path: Path, clip: Any) -> None:
-    from mambapose.export.train.world.clip import write_clip
+    from mambapose.runtime.sample import write_sample
     from mambapose.runtime.sources import open_source
 
-    beside = write_clip(tmp_path / "clip.mp4", clip)
+    beside = write_sample(tmp_path / "clip.mp4", clip)
     assert beside == tmp_path / "clip.truth.npz"
     with open_source(str(tmp_path / "clip.mp4")) as source:
         frames = list(source)
