@@ -123,8 +123,18 @@ class Mixer(Foldable):
 
 
 def _convolved(row: Tensor, pads: tuple[int, int], taps: Tensor, bias: Tensor) -> Tensor:
-    """(B, L, D) tokens after depthwise convolution and SiLU of a row (B, D, 1, L)."""
-    mixed = functional.conv2d(functional.pad(row, pads), taps, bias, groups=row.shape[1])
+    """(B, L, D) tokens after depthwise convolution and SiLU of a row (B, D, 1, L).
+
+    Training on a CPU adds moved copies: torch's gradient of a depthwise convolution takes ten times
+    as long there.
+    """
+    padded = functional.pad(row, pads)
+    if row.requires_grad and row.device.type == "cpu":
+        length, padded = row.shape[3], padded.float()
+        moved = (padded[..., k : k + length] * taps[None, :, 0, :, k, None] for k in range(TAPS))
+        mixed = sum(moved, bias[:, None, None])
+    else:
+        mixed = functional.conv2d(padded, taps, bias, groups=row.shape[1])
     return functional.silu(mixed).permute(0, 2, 3, 1).squeeze(1)
 
 

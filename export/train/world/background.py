@@ -180,7 +180,9 @@ def _far_mean(drawn: Image, card: Card, camera: Camera, near: NDArray[np.floatin
     texel = float(np.linalg.norm(card.across)) / card.texture.shape[1]
     focal = float(np.sqrt(abs(np.linalg.det(camera.matrix[:2, :2]))))
     share = (1.5 * focal * texel * near).clip(0.15, 1).astype(np.float32)[..., None]
-    mean = card.texture.reshape(-1, 3).mean(axis=0, dtype=np.float32)
+    import cv2
+
+    mean = np.array(cv2.mean(card.texture)[:3], np.float32)
     return np.asarray(drawn * share + mean * (1 - share), np.uint8)
 
 

@@ -6,7 +6,7 @@ light, colours and blur; only noise is drawn anew per frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,13 @@ class Effects:
     noise: float = 0.0
     quality: int = 0
     pixelated: bool = False
+
+    def scaled(self, ratio: float) -> Effects:
+        """The same on a crop of ``ratio`` times the size; noise is averaged where it shrinks."""
+        return self if ratio == 1 else replace(
+            self, blur=self.blur * ratio, shake=(self.shake[0] * ratio, self.shake[1] * ratio),
+            shrink=max(1.0, self.shrink * ratio), noise=self.noise * ratio**0.5,
+        )  # fmt: skip
 
 
 def identity_effects() -> Effects:

@@ -47,7 +47,8 @@ class Renderer:
             raise ExportError(
                 "moderngl was wanted, it is not installed; pip install 'mambapose[train]'"
             ) from err
-        # Software rendering in the caller's thread: processes are the unit of parallelism.
+        # Software rendering in the caller's thread: processes are the unit of parallelism, and
+        # with a thread of its own Mesa's renderer hung or crashed after a thousand pictures.
         os.environ.setdefault("LP_NUM_THREADS", "0")
         moderngl: Any = library  # its stubs know neither strings of backends nor uniforms
         try:

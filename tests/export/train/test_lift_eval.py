@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mambapose.export.train import card, lift, lift_eval, lift_state, lift_sweep
+from mambapose.export.train import lift, lift_eval, lift_state, lift_sweep
 from mambapose.export.train import lift_metrics as metrics
 from mambapose.export.train.lift_baselines import build
 from mambapose.export.train.lift_data import Batch, Motions, mean_pose
@@ -172,58 +172,6 @@ def finished_run(motion_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-def test_the_card_says_what_the_file_is(
-    finished_run: Path, motion_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "lifter"
-    memory = [{"network": "a", "frames": 5, "batch": 2, "mib": 3.0, "ms": 4.0, "case": "training"}]
-    values = card.ship(finished_run, out, motion_folder, None, ["fails in the dark"], memory, "abc")
-    written = json.loads(out.with_suffix(".json").read_text())
-    assert written == json.loads(json.dumps(values))
-    assert written["file"]["sha256"] == card.sha256(out.with_suffix(".safetensors"))
-    assert written["data"][0]["sha256"] == card.sha256(motion_folder / "cmu_17j_60hz.npz")
-    assert written["label"] == "demonstration"
-    assert written["known_failures"][-1] == "fails in the dark"
-    assert "not measured on pose2sim" in written["known_failures"]
-    assert written["commit"] == "abc"
-    assert set(written["accuracy"]) >= {"held_out", "held_out_exact_2d", "corruption", "cues"}
-    assert written["curves"]["training"][-1]["step"] == 2
-    text = out.with_suffix(".md").read_text()
-    assert "**demonstration**" in text
-    assert "| a | 5 | 2 | 3.0 | 4.0 |" in text
-    assert "mocap.cs.cmu.edu" in text
-
-
-def test_the_file_holds_the_mean_weights_in_fp16(
-    finished_run: Path, motion_folder: Path, tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file
-
-    content = lift_state.read(finished_run)
-    card.write_half(content["average"], tmp_path / "x.safetensors")
-    found = load_file(tmp_path / "x.safetensors")
-    assert found.keys() == content["average"].keys()
-    for name, tensor in found.items():
-        assert tensor.dtype == torch.float16
-        torch.testing.assert_close(tensor.float(), content["average"][name], rtol=1e-3, atol=1e-4)
-    with pytest.raises(ExportError, match="fit FP16"):
-        card.write_half({"big": torch.tensor([1e6])}, tmp_path / "y.safetensors")
-
-
-def test_goals_decide_the_label() -> None:
-    good = {"pa_mpjpe_mm": 39.0}
-    assert card.failures({"pose2sim": {"cam01": good}, "held_out": {"mean": good}}) == []
-    bad = card.failures({"pose2sim": {"cam01": {"pa_mpjpe_mm": 61.0}}, "held_out": {"mean": good}})
-    assert bad == ["PA-MPJPE 61 mm on pose2sim cam01, the goal is 60"]
-
-
-def test_curves_are_thinned_with_their_end() -> None:
-    rows = [{"step": number} for number in range(1000)]
-    assert len(card.thinned(rows, 50)) == 50
-    assert card.thinned(rows, 50)[-1] == {"step": 999}
-    assert card.thinned([], 50) == []
-
-
 def test_the_commands_report(finished_run: Path, motion_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     words = [str(finished_run), "--data", str(motion_folder), "--json", str(file)]
@@ -238,6 +186,14 @@ def test_the_commands_report(finished_run: Path, motion_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("case", lift_sweep.CASES)
 def test_a_case_of_the_sweep_is_measured(case: str) -> None:
-    row = lift_sweep.measured_case("tcn", 5, 1, case, "cpu", 2)
+    row = lift_sweep.measured_case("transformer:1", 5, 1, case, "cpu", 2)
     assert row["ms"] > 0
     assert row["mib"] >= 0
+    assert 200_000 < row["parameters"] < 400_000
+
+
+@pytest.mark.parametrize("name", ["resnet", "tcn:", "transformer:0", "transformer:x"])
+def test_the_sweep_says_which_networks_it_knows(name: str) -> None:
+    result = CliRunner().invoke(lift_sweep.main, ["--networks", name])
+    assert result.exit_code == 2
+    assert "with :PAIRS or without, were wanted" in result.output.replace("\n", " ")

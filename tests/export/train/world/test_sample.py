@@ -121,7 +121,7 @@ def test_truth_moves_with_the_picture(shots: list[Any]) -> None:
 
 
 def test_a_flow_network_sees_the_same_motion(shots: list[Any], assets: Path) -> None:
-    """RAFT-small with its official weights, which saw none of this: same sign, nearly same size."""
+    """RAFT-small with its official weights, which saw none of this: the same motion, roughly."""
     torch = pytest.importorskip("torch", reason="torch is not installed (extra export)")
     from mambapose.export.checkpoints import load_weights
     from mambapose.export.models import raft
@@ -135,8 +135,9 @@ def test_a_flow_network_sees_the_same_motion(shots: list[Any], assets: Path) -> 
     graphs = {name.split("@")[0]: graph for name, (graph, _) in named}
     source = SampleSource(shots, seed=3, mixture=CLEAN)
     drawn = [source.sample(k) for k in range(12)]
-    fast = [s for s in drawn if 3 < np.linalg.norm(s.flow, axis=0)[s.person == 1].mean() < 15][:2]
+    fast = [s for s in drawn if 3 < np.linalg.norm(s.flow, axis=0)[s.person == 1].mean() < 15][:4]
     assert fast
+    errors, lengths = [], []
     for sample in fast:
         with torch.no_grad():
             now, before = (torch.from_numpy(i)[None] for i in (sample.rgb, sample.rgb_before))
@@ -147,8 +148,11 @@ def test_a_flow_network_sees_the_same_motion(shots: list[Any], assets: Path) -> 
                 coords, hidden = graphs["step"](*pyramid, coords, hidden, context)
             found = graphs["upsample"](coords)[0].numpy()
         seen = sample.person == 1
-        error = np.linalg.norm(found - sample.flow, axis=0)[seen]
-        assert np.median(error) < 0.5 * np.median(np.linalg.norm(sample.flow, axis=0)[seen])
+        errors.append(np.linalg.norm(found - sample.flow, axis=0)[seen])
+        lengths.append(np.linalg.norm(sample.flow, axis=0)[seen])
+    error, length = np.concatenate(errors), np.concatenate(lengths)
+    assert np.median(error) < 0.6 * np.median(length)
+    assert (error < length).mean() > 0.85  # nearer to the truth than no motion is
 
 
 def test_joint_depth_agrees_with_the_depth_picture(shots: list[Any]) -> None:

@@ -1,0 +1,208 @@
+"""Train mambapose-nano on rendered people: python -m mambapose.export.train.pose2d --help.
+
+The people come from stores that ``export.train.render`` writes. The same command runs on a CPU and
+on a GPU, for minutes or for days: it stops at --minutes, on Ctrl-C or at the end of --decay-steps,
+saves, and goes on with --resume as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from mambapose.export.models import mambapose_nano
+from mambapose.export.models.mambapose_nano import MambaPoseNano
+from mambapose.export.train import pose2d_state
+from mambapose.export.train.lift import Limits, peak_mib, scan_in_float32, stop_requests
+from mambapose.export.train.lift_state import CHECKPOINT, append_curve, cut_curve, mean_weights
+from mambapose.export.train.pose2d_data import Batch, batches, films_in
+from mambapose.export.train.pose2d_loss import losses
+from mambapose.export.train.pose2d_state import Plan, State
+from mambapose.runtime.errors import ExportError, MambaPoseError
+
+LINE_S = 60.0
+
+
+@dataclass
+class _Minute:
+    """Sums since the last line."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        self.steps += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def row(self, state: State) -> dict[str, Any]:
+        spent = max(time.monotonic() - self.started, 1e-9)
+        means = {name: round(value / max(self.steps, 1), 4) for name, value in self.sums.items()}
+        return {
+            "step": state.step,
+            "hours": round(state.seconds / 3600, 4),
+            **means,
+            "rate": state.rate(),
+            "samples_per_s": round(self.steps * state.plan.batch / spent, 1),
+            "peak_mib": round(peak_mib(state), 1),
+        }
+
+
+def train_step(state: State, batch: Batch) -> dict[str, float]:
+    """One step of the optimiser; the losses and the norm of the gradient."""
+    plan, model = state.plan, state.model
+    device = next(model.parameters()).device
+    rgb, flow, depth, present, xy, seen = (
+        torch.from_numpy(values).to(device, non_blocking=True)
+        for values in (batch.rgb, batch.flow, batch.depth, batch.present, batch.xy,
+                       batch.visibility)
+    )  # fmt: skip
+    planes = model.planes(rgb.float(), flow, depth, present)
+    planes = planes.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+        answer = model.answer(planes, present)
+    parts = losses(answer, xy, seen > 0, model.grid)
+    for group in state.optimiser.param_groups:
+        group["lr"] = state.rate()
+    state.optimiser.zero_grad(set_to_none=True)
+    parts["total"].backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
+    if not bool(torch.isfinite(norm)):
+        raise ExportError(
+            f"finite gradients were wanted, step {state.step} has none; resume with a lower --rate"
+        )
+    state.optimiser.step()
+    state.step += 1
+    state.samples += len(xy)
+    state.update_average()
+    return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": float(norm)}
+
+
+def train(
+    state: State, stores: tuple[str, ...], films: str | None, folder: Path, limits: Limits,
+    workers: int = 0,
+) -> int:  # fmt: skip
+    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cut_curve(folder, state.step)
+    source = batches(state.recipe(stores, films), state.offset + state.step, workers)
+    begun = saved = last = time.monotonic()
+    until = None if limits.steps is None else state.step + limits.steps
+    minute = _Minute()
+    with stop_requests() as asked:
+        while not asked and not state.finished() and (until is None or state.step < until):
+            minute.add(train_step(state, next(source)))
+            now = time.monotonic()
+            state.seconds += now - last
+            last = now
+            over = limits.minutes is not None and now - begun > limits.minutes * 60
+            if now - minute.started > LINE_S:
+                minute = _report(state, folder, minute)
+            if now - saved > limits.save_s:
+                pose2d_state.save(state, folder)
+                saved = now
+            if over:
+                break
+    if minute.steps:
+        _report(state, folder, minute)
+    click.echo(f"saved step {state.step} in {pose2d_state.save(state, folder)}")
+    return asked[0] if asked else 0
+
+
+def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
+    row = minute.row(state)
+    append_curve(folder, row)
+    click.echo(
+        f"step {row['step']}  {row['hours']:.2f} h  total {row['total']:.3f}  "
+        f"place {row['place']:.3f}  side {row['side']:.3f}  norm {row['norm']:.2f}  "
+        f"{row['samples_per_s']:.0f} samples/s  {row['peak_mib']:.0f} MiB"
+    )
+    return _Minute()
+
+
+def averaged(state: State) -> MambaPoseNano:
+    """A copy of the network with its mean weights, in eval mode."""
+    with mean_weights(state) as model:  # type: ignore[arg-type]
+        copied = mambapose_nano.build(seed=state.plan.seed)
+        copied.load_state_dict(model.state_dict())
+    return copied
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--store", "stores", type=click.Path(exists=True, file_okay=False), multiple=True,
+              required=True, help="Folder of export.train.render; may be repeated.")  # fmt: skip
+@click.option("--assets", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Folder with frames of free films for backgrounds.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True,
+              help="Folder of checkpoint and curve.")  # fmt: skip
+@click.option("--minutes", type=float, help="Stop after so many.")
+@click.option("--steps", type=int, help="Stop after so many.")
+@click.option("--decay-steps", type=int,
+              help="Let the rate fall to zero over so many steps from here, then end.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; its plan is kept.")
+@click.option("--start-from", type=click.Path(path_type=Path),
+              help="Begin with the weights of a .safetensors file or of a run.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=32)
+@click.option("--rate", type=float, default=2e-3, help="Learning rate.")
+@click.option("--bf16", is_flag=True, help="Products in bfloat16; the scan stays float32.")
+@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
+@click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
+def main(
+    stores: tuple[str, ...], assets: Path | None, out: Path, minutes: float | None,
+    steps: int | None, decay_steps: int | None, device: str, resume: bool,
+    start_from: Path | None, batch: int, rate: float, bf16: bool, seed: int,
+    threads: int | None, workers: int,
+) -> None:  # fmt: skip
+    """Train mambapose-nano; checkpoints resume exactly.
+
+    Example: python -m mambapose.export.train.pose2d --store S1 --store S2 --out build/pose2d --bf16
+    """
+    try:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ExportError("a CUDA device was wanted, torch finds none; use --device cpu")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        plan = Plan(seed=seed, batch=batch, rate=rate, bf16=bf16)
+        state = _state(plan, torch.device(device), out, resume, start_from)
+        if decay_steps is not None:
+            state.decay = (state.step, decay_steps)
+        if state.plan.bf16:
+            scan_in_float32(device)
+        films = films_in(assets)
+        words = " ".join(["python -m mambapose.export.train.pose2d", *sys.argv[1:]])
+        version = str(torch.__version__)
+        made = {"step": state.step, "command": words, "device": device, "torch": version}
+        state.notes.setdefault("commands", []).append(made)
+        click.echo(f"mambapose-nano: step {state.step}, {torch.get_num_threads()} threads, {plan}")
+        limits = Limits(minutes, steps)
+        number = train(state, stores, films, out, limits, workers)
+    except MambaPoseError as err:
+        click.echo(f"error: {err}", err=True)
+        sys.exit(1)
+    sys.exit(128 + number if number else 0)
+
+
+def _state(
+    plan: Plan, device: torch.device, out: Path, resume: bool, start_from: Path | None
+) -> State:
+    if resume:
+        return pose2d_state.resumed(out, device)
+    if (out / CHECKPOINT).exists():
+        raise ExportError(f"{out} holds a run; go on with --resume or choose another --out")
+    if start_from is None:
+        return pose2d_state.fresh(plan, device)
+    return pose2d_state.started_from(start_from, plan, device)
+
+
+if __name__ == "__main__":
+    main()

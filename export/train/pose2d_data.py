@@ -1,0 +1,173 @@
+"""What pose2d is trained on: rendered people, some without flow or depth, as estimators give them.
+
+A batch is a function of the plan, the stores and its number alone, so that a run resumes exactly.
+Pictures have half the size of a crop, as mambapose-nano halves its crop first; joints and flow are
+in pixels of the whole crop.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mambapose.export.train.world.assets import FILM_FOLDER, read_films
+from mambapose.export.train.world.cache import ShotStore
+from mambapose.export.train.world.effects import estimated_depth, estimated_flow
+from mambapose.export.train.world.sample import CROP, Mixture, Sample, SampleSource
+from mambapose.export.train.world.shot import Shot
+from mambapose.runtime.errors import ExportError
+
+HALF = (CROP[0] // 2, CROP[1] // 2)
+# Shares of what is there: colour alone is what runs where no other network was given.
+CLEAN_STEPS = 300
+PRESENT = {(0, 0): 0.5, (1, 0): 0.2, (0, 1): 0.1, (1, 1): 0.2}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """rgb: (B, 3, 128, 96) uint8; flow: (B, 2, 128, 96) px of the whole crop; depth: (B, 1, 128,
+    96); present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17); height: (B) px
+    of the standing person.
+    """
+
+    rgb: NDArray[np.uint8]
+    flow: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    present: NDArray[np.float32]
+    xy: NDArray[np.float32]
+    visibility: NDArray[np.uint8]
+    height: NDArray[np.float32]
+
+
+class Stores(Sequence[Shot]):
+    """Several stores as one."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        if not folders:
+            raise ExportError("a store of shots was wanted; make some with export.train.render")
+        self._stores = [ShotStore(folder) for folder in folders]
+        self._ends = list(itertools.accumulate(map(len, self._stores)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Shot:  # type: ignore[override]
+        store = bisect.bisect_right(self._ends, number)
+        return self._stores[store][number - (self._ends[store - 1] if store else 0)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a batch depends on beside its number."""
+
+    stores: tuple[str, ...]
+    films: str | None
+    seed: int
+    batch: int
+
+    @staticmethod
+    def strength(number: int) -> float:
+        """Nearly clean pictures first, then everything."""
+        return min(1.0, 0.2 + 0.8 * number / CLEAN_STEPS)
+
+
+class BatchSource:
+    """``source.batch(n)`` is batch n."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._shots = Stores([Path(folder) for folder in recipe.stores])
+        self._films = read_films(Path(recipe.films)) if recipe.films else []
+        self._source = SampleSource(self._shots, self._films, seed=recipe.seed, size=HALF)
+
+    def batch(self, number: int) -> Batch:
+        size = self._recipe.batch
+        self._source.mixture = Mixture(strength=self._recipe.strength(number))
+        samples = (self._source.sample(number * size + k) for k in range(size))
+        rng = np.random.default_rng([self._recipe.seed, 2, number])
+        choices = list(PRESENT)
+        drawn = rng.choice(len(choices), size, p=list(PRESENT.values()))
+        return batch_of(list(samples), np.array(choices, np.float32)[drawn], rng)
+
+
+def batch_of(
+    samples: Sequence[Sample], present: NDArray[np.float32], rng: np.random.Generator | None,
+    *, scale: int = 2,
+) -> Batch:  # fmt: skip
+    """Samples as a batch; with ``rng`` flow and depth as estimators give them.
+
+    scale: pixels of the whole crop per pixel of a sample, 2 for samples of half the size.
+    """
+    flows, depths = [], []
+    for sample, (has_flow, has_depth) in zip(samples, present, strict=True):
+        flow, depth = sample.flow.transpose(1, 2, 0), sample.depth[0]
+        if rng is not None and has_flow:
+            flow = estimated_flow(np.ascontiguousarray(flow), rng)
+        if rng is not None and has_depth:
+            depth = estimated_depth(depth, rng)
+        flows.append(scale * has_flow * flow.transpose(2, 0, 1))
+        depths.append(has_depth * depth[None])
+    focal = np.array([np.sqrt(abs(np.linalg.det(s.matrix[:2, :2]))) for s in samples])
+    hips = np.array([s.coco_xyz[11:13, 2].mean() for s in samples])
+    stature = np.array([s.stature for s in samples])
+    return Batch(
+        np.ascontiguousarray(np.stack([s.rgb for s in samples]).transpose(0, 3, 1, 2)),
+        np.stack(flows).astype(np.float32),
+        np.stack(depths).astype(np.float32),
+        present,
+        np.stack([scale * s.coco_xy + (scale - 1) / 2 for s in samples]).astype(np.float32),
+        np.stack([s.visibility for s in samples]),
+        (scale * focal * stature / hips).astype(np.float32),
+    )
+
+
+class _Loaded(torch.utils.data.Dataset[Batch]):
+    """Batches of consecutive steps, for worker processes; each opens the stores itself."""
+
+    def __init__(self, recipe: Recipe, first: int) -> None:
+        self._recipe, self._first = recipe, first
+        self._source: BatchSource | None = None
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, index: int) -> Batch:
+        if self._source is None:
+            self._source = BatchSource(self._recipe)
+        return self._source.batch(self._first + index)
+
+
+def _leave_stopping_to_parent(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class _Order(torch.utils.data.Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        yield from range(1 << 30)
+
+
+def batches(recipe: Recipe, first: int, workers: int) -> Iterator[Batch]:
+    """Batches from number ``first`` on, made ahead in ``workers`` processes when there are any."""
+    source = _Loaded(recipe, first)
+    if not workers:
+        return (source[index] for index in range(len(source)))
+    loader = torch.utils.data.DataLoader(
+        source, batch_size=None, sampler=_Order(), num_workers=workers, prefetch_factor=4,
+        worker_init_fn=_leave_stopping_to_parent,
+    )  # fmt: skip
+    return iter(loader)
+
+
+def films_in(assets: Path | None) -> str | None:
+    """The folder of free films among the assets."""
+    return None if assets is None else str(assets / FILM_FOLDER)

@@ -1,0 +1,190 @@
+"""The state of a pose2d run: what is saved and how it resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mambapose.export.models import mambapose_nano
+from mambapose.export.train.lift_state import CHECKPOINT, FORMAT_VERSION, read
+from mambapose.export.train.pose2d_data import Recipe
+from mambapose.runtime.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may not change while a run lasts, beside the stores it draws from."""
+
+    seed: int = 0
+    batch: int = 32
+    rate: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.02
+    average: float = 0.999
+    clip_norm: float = 5.0
+    bf16: bool = False
+
+
+@dataclass
+class State:
+    """A run: plan, network, running mean of its weights, optimiser, counts.
+
+    decay: the step at which the rate starts to fall and the number of steps to zero; offset: steps
+    of the runs before, so that no batch is drawn twice; notes: the commands so far.
+    """
+
+    plan: Plan
+    model: mambapose_nano.MambaPoseNano
+    average: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    offset: int = 0
+    decay: tuple[int, int] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def rate(self) -> float:
+        """The learning rate of the next step: a ramp, a plateau, a straight line to zero."""
+        rate = self.plan.rate * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
+        if self.decay is not None:
+            start, steps = self.decay
+            rate *= max(0.0, 1.0 - max(self.step - start, 0) / steps)
+        return rate
+
+    def finished(self) -> bool:
+        return self.decay is not None and self.step >= sum(self.decay)
+
+    def update_average(self) -> None:
+        """Move the mean by one step; young runs forget faster."""
+        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                mean = self.average[name]
+                if mean.is_floating_point():
+                    mean.lerp_(tensor, 1 - keep)
+                else:
+                    mean.copy_(tensor)
+
+    def recipe(self, stores: tuple[str, ...], films: str | None) -> Recipe:
+        """What batches are drawn from."""
+        return Recipe(stores, films, self.plan.seed, self.plan.batch)
+
+
+def fresh(plan: Plan, device: torch.device) -> State:
+    """A run at step 0."""
+    model = mambapose_nano.build(seed=plan.seed).train().to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(plan.seed)
+    return State(plan, model, average, _optimiser(plan, model))
+
+
+def _optimiser(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and the constants of the scan are not decayed."""
+    whole: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        bare = parameter.ndim < 2 or name.endswith(("A_log", "A_b_log", "embed"))
+        (free if bare else whole).append(parameter)
+    groups = [
+        {"params": whole, "weight_decay": plan.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
+
+
+def save(state: State, folder: Path) -> Path:
+    """Write the checkpoint beside the old one and rename it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    content = {
+        "format_version": FORMAT_VERSION,
+        "plan": {"network": "mambapose-nano", **asdict(state.plan)},
+        "step": state.step,
+        "seconds": state.seconds,
+        "samples": state.samples,
+        "offset": state.offset,
+        "decay": None if state.decay is None else list(state.decay),
+        "notes": state.notes,
+        "model": state.model.state_dict(),
+        "average": state.average,
+        "optimiser": state.optimiser.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    beside = path.with_suffix(".part")
+    torch.save(content, beside)
+    os.replace(beside, path)
+    return path
+
+
+def resumed(folder: Path, device: torch.device) -> State:
+    """The run saved in ``folder``; ExportError when there is none that this version can read."""
+    content = read(folder)
+    state = fresh(_plan(content, folder), device)
+    try:
+        state.model.load_state_dict(content["model"])
+        state.optimiser.load_state_dict(content["optimiser"])
+        state.average = {name: content["average"][name].to(device) for name in state.average}
+    except (KeyError, RuntimeError, ValueError) as err:
+        raise ExportError(
+            f"weights of mambapose-nano were wanted in {folder / CHECKPOINT}, found others "
+            f"({str(err).splitlines()[0]}); start again with another --out"
+        ) from err
+    torch.set_rng_state(content["random"])
+    for name in ("step", "seconds", "samples", "offset", "notes"):
+        setattr(state, name, content[name])
+    state.decay = None if content["decay"] is None else tuple(content["decay"])
+    return state
+
+
+def _plan(content: dict[str, Any], folder: Path) -> Plan:
+    values = dict(content["plan"])
+    if values.pop("network", None) != "mambapose-nano":
+        raise ExportError(
+            f"a run of mambapose-nano was wanted, {folder} holds another; choose another --out"
+        )
+    return Plan(**values)
+
+
+def started_from(path: Path, plan: Plan, device: torch.device) -> State:
+    """A new run from shipped weights (.safetensors) or from the mean weights of another run."""
+    state = fresh(plan, device)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                before = json.loads((file.metadata() or {}).get("training", "{}"))
+        except (OSError, SafetensorError, json.JSONDecodeError) as err:
+            raise ExportError(f"{path}: weights were wanted, it cannot be read ({err})") from err
+    else:
+        content = read(path)
+        _plan(content, path)
+        weights = content["average"]
+        before = {name: content[name] for name in ("step", "samples", "seconds", "offset", "notes")}
+    try:
+        state.model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except RuntimeError as err:
+        raise ExportError(
+            f"weights of mambapose-nano were wanted in {path}, found others "
+            f"({str(err).splitlines()[-1].strip()}); train without --start-from"
+        ) from err
+    state.average = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    state.offset = int(before.get("offset", 0)) + int(before.get("step", 0))
+    state.notes = {"before": before}
+    return state
+
+
+def averaged_model(path: Path) -> mambapose_nano.MambaPoseNano:
+    """The network with the mean weights of a run, in eval mode."""
+    content = read(path)
+    model = mambapose_nano.build(seed=_plan(content, path).seed)
+    model.load_state_dict(content["average"])
+    return model.eval()
