@@ -1,8 +1,9 @@
 # The commands a person types; CI types the same ones.
-#   make run [VIDEO=file.mp4]   set up, export the cpu bundle once, run it
+#   make run [VIDEO=file.mp4]   set up and run the bundle that ships
 #   make test [STRICT=1]        everything CI runs; STRICT=1 fails on any skipped test
 #   make check                  format, lint, types
 #   make bench                  memory and latency table, selective-scan bars
+#   make weights                the bundle that ships, from the weights in export/weights
 #   make neon                   the aarch64 kernels under an emulator
 #   make plugin [TENSORRT_ROOT=folder] [CUDA_ARCHS=87]   the GPU libraries, into build/plugin
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= build/bundles/cpu
 OUT ?= out
-VIDEO ?= build/sample.mp4
+VIDEO ?= runtime/data/sample.mp4
 VS ?= vitpose-b
 PLUGIN ?= build/plugin
 PYTEST_ARGS ?=
@@ -18,26 +19,35 @@ PYTEST_ARGS ?=
 SOURCES := pyproject.toml constraints.txt $(shell find runtime export plugins benchmarks -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
 
-.PHONY: run test check bench neon plugin clean
+# When the weights last changed: the date in the bundle that ships.
+EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 
-run: $(BUNDLE)/bundle.json $(if $(filter build/sample.mp4,$(VIDEO)),build/sample.mp4)
-	$(BIN)/mp-run --engine $(BUNDLE) $(VIDEO) --out $(OUT) --overlay --overwrite
+.PHONY: run test check bench weights neon plugin clean
 
-$(BUNDLE)/bundle.json: $(VENV)/.run
+run: $(VENV)/.run
+	$(BIN)/mp-run $(VIDEO) --out $(OUT) --overlay --overwrite
+
+weights: $(VENV)/.export
+	$(if $(EPOCH),SOURCE_DATE_EPOCH=$(EPOCH)) $(BIN)/python -m mambapose.export.default_bundle \
+		--out runtime/data/cpu
+
+# All four stages, as they are measured; flow and depth have no weights that may ship.
+$(BUNDLE)/bundle.json: $(VENV)/.export
 	$(BIN)/mp-export --target cpu --untrained --out $(BUNDLE) --overwrite
-
-build/sample.mp4: $(VENV)/.run
-	$(BIN)/python -m mambapose.runtime.sample $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu]'
+	touch $@
+
+$(VENV)/.export: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export]'
 	touch $@
 
 # The parser of tensorrt-rtx is optional: where it does not install, its tests say so and skip.
-$(VENV)/.test: $(VENV)/.run
+$(VENV)/.test: $(VENV)/.export
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export,train,bench,test]'
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings

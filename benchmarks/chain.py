@@ -1,4 +1,4 @@
-"""The whole chain on drawn frames, as ``mp-run`` would do it without decoding or writing."""
+"""The whole chain on the sample clip, as ``mp-run`` would do it without decoding or writing."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ import numpy as np
 from mambapose.benchmarks.jobs import Job
 from mambapose.runtime.bundle import read_bundle
 from mambapose.runtime.loading import open_pipeline
+from mambapose.runtime.sample import SAMPLE
+from mambapose.runtime.sources import open_source
 from mambapose.runtime.types import Frame
 
 FRAME_SIZE = (640, 360)  # (W, H)
 FPS = 30.0
 
 
-def drawn_frames(count: int, folder: Path) -> Path:
-    """A file of ``count`` raw RGB frames (H, W, 3) of the sample clip, one after another.
+def sample_frames(count: int, folder: Path) -> Path:
+    """A file of ``count`` raw RGB frames (H, W, 3) of the sample clip, forward and back.
 
-    They are drawn ahead of the measurement, so that drawing costs the measured process nothing.
+    They are decoded ahead of the measurement, so that decoding costs the measured process nothing.
     """
-    from mambapose.runtime.sample import SampleClip
-
-    path = folder / f"frames-{FRAME_SIZE[0]}x{FRAME_SIZE[1]}-{count}.rgb"
+    path = folder / f"sample-{FRAME_SIZE[0]}x{FRAME_SIZE[1]}-{count}.rgb"
     if not path.exists():
-        clip = SampleClip(frames=count, size=FRAME_SIZE, fps=FPS)
+        with open_source(str(SAMPLE)) as source:
+            images = [frame.image for frame in source]
+        last = len(images) - 1
         partial = path.with_suffix(".part")
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             for index in range(count):
-                file.write(np.ascontiguousarray(clip.image(index)).tobytes())
+                file.write(images[abs(last - (index + last) % (2 * last))].tobytes())
         partial.replace(path)
     return path
 

@@ -1,4 +1,4 @@
-"""``mp-bench``: memory and latency of bundles, and the bars of the selective scan."""
+"""``mp-bench``: memory, latency and accuracy of bundles, and the bars of the selective scan."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import click
 
 from mambapose.runtime.commands import run_command
 
-EPILOG = "Example: mp-bench --engine build/bundles/cpu --vs vitpose-b --plot bench.png"
+PARTS = ("sample", "pose2d", "video", "world", "lift3d")
+EPILOG = "Example: mp-bench --vs vitpose-b --plot bench.png"
 
 
 @click.group(invoke_without_command=True, epilog=EPILOG)
-@click.option("--engine", metavar="BUNDLE", type=Path, help="Bundle folder to measure.")
+@click.option("--engine", metavar="BUNDLE", type=Path, help="Bundle  [default: the one that ships]")
 @click.option("--vs", metavar="BUNDLE|NAME", help="Baseline: a bundle, or a network name.")
 @click.option("--backend", default="onnxruntime", show_default=True, help="Backend of both sides.")
 @click.option("--device", default="cpu", show_default=True, help="Device of both sides.")
@@ -38,15 +39,16 @@ def command(
 ) -> None:
     """Measure a bundle, each row in a fresh process, beside a baseline.
 
-    Memory is the peak above an empty backend process. `mp-bench scan` measures the operator.
+    Memory is the peak above an empty backend process. `mp-bench scan` measures the operator,
+    `mp-bench accuracy` how right the answers are.
     """
     if context.invoked_subcommand is not None:
         return
-    if engine is None:
-        raise click.UsageError("give --engine BUNDLE, or the subcommand `scan`")
     from mambapose.benchmarks.compare import bench
     from mambapose.benchmarks.jobs import Job
+    from mambapose.runtime.loading import shipped_bundle
 
+    engine = engine or shipped_bundle()
     job = Job("stages", backend=backend, device=device, threads=threads, iterations=iterations)
     if not bench(engine, vs, job, sweep, budget, json_file, plot_file):
         raise SystemExit(1)
@@ -59,6 +61,60 @@ def scan(json_file: Path | None) -> None:
     from mambapose.benchmarks.compare import bench_scan
 
     if not bench_scan(json_file):
+        raise SystemExit(1)
+
+
+@command.command(epilog="Example: mp-bench accuracy --assets assets --json scores.jsonl")
+@click.option("--engine", metavar="BUNDLE", type=Path, help="Bundle  [default: the one that ships]")
+@click.option(
+    "--assets",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with pose2sim-single and cmu-17j; without it only the sample clip.",
+)
+@click.option(
+    "--shots",
+    "stores",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Held-out shots of export.train.render --held-out; may be repeated.",
+)
+@click.option("--samples", default=300, show_default=True, help="Rendered samples to look at.")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="May be repeated.")
+@click.option("--quick", is_flag=True, help="Few windows of each held-out activity.")
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads inside one graph; all cores.")
+@click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines here.")
+@click.option(
+    "--baseline",
+    metavar="FILE",
+    type=click.Path(exists=True, path_type=Path),
+    help="Stored JSON lines: exit 1 when anything is worse.",
+)
+@click.option(
+    "--tolerance",
+    default=0.02,
+    show_default=True,
+    help="PCK may be lower by this; errors higher by this share.",
+)
+def accuracy(
+    engine: Path | None, assets: Path | None, stores: tuple[Path, ...], samples: int,
+    only: tuple[str, ...], quick: bool, backend: str, device: str, threads: int | None,
+    json_file: Path | None, baseline: Path | None, tolerance: float,
+) -> None:  # fmt: skip
+    """Measure how right a bundle's answers are: its graphs, this backend, no torch.
+
+    Parts: sample (the packaged clip, exact truth), pose2d and video (real video, boxes given or
+    found), world (rendered people), lift3d (known joints).
+    """
+    from mambapose.benchmarks.accuracy import Material, measure
+    from mambapose.benchmarks.accuracy_video import Where
+    from mambapose.runtime.loading import shipped_bundle
+
+    where = Where(backend, device, threads)
+    material = Material(assets, stores, samples, quick)
+    engine = engine or shipped_bundle()
+    if not measure(engine, where, material, only or PARTS, json_file, baseline, tolerance):
         raise SystemExit(1)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mambapose.export
 import mambapose.plugins
-from mambapose.benchmarks.chain import drawn_frames
+from mambapose.benchmarks.chain import sample_frames
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
 from mambapose.runtime.bundle import Bundle, read_bundle
 from mambapose.runtime.errors import BundleError
@@ -157,7 +157,7 @@ def compare(
 ) -> list[Row]:
     """Every row of the report, each measured in a process of its own."""
     floor = empty_peak_kib(job)
-    frames = drawn_frames(job.warmup + max(job.iterations, CHAIN_FRAMES), cache_folder())
+    frames = sample_frames(job.warmup + max(job.iterations, CHAIN_FRAMES), cache_folder())
     job = replace(job, frames=str(frames))
     tell(f"empty {job.backend} process: {floor / 1024:.0f} MiB, taken off every row")
     sides = list(own_sides(bundle))

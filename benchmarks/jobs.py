@@ -19,7 +19,7 @@ class Job:
     """kind: empty, stages (loaded together, run in turn) or pipeline (the whole chain).
 
     parts: (bundle folder, stage) pairs; the chain takes the bundle of the first.
-    frames: file of raw RGB frames for the chain, see ``chain.drawn_frames``.
+    frames: file of raw RGB frames for the chain, see ``chain.sample_frames``.
     """
 
     kind: str

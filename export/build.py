@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambapose.export.download import download_weights
+from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
+from mambapose.export.weights import Card, facts_from_file, read_card
 from mambapose.runtime.bundle import (
     STAGES,
     Bundle,
@@ -23,6 +26,7 @@ from mambapose.runtime.bundle import (
     write_bundle,
     write_gate,
 )
+from mambapose.runtime.errors import ExportError
 from mambapose.runtime.native import SPEC, find_library, library_info
 from mambapose.runtime.types import Array, GraphSpec
 
@@ -35,24 +39,29 @@ Tell = Callable[[str], None]
 OPSET = 18
 
 
-def build_bundle(plan: Plan, out: Path, *, overwrite: bool, tell: Tell) -> Bundle:
+def build_bundle(plan: Plan, out: Path, *, overwrite: bool, tell: Tell, trt: bool = True) -> Bundle:
     """The bundle of the plan, written to ``out`` whole or not at all.
 
-    ``tell`` receives one line per thing done. ExportError and BundleError as the steps raise them.
+    ``tell`` receives one line per thing done. trt: also write the graphs' form for TensorRT.
+    ExportError and BundleError as the steps raise them.
     """
-    return write_bundle(out, partial(_fill, plan, tell), overwrite=overwrite)
+    return write_bundle(out, partial(_fill, plan, tell, trt), overwrite=overwrite)
 
 
-def _fill(plan: Plan, tell: Tell, folder: Path) -> Bundle:
+def _fill(plan: Plan, tell: Tell, trt: bool, folder: Path) -> Bundle:
     stages: dict[str, StageEntry] = {}
-    if plan.detect is not None:
-        stages["detect"] = entry = add_detector(plan.detect, folder, plan.seed)
-        tell(f"detect  {plan.detect.name}: layout {entry.options['layout']}")
+    detector, source = plan.detect, plan.detect_source
+    if source is not None:
+        detector = download(source, tell)
+    if detector is not None:
+        licence = source.licence if source is not None else None
+        stages["detect"] = entry = add_detector(detector, folder, plan.seed, licence)
+        tell(f"detect  {detector.name}: layout {entry.options['layout']}")
     # All checkpoints first: a wrong one shows before the minutes of export.
     networks = [load_network(stage, plan.seed, tell) for stage in plan.stages]
-    for stage, (model, weights) in zip(plan.stages, networks, strict=True):
+    for stage, network in zip(plan.stages, networks, strict=True):
         start = time.perf_counter()
-        stages[stage.stage] = entry = export_stage(plan, stage, model, weights, folder)
+        stages[stage.stage] = entry = export_stage(plan, stage, network, folder, trt=trt)
         tell(
             f"{stage.stage:7} {entry.network}: {len(entry.graphs)} graphs, "
             f"{entry.params / 1e6:.2f} M parameters, {errors_text(entry.gate)}, "
@@ -61,11 +70,22 @@ def _fill(plan: Plan, tell: Tell, folder: Path) -> Bundle:
     return Bundle(
         path=folder,
         tool_version=tool_version(),
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=created_now(),
         target=plan.target.name,
         schedule=plan.schedule,
         stages={name: stages[name] for name in STAGES if name in stages},
     )
+
+
+def created_now() -> str:
+    """The time in UTC; SOURCE_DATE_EPOCH, the convention of reproducible builds, sets it."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    if given is not None and not (given.isascii() and given.isdigit()):
+        raise ExportError(f"seconds since 1970 were wanted in SOURCE_DATE_EPOCH, found {given!r}")
+    moment = datetime.now(timezone.utc)
+    if given is not None:
+        moment = datetime.fromtimestamp(int(given), timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def errors_text(gate: Mapping[str, float]) -> str:
@@ -73,20 +93,35 @@ def errors_text(gate: Mapping[str, float]) -> str:
     return ", ".join(f"{unit} {error:.2g}" for unit, error in gate.items())
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights. unit: of a lifter's answer. half: the weights came in FP16."""
+
+    model: torch.nn.Module
+    weights: WeightsEntry
+    unit: str | None = None
+    half: bool = False
+
+
 def export_stage(
-    plan: Plan, stage: StagePlan, model: torch.nn.Module, weights: WeightsEntry, folder: Path
+    plan: Plan, stage: StagePlan, network: Loaded, folder: Path, *, trt: bool = True
 ) -> StageEntry:
     """Write the graphs, weights and gate arrays of one stage into ``folder``; its description."""
+    from mambapose.export.half import rounded
     from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
     from mambapose.export.verify import Exported, verify_stage
 
-    torch_graphs = stage_graphs(model, stage, plan)
+    torch_graphs = stage_graphs(network.model, stage, plan)
+    if network.half:
+        torch_graphs = {
+            name: (rounded(module), spec) for name, (module, spec) in torch_graphs.items()
+        }
     metadata = {"mambapose.stage": stage.stage, "mambapose.network": stage.network.name}
     models = {
         name: export_graph(module, spec, opset=OPSET, metadata=metadata)
         for name, (module, spec) in torch_graphs.items()
     }
-    files = save_graphs(models, folder / "stages", stage.stage)
+    files = save_graphs(models, folder / "stages", stage.stage, half=network.half, trt=trt)
     exported = {
         name: Exported(module, spec, files[name], has_scan(models[name]))
         for name, (module, spec) in torch_graphs.items()
@@ -101,21 +136,21 @@ def export_stage(
     return StageEntry(
         network=stage.network.name,
         precision=plan.precision,
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        weights=weights,
+        params=sum(parameter.numel() for parameter in network.model.parameters()),
+        weights=network.weights,
         graphs=describe_graphs(folder, stage.stage, exported, verified.gate),
         gate=verified.errors,
         opset=OPSET,
         scan_spec=SPEC if any(graph.has_scan for graph in exported.values()) else None,
-        options=stage_options(stage),
+        options=stage_options(stage, network.unit),
     )
 
 
-def stage_options(stage: StagePlan) -> dict[str, str | int | bool]:
+def stage_options(stage: StagePlan, unit: str | None) -> dict[str, str | int | bool]:
     """What the runtime must know of the stage beyond its tensors."""
     options: dict[str, str | int | bool] = {}
-    if stage.network.unit is not None:
-        options["unit"] = stage.network.unit
+    if unit is not None:
+        options["unit"] = unit
     if stage.flip:
         options["flip"] = True
     return options
@@ -127,20 +162,40 @@ def compiled_operator() -> Path | None:
     return library if library is not None and library_info(library).onnxruntime else None
 
 
-def load_network(stage: StagePlan, seed: int, tell: Tell) -> tuple[torch.nn.Module, WeightsEntry]:
+def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     """The network with its weights, in eval mode, and where the weights came from."""
     from mambapose.export.checkpoints import load_weights
 
     module = network_module(stage)
     model: torch.nn.Module = module.build(**stage.network.config, seed=seed)
+    usual = stage.network.unit
     file = stage.weights
     if file is None and stage.source is not None:
-        file = download_weights(stage.network.name, tell=tell)
+        file = download(stage.source, tell)
     if file is None:
-        return model, WeightsEntry(None, None, trained=False)
+        return Loaded(model, WeightsEntry(None, None, trained=False), usual)
+    facts = facts_from_file(file)
+    card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
-    licence = stage.source.licence if stage.source else stage.network.weights_licence
-    return model, WeightsEntry(file.name, file_sha256(file), trained=True, licence=licence)
+    licence = facts.licence or stage.network.weights_licence
+    weights = WeightsEntry(
+        file.name,
+        file_sha256(file),
+        trained=True,
+        licence=stage.source.licence if stage.source else licence,
+        label=card.label,
+        measured=card.headline,
+    )
+    if stage.shipped:
+        tell(f"{stage.stage:7} {shipped_text(file.name, weights)}")
+    unit = facts.unit if usual is not None and facts.unit is not None else usual
+    return Loaded(model, weights, unit, facts.half)
+
+
+def shipped_text(name: str, weights: WeightsEntry) -> str:
+    """``x.safetensors, which ships: demonstration, PCK@0.2 0.71``."""
+    numbers = [f"{what} {number:g}" for what, number in weights.measured.items()]
+    return f"{name}, which ships: {', '.join([*filter(None, [weights.label]), *numbers])}"
 
 
 def network_module(stage: StagePlan) -> Any:
@@ -189,7 +244,7 @@ def describe_graphs(
     return entries
 
 
-def add_detector(path: Path, folder: Path, seed: int) -> StageEntry:
+def add_detector(path: Path, folder: Path, seed: int, licence: str | None) -> StageEntry:
     """Copy a detector into the bundle with gate arrays of its own; its description."""
     from mambapose.export.detector import copy_detector, read_detector
     from mambapose.export.samples import sample_inputs
@@ -213,7 +268,7 @@ def add_detector(path: Path, folder: Path, seed: int) -> StageEntry:
         network=path.stem,
         precision="fp32",
         params=params,
-        weights=WeightsEntry(path.name, digest, trained=True),
+        weights=WeightsEntry(path.name, digest, trained=True, licence=licence),
         graphs={"main": graph},
         opset=opset,
         options={"layout": layout},

@@ -10,8 +10,8 @@ import click
 from mambapose.runtime.commands import GroupedCommand, run_command
 
 EPILOG = (
-    "Example: mp-export --target cpu --weights flow=raft-small.pth --weights depth=vits.pth "
-    "--download --untrained --out bundle"
+    "Example: mp-export --target cpu --weights flow=raft-small.pth "
+    "--download depth-anything-v2-small --download yolox-nano --untrained --out bundle"
 )
 
 
@@ -68,10 +68,15 @@ def _sizes(
     multiple=True,
     metavar="STAGE=FILE",
     callback=_pairs,
-    help="Official checkpoint of a stage; repeatable.",
+    help="Checkpoint of a stage, in place of the one that ships; repeatable.",
 )
-@click.option("--download", is_flag=True, help="Fetch official weights that have a direct link.")
-@click.option("--untrained", is_flag=True, help="Random weights where none are given.")
+@click.option(
+    "--download",
+    multiple=True,
+    metavar="NETWORK",
+    help="Fetch this network's official weights and use them; repeatable.",
+)
+@click.option("--untrained", is_flag=True, help="Random weights for stages that have none.")
 @click.option("--seed", default=0, show_default=True, help="Of random weights and test inputs.")
 @click.option(
     "--size",
@@ -92,12 +97,35 @@ def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **a
     from mambapose.export.plan import make_plan
     from mambapose.runtime.targets import target_from_name
 
+    if _fetched_alone(asked["download"], dry_run):
+        return
     target = target_from_name(asked.pop("target"))
     plan = make_plan(target, _options(asked))
+    for note in plan.notes:
+        click.echo(note)
     if dry_run or verbose:
         click.echo("\n".join(plan.lines()))
     if not dry_run:
         _export(plan, out or Path(f"bundle-{target.name}"), overwrite)
+
+
+def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
+    """True when --download names weights that make no stage, and those were fetched instead."""
+    from mambapose.export.sources import wanted_sources
+
+    sources = wanted_sources(asked)
+    if not sources or sources[0].stage is not None:
+        return False
+    (source,) = sources
+    click.echo(f"{source.name}: no stage of a bundle, a training starts from it; nothing exported")
+    if dry_run:
+        click.echo(f"{source.name}: download {source}")
+        return True
+    _check_installed()
+    from mambapose.export.download import download
+
+    download(source, click.echo)
+    return True
 
 
 def _options(asked: dict[str, Any]) -> Any:
@@ -130,8 +158,7 @@ def _export(plan: Any, out: Path, overwrite: bool) -> None:
     if compiled_operator() is None and any(s.scan_spec for s in bundle.stages.values()):
         click.echo(slow_notice(), err=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    if not bundle.trained:
-        random = [name for name, stage in bundle.stages.items() if not stage.weights.trained]
+    if random := bundle.untrained_stages:
         click.echo(f"untrained: {', '.join(random)} (random weights, results are meaningless)")
     click.echo(
         f"wrote {out}: {', '.join(bundle.stages)}, {size / 2**20:.1f} MiB, "
@@ -147,7 +174,9 @@ def _check_installed() -> None:
     from mambapose.runtime.errors import ExportError
 
     missing = [
-        name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if not find_spec(name)
+        name
+        for name in ("torch", "onnx", "onnxscript", "onnxruntime", "filelock")
+        if not find_spec(name)
     ]
     if missing:
         raise ExportError(

@@ -1,200 +1,155 @@
-"""Official checkpoint files from where their authors publish them.
+"""Official weights in the user's cache: fetched once, whole and with the listed hash, or absent.
 
-Every address below stands in the official README, model card or package of the network. A network
-without a direct link says where a person gets the file. What was downloaded before is not
-downloaded again; what broke off goes on where it stopped.
+What broke off goes on where it stopped; two processes that want the same file share one download.
 """
 
 from __future__ import annotations
 
-import http.client
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mambapose.export.fetch import forget, receive
+from mambapose.export.sources import Source, way_by_hand
 from mambapose.runtime.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 
-PIECE = 1 << 20
-TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights of a network come from.
-
-    url: a direct link, or None when there is none; then by_hand tells what to do. sha256: all 64
-    digits, or the leading ones where the publisher gives only those; None when not published.
-    """
-
-    licence: str
-    url: str | None = None
-    sha256: str | None = None
-    by_hand: str = ""
-
-    @property
-    def file(self) -> str:
-        """The file's name."""
-        return (self.url or "").rsplit("/", 1)[-1]
-
-
-_HF = "https://huggingface.co"
-_V1 = f"{_HF}/spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints"
-_V2 = f"{_HF}/depth-anything"
-_LIFTER = f"{_HF}/nankingjings/PoseMamba-weights/resolve/main"
-_H36M = "Apache-2.0; trained on Human3.6M, which is for academic use"
-_NC = "CC-BY-NC-4.0: not for commercial use"
-_UNSTATED = "licence of the weights not stated"
-_VITPOSE = Source(
-    "Apache-2.0", by_hand="the README of github.com/ViTAE-Transformer/ViTPose links its checkpoints"
-)
-_OWN = Source(
-    "none", by_hand="this project's own network, no weights exist yet: train it or use --untrained"
-)
-
-# raft: torchvision/models/optical_flow/raft.py. depth: the READMEs of Depth-Anything (v1) and
-# Depth-Anything-V2; hash: the model page. posemamba: README and model card. vitpose-b: the model
-# pages of its authors' group, with the classic (two deconvolutions) and the simple decoder.
-SOURCES: dict[str, Source] = {
-    "raft-small": Source(
-        _UNSTATED, "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth", "01064c6d"
-    ),
-    "raft-large": Source(
-        _UNSTATED,
-        "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth",
-        "ff5fadd5",
-    ),
-    "depth-anything-v2-small": Source(
-        "Apache-2.0",
-        f"{_V2}/Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth",
-        "715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378",
-    ),
-    "depth-anything-v2-base": Source(
-        _NC, f"{_V2}/Depth-Anything-V2-Base/resolve/main/depth_anything_v2_vitb.pth"
-    ),
-    "depth-anything-v2-large": Source(
-        _NC, f"{_V2}/Depth-Anything-V2-Large/resolve/main/depth_anything_v2_vitl.pth"
-    ),
-    "depth-anything-v1-small": Source(_UNSTATED, f"{_V1}/depth_anything_vits14.pth"),
-    "depth-anything-v1-base": Source(_UNSTATED, f"{_V1}/depth_anything_vitb14.pth"),
-    "depth-anything-v1-large": Source(_UNSTATED, f"{_V1}/depth_anything_vitl14.pth"),
-    "vitpose-b": Source(
-        "Apache-2.0", f"{_HF}/usyd-community/vitpose-base/resolve/main/model.safetensors"
-    ),
-    "vitpose-b-simple": Source(
-        "Apache-2.0", f"{_HF}/usyd-community/vitpose-base-simple/resolve/main/model.safetensors"
-    ),
-    "vitpose-s": _VITPOSE,
-    "vitpose-s-simple": _VITPOSE,
-    "vitpose-l": _VITPOSE,
-    "vitpose-l-simple": _VITPOSE,
-    "vitpose-h": _VITPOSE,
-    "vitpose-h-simple": _VITPOSE,
-    "posemamba-s": Source(_H36M, f"{_LIFTER}/PoseMamba_S.bin"),
-    "posemamba-b": Source(_H36M, f"{_LIFTER}/PoseMamba_B.bin"),
-    "posemamba-l": Source(_H36M, f"{_LIFTER}/PoseMamba_L.bin"),
-    "mambapose-tiny": _OWN,
-    "mambapose-small": _OWN,
-    "mambapose3d": _OWN,
-}
+Tell = Callable[[str], None]
 
 
 def cache_folder() -> Path:
-    """Where downloaded checkpoints stay: MAMBAPOSE_CACHE, else below the user's cache folder."""
+    """Where downloaded weights stay: MAMBAPOSE_CACHE, else below the user's cache folder."""
     if chosen := os.environ.get("MAMBAPOSE_CACHE"):
         return Path(chosen) / "weights"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mambapose" / "weights"
 
 
-def download_weights(
-    network: str, *, folder: Path | None = None, tell: Callable[[str], None] = lambda line: None
-) -> Path:
-    """The local file with the official weights of ``network``, downloaded unless it is there.
+def download(source: Source, tell: Tell, folder: Path | None = None) -> Path:
+    """The weights of ``source`` on this machine, fetched unless they are.
 
-    ``tell`` receives a line that names the address, the licence and the size.
-    ExportError: no direct link, no connection, an incomplete or altered file.
+    ``tell`` receives the terms the first time, the address if it is fetched, and the path.
+    ExportError: no connection, a wrong hash, one that nobody has vouched for, a cache that cannot
+    be written.
     """
-    source = SOURCES.get(network)
-    if source is None or source.url is None:
-        where = source.by_hand if source else "no source of its weights is known"
-        raise ExportError(
-            f"weights of {network} were wanted, there is no direct link ({where}); "
-            "give the file with --weights"
-        )
-    path = (folder or cache_folder()) / network / source.file
-    tell(f"{network}: {source.url}, {source.licence}")
-    return fetch(source, path)
-
-
-def fetch(source: Source, path: Path) -> Path:
-    """``path``, holding the file of ``source``; complete and with the right hash, or absent."""
-    if path.is_file() and _hash_fits(source, path):
-        return path
-    partial = path.with_name(path.name + ".partial")
+    path = (folder or cache_folder()) / source.name / source.file
+    _say_licence(source, path.parent, tell)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _receive(source, partial)
-        if not _hash_fits(source, partial):
-            found = file_sha256(partial)
-            partial.unlink()
-            raise ExportError(
-                f"{source.url}: SHA-256 {source.sha256} was wanted, found {found}; the file was "
-                "removed, try again or give one you trust with --weights"
-            )
-        os.replace(partial, path)
-    except urllib.error.HTTPError as err:
-        err.close()
-        raise ExportError(
-            f"{source.url} answered {err.code} {err.reason}; get the file by hand and give it "
-            "with --weights"
-        ) from err
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        TimeoutError,
-        ConnectionError,
-    ) as err:
-        reason = getattr(err, "reason", None) or err
-        raise ExportError(
-            f"{source.url} could not be reached ({reason}); check the connection and run the "
-            "same command again: it goes on where it stopped"
-        ) from err
+        if not _is_whole(source, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(path, tell):
+                _fetch(source, path, tell)
+    except KeyboardInterrupt:
+        tell(f"{source.name}: stopped; the same command goes on from what has arrived")
+        raise
     except OSError as err:
         raise ExportError(
             f"{path} could not be written ({err.strerror or err}); free the disk or set "
             "MAMBAPOSE_CACHE to another folder"
         ) from err
+    tell(f"{source.name}: {path}")
     return path
 
 
-def _receive(source: Source, partial: Path) -> None:
-    """Bring ``partial`` to its full length. Only a file whose hash is known is continued."""
-    start = partial.stat().st_size if source.sha256 and partial.is_file() else 0
-    request = urllib.request.Request(str(source.url), headers={"User-Agent": "mambapose"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as err:
-        if not start or err.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise
-        err.close()  # the partial file is as long as the whole: its hash will tell
+def _fetch(source: Source, path: Path, tell: Tell) -> None:
+    """Fetch, check and name the file, unless another process just did."""
+    if _is_whole(source, path):
         return
-    with answer:
-        continued = answer.status == http.client.PARTIAL_CONTENT
-        start = start if continued else 0
-        announced = answer.headers.get("Content-Length")
-        with partial.open("ab" if continued else "wb") as file:
-            while piece := answer.read(PIECE):
-                file.write(piece)
-            size = file.tell()
-    if announced is not None and size != start + int(announced):
-        raise http.client.IncompleteRead(b"", start + int(announced) - size)
+    partial = path.with_name(path.name + ".part")
+    tell(f"{source.name}: fetching {source.url} ({source.size})")
+    _bring(source, partial, tell)
+    _check(source, partial)
+    _hash_file(path).write_text(f"{file_sha256(partial)}  {path.name}\n")
+    os.replace(partial, path)
+    forget(partial)
 
 
-def _hash_fits(source: Source, path: Path) -> bool:
-    return source.sha256 is None or file_sha256(path).startswith(source.sha256)
+def _bring(source: Source, partial: Path, tell: Tell) -> None:
+    """Bring the weights to ``partial``, out of their archive if they are in one."""
+    url = str(source.url)
+    archive = partial.with_name(url.rsplit("/", 1)[-1] + ".part") if source.member else partial
+    receive(url, archive, label=source.name, advice=f"try later, or {_by_hand(source)}", tell=tell)
+    if source.member is None:
+        return
+    if file_sha256(archive) != source.archive_sha256:
+        raise _wrong_file(source, archive, source.archive_sha256)
+    with (
+        zipfile.ZipFile(archive) as opened,
+        opened.open(source.member) as packed,
+        partial.open("wb") as unpacked,
+    ):
+        shutil.copyfileobj(packed, unpacked)
+    forget(archive)
+
+
+def _check(source: Source, partial: Path) -> None:
+    """ExportError unless the complete partial file has the hash it must have."""
+    if source.sha256 is None:
+        found = file_sha256(partial)
+        raise ExportError(
+            f"{source.name}: nobody publishes a SHA-256 of {source.file}, found {found}; compare "
+            f"it with what {source.page} shows for the file, then run again with "
+            f"--download {source.name}={found}"
+        )
+    if file_sha256(partial) != source.sha256:
+        raise _wrong_file(source, partial, source.sha256)
+
+
+def _wrong_file(source: Source, partial: Path, wanted: str | None) -> ExportError:
+    """Remove a file with the wrong hash; what to tell the user."""
+    found = file_sha256(partial)
+    forget(partial)
+    return ExportError(
+        f"{source.url}: SHA-256 {wanted} was wanted, found {found}; the file was removed. Try "
+        f"again, or {_by_hand(source)}"
+    )
+
+
+def _by_hand(source: Source) -> str:
+    return f"get the file from {source.page} and give it with {way_by_hand(source)}"
+
+
+def _is_whole(source: Source, path: Path) -> bool:
+    """True when the file is there with the right hash: the listed one, else the vouched one."""
+    if not path.is_file():
+        return False
+    wanted = source.sha256
+    if wanted is None and _hash_file(path).is_file():
+        wanted = _hash_file(path).read_text().split()[0]
+    return file_sha256(path) == wanted
+
+
+def _hash_file(path: Path) -> Path:
+    """Holds the hash with which the file entered the cache, as sha256sum writes it."""
+    return path.with_name(path.name + ".sha256")
+
+
+def _say_licence(source: Source, folder: Path, tell: Tell) -> None:
+    """Print the terms unless they were printed before; the cache remembers."""
+    terms = f"{source.name}: licence {source.licence}; see {source.terms}"
+    shown = folder / "licence.txt"
+    if not shown.is_file() or shown.read_text() != terms:
+        tell(terms)
+        with suppress(OSError):  # a cache that is only read: they are printed each time
+            folder.mkdir(parents=True, exist_ok=True)
+            shown.write_text(terms)
+
+
+@contextmanager
+def _alone(path: Path, tell: Tell) -> Iterator[None]:
+    """Wait until no other process fetches this file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for another process that fetches {path.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mambapose.export.half import cast_from_half, halved, stored_name
 from mambapose.plugins.onnx_function import DOMAIN, attach_functions, strip_functions
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
@@ -94,13 +95,21 @@ def export_graph(
     return model
 
 
-def save_graphs(models: Mapping[str, onnx.ModelProto], folder: Path, stem: str) -> dict[str, Path]:
+def save_graphs(
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    stem: str,
+    *,
+    half: bool = False,
+    trt: bool = True,
+) -> dict[str, Path]:
     """The file of each graph, all with their weights in one ``<stem>.data`` beside them.
 
     A stage of one graph called ``main`` becomes ``<stem>.onnx``, any other ``<stem>-<graph>.onnx``.
-    A graph with SelectiveScan nodes also gets its TensorRT form, ``path.with_suffix(".trt.onnx")``.
-    Tensors of 1 KiB and more go to the weight file, equal ones once, each on a page boundary; no
-    weight file is left when there is none. The given models are not changed.
+    A graph with SelectiveScan nodes also gets its TensorRT form, ``path.with_suffix(".trt.onnx")``,
+    unless ``trt`` is False. Tensors of 1 KiB and more go to the weight file, equal ones once, each
+    on a page boundary; no weight file is left when there is none. half: those that FP16 holds
+    exactly are stored so, and cast as the graph is loaded. The given models are not changed.
     """
     import onnx
 
@@ -111,21 +120,40 @@ def save_graphs(models: Mapping[str, onnx.ModelProto], folder: Path, stem: str) 
         offsets: dict[tuple[str, int], int] = {}
         for name, model in models.items():
             light = _without_weights(model)
+            casts = []
             for tensor, source in zip(
                 light.graph.initializer, model.graph.initializer, strict=True
             ):
                 if not _is_big(source):
                     continue
-                offset, length = _append(file, _raw_bytes(source), offsets)
+                content = _raw_bytes(source)
+                array = onnx.numpy_helper.to_array(source) if half else None
+                if array is not None and (short := halved(array)) is not None:
+                    content = short.tobytes()
+                    casts.append(cast_from_half(tensor.name))
+                    tensor.name, tensor.data_type = (
+                        stored_name(tensor.name),
+                        onnx.TensorProto.FLOAT16,
+                    )
+                offset, length = _append(file, content, offsets)
                 _point_outside(tensor, data.name, offset, length)
+            _put_first(light.graph, casts)
             path = folder / (f"{stem}.onnx" if name == "main" else f"{stem}-{name}.onnx")
             onnx.save_model(light, path)
-            if has_scan(light):
+            if trt and has_scan(light):
                 onnx.save_model(strip_functions(light), path.with_suffix(".trt.onnx"))
             paths[name] = path
     if not data.stat().st_size:
         data.unlink()
     return paths
+
+
+def _put_first(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Inserts nodes before all others, as their results are used by any of them."""
+    if nodes:
+        others = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*nodes, *others])
 
 
 def _example_inputs(

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mambapose.export.download import SOURCES, Source
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.sizes import check_clip, check_size
+from mambapose.export.sources import SOURCES, Source, wanted_sources, way_by_hand
+from mambapose.export.weights import shipped_weights
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import Schedule, Target
 
-# In pipeline order. posemamba-s lifts by default: of the lifters it alone has published weights
-# and the smallest; mambapose3d, which takes depth and flow too, is chosen with --lift3d.
+# In pipeline order. Weights of pose2d and lift3d ship; flow and depth have none that may, and are
+# left out until somebody gives them some.
 DEFAULTS = {
     "flow": "raft-small",
     "depth": "depth-anything-v2-small",
-    "pose2d": "mambapose-tiny",
-    "lift3d": "posemamba-s",
+    "pose2d": "mambapose-nano",
+    "lift3d": "mambapose3d-nano",
 }
+OPTIONAL = ("flow", "depth")
 IMAGE_STAGES = ("flow", "depth")  # exported in both orientations of the clip
 MAX_FLOW_ITERS = 100
 SIZE_NAMES = {"flow": "flow_size", "depth": "depth_size", "pose2d": "pose_size"}
@@ -39,7 +41,7 @@ class Options:
     clip_frames: int | None = None
     flip: bool = False
     precision: str | None = None
-    download: bool = False
+    download: tuple[str, ...] = ()  # NETWORK or NETWORK=SHA256, for the network's own stage
     untrained: bool = False
     seed: int = 0
 
@@ -49,7 +51,8 @@ class StagePlan:
     """One network to export.
 
     sizes: (H, W) of each variant, the clip's landscape first; empty for a lifter. weights: the
-    checkpoint; source: where to download it instead; neither: seeded random weights.
+    checkpoint, shipped when it is the one of this version; source: where to download it instead;
+    neither: seeded random weights.
     """
 
     stage: str
@@ -58,6 +61,7 @@ class StagePlan:
     weights: Path | None = None
     source: Source | None = None
     flip: bool = False
+    shipped: bool = False
 
     @property
     def untrained(self) -> bool:
@@ -67,14 +71,20 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an export does, in pipeline order. detect: a detector's ONNX file to copy."""
+    """Everything an export does, in pipeline order.
+
+    detect: a detector's ONNX file to copy; detect_source: where to download one instead. notes:
+    what the user should know before the work.
+    """
 
     target: Target
     precision: str
     schedule: Schedule
     stages: tuple[StagePlan, ...]
     detect: Path | None = None
+    detect_source: Source | None = None
     seed: int = 0
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan for a person, one line per stage."""
@@ -82,9 +92,9 @@ class Plan:
         lines = [f"target {self.target.name}, {self.precision}, {self.target.backend}"]
         for stage in self.stages:
             size = " ".join(f"{h}x{w}" for h, w in stage.sizes) or f"T={s.clip_frames}"
-            weights = f"weights {stage.weights}"
+            weights = "weights that ship" if stage.shipped else f"weights {stage.weights}"
             if stage.source is not None:
-                weights = f"download {stage.source.url} ({stage.source.licence})"
+                weights = f"download {stage.source}"
             elif stage.weights is None:
                 weights = f"random weights, seed {self.seed}"
             extra = {"flow": f", {s.flow_iters} iterations", "depth": f", every {s.depth_every}"}
@@ -95,6 +105,9 @@ class Plan:
             )
         if self.detect is not None:
             lines.append(f"detect  {self.detect}")
+        if self.detect_source is not None:
+            source = self.detect_source
+            lines.append(f"detect  {source.name:24} download {source}")
         return lines
 
 
@@ -106,9 +119,15 @@ def make_plan(target: Target, options: Options) -> Plan:
             f"precision {precision} was wanted, target {target.name} offers {target.precision}; "
             "leave --precision out"
         )
+    sources = {source.stage: source for source in wanted_sources(options.download)}
+    options = _with_downloads(options, sources)
     names = _chosen(options)
     schedule = _schedule(target.schedule, options)
-    stages = tuple(_stage_plan(stage, name, schedule, options) for stage, name in names.items())
+    stages = tuple(
+        _stage_plan(stage, name, schedule, options, sources.get(stage))
+        for stage, name in names.items()
+    )
+    stages, notes = _without_weightless(stages, options)
     for what, given in (("--weights", options.weights), ("--size", options.sizes)):
         for stage in given:
             if stage not in names:
@@ -121,12 +140,36 @@ def make_plan(target: Target, options: Options) -> Plan:
             f"a detector's ONNX file was wanted, found none at {options.detect}; check the path"
         )
     _check_weights(stages, options)
-    return Plan(target, precision, schedule, stages, options.detect, options.seed)
+    return Plan(
+        target, precision, schedule, stages, options.detect, sources.get("detect"), options.seed,
+        notes,
+    )  # fmt: skip
 
 
 def networks_of(stage: str) -> list[str]:
     """The names of the networks of a stage."""
     return [name for name, network in NETWORKS.items() if network.stage == stage]
+
+
+def _with_downloads(options: Options, sources: Mapping[str | None, Source]) -> Options:
+    """The options with the networks to download in their stages."""
+    networks = dict(options.networks)
+    for stage, source in sources.items():
+        if stage is None:
+            raise ExportError(
+                f"{source.name} makes no stage of a bundle, a training starts from it"
+            )
+        given = networks.get(stage, source.name)
+        if given != source.name:
+            raise ExportError(f"--{stage} {given} contradicts --download {source.name}; drop one")
+        if stage in options.weights or (stage == "detect" and options.detect is not None):
+            raise ExportError(
+                f"--download {source.name} and {way_by_hand(source)} both give the weights of "
+                f"{stage}; drop one"
+            )
+        if stage in DEFAULTS:
+            networks[stage] = source.name
+    return dataclasses.replace(options, networks=networks)
 
 
 def _chosen(options: Options) -> dict[str, str]:
@@ -180,7 +223,9 @@ def _schedule(base: Schedule, options: Options) -> Schedule:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def _stage_plan(stage: str, name: str, schedule: Schedule, options: Options) -> StagePlan:
+def _stage_plan(
+    stage: str, name: str, schedule: Schedule, options: Options, source: Source | None
+) -> StagePlan:
     sizes: tuple[tuple[int, int], ...] = ()
     if stage in SIZE_NAMES:
         height, width = getattr(schedule, SIZE_NAMES[stage])
@@ -188,16 +233,39 @@ def _stage_plan(stage: str, name: str, schedule: Schedule, options: Options) -> 
         if stage in IMAGE_STAGES and height != width:
             sizes += ((width, height),)
     weights = options.weights.get(stage)
-    source = None
-    if weights is None and options.download:
-        candidate = SOURCES.get(name)
-        source = candidate if candidate is not None and candidate.url is not None else None
     if weights is not None and not weights.is_file():
         raise ExportError(
             f"weights of {stage} were wanted, found no file at {weights}; check the path"
         )
+    shipped = None
+    if weights is None and source is None:
+        weights = shipped = shipped_weights(name)
     flip = options.flip and stage == "lift3d"
-    return StagePlan(stage, NETWORKS[name], sizes, weights, source, flip)
+    return StagePlan(stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None)
+
+
+def _without_weightless(
+    stages: tuple[StagePlan, ...], options: Options
+) -> tuple[tuple[StagePlan, ...], tuple[str, ...]]:
+    """The stages without flow and depth where they have no weights and nobody asked for them.
+
+    Asked for is what --flow, --depth, --only or --size names, and everything with --untrained.
+    """
+    asked = {*options.networks, *options.only, *options.sizes}
+    dropped = [
+        stage
+        for stage in stages
+        if stage.stage in OPTIONAL
+        and stage.untrained
+        and not options.untrained
+        and stage.stage not in asked
+    ]
+    notes = tuple(
+        f"{stage.stage}: no weights ship; give --weights {stage.stage}=FILE or --download "
+        f"{stage.network.name}; going on without"
+        for stage in dropped
+    )
+    return tuple(stage for stage in stages if stage not in dropped), notes
 
 
 def _check_weights(stages: tuple[StagePlan, ...], options: Options) -> None:
@@ -206,10 +274,10 @@ def _check_weights(stages: tuple[StagePlan, ...], options: Options) -> None:
     if not lacking or options.untrained:
         return
     first = lacking[0]
-    source = SOURCES.get(first.network.name, Source("", by_hand="no source is known"))
-    where = "--download fetches them" if source.url else source.by_hand
+    name = first.network.name
+    fetch = f" or --download {name}" if name in SOURCES and SOURCES[name].url else ""
     raise ExportError(
         f"weights were wanted for {', '.join(stage.stage for stage in lacking)}, none given: pass "
-        f"--weights {first.stage}=FILE ({first.network.name}: {where}), leave the stage out, or "
+        f"--weights {first.stage}=FILE ({name}){fetch}, leave the stage out, or "
         "--untrained for random weights (poses will be meaningless)"
     )

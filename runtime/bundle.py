@@ -28,19 +28,26 @@ from mambapose.runtime.staging import staged_folder
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEW_IN_2 = ("label", "measured")  # of the weights; version 1 is read as if they said nothing
 MANIFEST = "bundle.json"
 STAGES = ("flow", "depth", "detect", "pose2d", "lift3d")
 
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """Where the weights came from. file: name of the checkpoint, None when seeded random."""
+    """Where the weights came from. file: name of the checkpoint, None when seeded random.
+
+    label: "demonstration" for weights below their goals, else None. measured: headline numbers of
+    the card of weights that ship, name -> number.
+    """
 
     file: str | None
     sha256: str | None
     trained: bool
     licence: str | None = None
+    label: str | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,11 @@ class Bundle:
     def trained(self) -> bool:
         """True when no stage has random weights."""
         return all(stage.weights.trained for stage in self.stages.values())
+
+    @property
+    def untrained_stages(self) -> list[str]:
+        """The stages with random weights."""
+        return [name for name, stage in self.stages.items() if not stage.weights.trained]
 
     def stage(self, name: str) -> StageEntry:
         """The stage of that name; BundleError tells which stages there are."""
@@ -204,7 +216,10 @@ def bundle_json(bundle: Bundle) -> bytes:
         "created": bundle.created,
         "target": bundle.target,
         "schedule": _plain(bundle.schedule),
-        "stages": {name: _plain_stage(stage) for name, stage in bundle.stages.items()},
+        "stages": {
+            name: _plain_stage(stage, bundle.format_version)
+            for name, stage in bundle.stages.items()
+        },
     }
     return (json.dumps(raw, indent=1, allow_nan=False) + "\n").encode()
 
@@ -258,7 +273,7 @@ def _check_version(raw: Mapping[str, Any]) -> None:
             f"{MANIFEST}: format version {version} is newer than {FORMAT_VERSION}, the newest this "
             "mambapose reads; update mambapose"
         )
-    if version < FORMAT_VERSION:
+    if version < 1:
         strict.refuse(MANIFEST, f"format version {version} is no longer read")
 
 
@@ -269,14 +284,17 @@ def _bundle(root: Path, raw: Mapping[str, Any], digest: str) -> Bundle:
         strict.refuse(MANIFEST, f"unknown stage {unknown[0]!r}, known are {', '.join(STAGES)}")
     if not stages:
         strict.refuse(MANIFEST, "there is no stage")
+    version = strict.whole(raw, "format_version", MANIFEST)
     return Bundle(
         path=root,
         tool_version=strict.text(raw, "tool_version", MANIFEST),
         created=strict.text(raw, "created", MANIFEST),
         target=strict.text(raw, "target", MANIFEST),
         schedule=_schedule(strict.mapping(raw, "schedule", MANIFEST)),
-        stages={name: _stage(strict.mapping(stages, name, "stages"), name) for name in stages},
-        format_version=strict.whole(raw, "format_version", MANIFEST),
+        stages={
+            name: _stage(strict.mapping(stages, name, "stages"), name, version) for name in stages
+        },
+        format_version=version,
         hash=digest,
     )
 
@@ -298,7 +316,7 @@ def _schedule(raw: Mapping[str, Any]) -> Schedule:
     return Schedule(**values)
 
 
-def _stage(raw: Mapping[str, Any], where: str) -> StageEntry:
+def _stage(raw: Mapping[str, Any], where: str, version: int) -> StageEntry:
     strict.check_keys(raw, _names(StageEntry), where)
     graphs = strict.mapping(raw, "graphs", where)
     if not graphs:
@@ -307,7 +325,7 @@ def _stage(raw: Mapping[str, Any], where: str) -> StageEntry:
         network=strict.text(raw, "network", where),
         precision=strict.text(raw, "precision", where),
         params=strict.whole(raw, "params", where),
-        weights=_weights(strict.mapping(raw, "weights", where), f"{where}.weights"),
+        weights=_weights(strict.mapping(raw, "weights", where), f"{where}.weights", version),
         graphs={
             name: _graph(strict.mapping(graphs, name, where), name, f"{where}.{name}")
             for name in graphs
@@ -319,14 +337,17 @@ def _stage(raw: Mapping[str, Any], where: str) -> StageEntry:
     )
 
 
-def _weights(raw: Mapping[str, Any], where: str) -> WeightsEntry:
-    strict.check_keys(raw, _names(WeightsEntry), where)
+def _weights(raw: Mapping[str, Any], where: str, version: int) -> WeightsEntry:
+    names = [n for n in _names(WeightsEntry) if version > 1 or n not in NEW_IN_2]
+    strict.check_keys(raw, names, where)
     file = strict.text_or_none(raw, "file", where)
     return WeightsEntry(
         file=file,
         sha256=None if file is None else strict.digest(raw, "sha256", where),
         trained=strict.flag(raw, "trained", where),
         licence=strict.text_or_none(raw, "licence", where),
+        label=None if version == 1 else strict.text_or_none(raw, "label", where),
+        measured={} if version == 1 else strict.number_map(raw, "measured", where),
     )
 
 
@@ -381,9 +402,10 @@ def _plain(item: Any) -> dict[str, Any]:
     return {name: getattr(item, name) for name in _names(type(item))}
 
 
-def _plain_stage(stage: StageEntry) -> dict[str, Any]:
+def _plain_stage(stage: StageEntry, version: int) -> dict[str, Any]:
     raw = _plain(stage)
-    raw["weights"] = _plain(stage.weights)
+    weights = _plain(stage.weights) | {"measured": dict(stage.weights.measured)}
+    raw["weights"] = {k: v for k, v in weights.items() if version > 1 or k not in NEW_IN_2}
     raw["gate"] = dict(stage.gate)
     raw["options"] = dict(stage.options)
     raw["graphs"] = {}

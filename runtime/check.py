@@ -21,6 +21,7 @@ from mambapose.runtime.engine import BACKENDS, load_engine
 from mambapose.runtime.errors import BundleError, EngineError
 from mambapose.runtime.finding import Finding
 from mambapose.runtime.gate import FP32_LIMITS, exceeded, graph_errors
+from mambapose.runtime.loading import shipped_bundle
 from mambapose.runtime.native import find_library, library_info, slow_notice
 from mambapose.runtime.types import Array
 
@@ -47,6 +48,7 @@ def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
     yield Finding("jetson", "not run: no Jetson board has been tried with this version")
     yield _video_finding()
     yield _export_finding()
+    yield _shipped_finding()
 
 
 def bundle_findings(path: Path) -> Iterator[Finding]:
@@ -57,12 +59,21 @@ def bundle_findings(path: Path) -> Iterator[Finding]:
         yield Finding("bundle", str(err), False)
         return
     yield Finding("bundle", f"{path}, {bundle.hash[:12]}, all files match their hashes", True)
-    if not bundle.trained:
-        random = [name for name, stage in bundle.stages.items() if not stage.weights.trained]
-        yield Finding("weights", f"random in {', '.join(random)}: results are meaningless")
+    yield from _weights_findings(bundle)
     for backend in BACKENDS:
         for stage in bundle.stages:
             yield stage_finding(bundle, stage, backend)
+
+
+def _weights_findings(bundle: Bundle) -> Iterator[Finding]:
+    """What is known of the weights: random, labelled, measured."""
+    if random := bundle.untrained_stages:
+        yield Finding("weights", f"random in {', '.join(random)}: results are meaningless")
+    for name, stage in bundle.stages.items():
+        weights = stage.weights
+        said = [f"{what} {number:g}" for what, number in weights.measured.items()]
+        if text := ", ".join([*filter(None, [weights.label]), *said]):
+            yield Finding("weights", f"{name}, {weights.file}: {text}")
 
 
 def stage_finding(bundle: Bundle, stage: str, backend: str, device: str = "cpu") -> Finding:
@@ -214,6 +225,22 @@ def _export_finding() -> Finding:
     text = ", ".join(f"{name} {found}" for name, found in parts.items() if found)
     absent = "absent: mp-export does not run here; pip install 'mambapose[export]'"
     return Finding("export", text if all(parts.values()) else absent)
+
+
+def _shipped_finding() -> Finding:
+    """The bundle that mp-run takes without --engine, all its files hashed."""
+    try:
+        folder = shipped_bundle()
+    except BundleError as err:
+        return Finding("default", str(err))
+    try:
+        bundle = read_bundle(folder)
+    except BundleError as err:
+        return Finding("default", str(err), False)
+    labels = dict.fromkeys(filter(None, (s.weights.label for s in bundle.stages.values())))
+    stages = ", ".join(f"{name} {stage.network}" for name, stage in bundle.stages.items())
+    text = " ".join([stages, *(f"({label})" for label in labels)])
+    return Finding("default", f"{bundle.path}, {text}, all files match their hashes", True)
 
 
 def _version(package: str) -> str | None:

@@ -10,7 +10,7 @@ import click
 from mambapose.runtime.commands import GroupedCommand, run_command
 
 FORMATS = ("json", "npz", "csv")
-EPILOG = "Example: mp-run --engine bundle walk.mp4 -o walk --detect yolox_nano.onnx --overlay"
+EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
 
 
 class RunCommand(GroupedCommand):
@@ -38,7 +38,12 @@ AT_LEAST_1 = click.IntRange(min=1)
 
 @click.command(cls=RunCommand, epilog=EPILOG)
 @click.argument("source", metavar="INPUT", required=False)
-@click.option("--engine", metavar="BUNDLE", type=Path, help="Folder that mp-export wrote.")
+@click.option(
+    "--engine",
+    metavar="BUNDLE",
+    type=Path,
+    help="Folder that mp-export wrote  [default: the bundle that ships]",
+)
 @click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
 @click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
 @click.option("--max-people", default=10, metavar="N", type=AT_LEAST_1, help="At most N people.")
@@ -87,6 +92,7 @@ def command(
     """Find the people in INPUT and write their 2D and 3D joints.
 
     INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
+    Without --detect one person is assumed, and found by the pose network itself.
     """
     if recover:
         if source is not None:
@@ -97,11 +103,11 @@ def command(
         return
     if source is None:
         raise click.UsageError("Missing argument 'INPUT'.")
-    if engine is None:
-        raise click.UsageError("Missing option '--engine': the bundle folder that mp-export wrote.")
+    from mambapose.runtime.loading import shipped_bundle
     from mambapose.runtime.run import Run, run_video
 
-    run = Run(source=source, bundle=engine, flow=not no_flow, depth=not no_depth, **asked)
+    bundle = engine or shipped_bundle()
+    run = Run(source=source, bundle=bundle, flow=not no_flow, depth=not no_depth, **asked)
     raise SystemExit(run_video(run))
 
 

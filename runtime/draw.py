@@ -30,11 +30,14 @@ INSETS = 3
 MIN_SCORE = 0.3
 
 
-def draw_poses(picture: Any, poses: Sequence[Pose], *, untrained: bool = False) -> None:
+def draw_poses(
+    picture: Any, poses: Sequence[Pose], *, untrained: bool = False, label: str | None = None
+) -> None:
     """Draw the poses into a PIL picture (RGB).
 
     Joints below MIN_SCORE are hollow and their limbs grey. The first three people that have
-    ``xyz`` are shown from an angle in the top right corner. untrained writes so in red.
+    ``xyz`` are shown from an angle in the top right corner. untrained writes so in red; label is
+    written small in the bottom left corner.
     """
     from PIL import ImageDraw
 
@@ -51,6 +54,10 @@ def draw_poses(picture: Any, poses: Sequence[Pose], *, untrained: bool = False) 
         _draw_person(pen, pose, line, (width, height))
     for pose, (left, top, size) in zip(solid, panels, strict=True):
         _draw_solid(pen, pose, left, top, size, max(1, line // 2))
+    if label is not None and not untrained:
+        size = max(9, height // 36)
+        at = (size // 2, height - size * 3 // 2)
+        pen.text(at, label, fill=CENTRE, font=_font(size), stroke_width=1, stroke_fill=OUTLINE)
     if untrained:
         text = "UNTRAINED: these poses mean nothing"
         size = max(9, min(height // 14, width // 20))

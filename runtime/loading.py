@@ -6,12 +6,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mambapose.runtime.bundle import Bundle, StageEntry
+from mambapose.runtime.bundle import MANIFEST, Bundle, StageEntry
 from mambapose.runtime.engine import Engine, load_detector, load_engine
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.flow import GRAPHS
 from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
+
+SHIPPED = Path(__file__).parent / "data" / "cpu"
+
+
+def shipped_bundle() -> Path:
+    """The folder of the bundle that comes with the package; BundleError when it is not there."""
+    if not (SHIPPED / MANIFEST).is_file():
+        raise BundleError(
+            f"the bundle that ships with mambapose was wanted at {SHIPPED}, found none; install "
+            "mambapose again (in a source tree: make weights), or give --engine BUNDLE"
+        )
+    return SHIPPED
 
 
 def open_pipeline(
@@ -106,5 +118,5 @@ def lift_unit(bundle: Bundle) -> str:
     if "lift3d" not in bundle.stages:
         return BODY_HEIGHTS
     stage = bundle.stages["lift3d"]
-    usual = BODY_HEIGHTS if stage.network == "mambapose3d" else IMAGE_UNITS
+    usual = BODY_HEIGHTS if stage.network.startswith("mambapose3d") else IMAGE_UNITS
     return str(stage.options.get("unit", usual))

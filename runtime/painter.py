@@ -26,15 +26,24 @@ HELD_BYTES = 128 << 20
 
 
 class Painter:
-    """The overlay video, or nothing. path: None for nothing; untrained: say so in the picture."""
+    """The overlay video, or nothing. path: None for nothing; untrained: say so in the picture;
+    label: what to say of the weights there, in small letters.
+    """
 
     def __init__(
-        self, path: Path | None, source: Source, pipeline: Pipeline, *, untrained: bool
+        self,
+        path: Path | None,
+        source: Source,
+        pipeline: Pipeline,
+        *,
+        untrained: bool,
+        label: str | None = None,
     ) -> None:
         if path is not None:
             _check_pillow()
         self._times = pipeline.times
         self._untrained = untrained
+        self._label = label
         self._video = None if path is None else Overlay(path, source.size, source.fps)
         self._held: deque[bytes] = deque()
         self.notes: list[str] = []
@@ -69,7 +78,7 @@ class Painter:
     def _paint(self, video: Overlay, picture: Any, result: FrameResult) -> None:
         from mambapose.runtime.draw import draw_poses
 
-        draw_poses(picture, result.poses, untrained=self._untrained)
+        draw_poses(picture, result.poses, untrained=self._untrained, label=self._label)
         video.write(np.asarray(picture), result.frame.timestamp)
 
     def __enter__(self) -> Painter:

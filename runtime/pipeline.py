@@ -2,6 +2,8 @@
 
     scene cut? -> who to look at -> flow, depth (whole frame) -> crops -> pose2d -> decode -> lift3d
 
+Without a detector the pose network also finds the person (``one_person.py``).
+
 Memory is constant: the last feature map, the last depth map, T + hop frames of joints, and the
 results that wait for their 3D (without their pictures).
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -37,11 +40,15 @@ from mambapose.runtime.lifting import (
     h36m_scores,
     normalised,
 )
+from mambapose.runtime.one_person import OnePerson
 from mambapose.runtime.scenes import SceneCuts
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.tracking import Followed, OnePerson, Targets, Tracker
+from mambapose.runtime.tracking import Boxes, Followed, Targets, Tracker
 from mambapose.runtime.types import Array, FloatArray, Frame, GraphSpec, Pose
+
+# Crops of a search that run together: more would raise the peak of memory, and save no time.
+SEARCH_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -106,10 +113,10 @@ class Pipeline:
         if options.depth and "depth" in engines and "depth" in wanted:
             self._depth = DepthStage(engines["depth"], options.depth_every or schedule.depth_every)
         self._detector = Detector(engines["detect"]) if "detect" in engines else None
-        self._people: Followed = OnePerson(trained=options.trained)
+        self.people: Followed = OnePerson(trained=options.trained)
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
-            self._people = Tracker(every, options.max_people, options.trained)
+            self.people = Tracker(every, options.max_people, options.trained)
         self.lifter: Lifter | None = None
         if "lift3d" in engines:
             self.lifter = Lifter(
@@ -172,28 +179,51 @@ class Pipeline:
         self._follow_scene(frame)
         self._detect(frame)
         height, width = frame.image.shape[:2]
-        targets = self._people.targets((height, width))
-        if not targets.ids:
+        searching = self.people.search_due(frame.index)
+        targets = self.people.targets((height, width))
+        if not targets.ids and not searching:
             self._forget_dense()
-            nobody = np.zeros((0, 17, 2))
-            return [], Seen((), nobody, nobody[..., 0].astype(np.float32))
+            return _nobody()
         dense = self._dense(frame)
-        with self.times.measure("crop"):
-            crops = crops_from_boxes(targets.boxes, self._crop_size)
-            inputs = self._pose_arrays(frame, dense, crops)
-        with self.times.measure("pose2d"):
-            heatmaps = self._pose.run(inputs)["heatmaps"]
-        with self.times.measure("decode"):
-            xy, score = joints_from_heatmaps(heatmaps, crops)
-            reported = self._people.update(frame.index, targets, xy, score, (height, width))
+        if searching:
+            with self.times.measure("search"):
+                look = partial(self._looked_at, frame, dense)
+                self.people.search(frame.index, (height, width), look)
+            targets = self.people.targets((height, width))
+            if not targets.ids:
+                return _nobody()
+        xy, score = self._joints(frame, dense, targets.boxes)
+        reported = self.people.update(frame.index, targets, xy, score, (height, width))
         poses = _poses(frame.index, targets, xy, score, reported)
         ids = tuple(pose.track for pose in poses)
         return poses, _seen(ids, xy[reported], score[reported], dense, (width, height))
 
+    def _joints(self, frame: Frame, dense: _Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
+        """Joints (N, 17, 2) px of the frame and scores (N, 17) of what is in boxes (N, 4)."""
+        with self.times.measure("crop"):
+            crops = crops_from_boxes(boxes, self._crop_size)
+            inputs = self._pose_arrays(frame, dense, crops)
+        with self.times.measure("pose2d"):
+            heatmaps = self._pose.run(inputs)["heatmaps"]
+        with self.times.measure("decode"):
+            return joints_from_heatmaps(heatmaps, crops)
+
+    def _looked_at(
+        self, frame: Frame, dense: _Dense, boxes: Boxes
+    ) -> tuple[FloatArray, FloatArray]:
+        """The same, a few boxes at a time and without counting as runs of the stages."""
+        parts = []
+        for first in range(0, len(boxes), SEARCH_BATCH):
+            crops = crops_from_boxes(boxes[first : first + SEARCH_BATCH], self._crop_size)
+            heatmaps = self._pose.run(self._pose_arrays(frame, dense, crops))["heatmaps"]
+            parts.append(joints_from_heatmaps(heatmaps, crops))
+        xy, score = zip(*parts, strict=True)
+        return np.concatenate(xy), np.concatenate(score)
+
     def _follow_scene(self, frame: Frame) -> None:
         cut, follows = self._cuts.starts(frame)
         if cut:
-            self._people.forget()
+            self.people.forget()
             self._forget_dense()
         if not follows and self._flow is not None:
             self._flow.forget()
@@ -205,9 +235,9 @@ class Pipeline:
             self._depth.forget()
 
     def _detect(self, frame: Frame) -> None:
-        if self._detector is not None and self._people.detection_due(frame.index):
+        if self._detector is not None and self.people.detection_due(frame.index):
             with self.times.measure("detect"):
-                self._people.detect(frame.index, self._detector.run(frame.image))
+                self.people.detect(frame.index, self._detector.run(frame.image))
 
     def _dense(self, frame: Frame) -> _Dense:
         flow: DenseMap | None = None
@@ -245,6 +275,11 @@ class Pipeline:
 def dense_inputs(specs: Iterable[GraphSpec]) -> set[str]:
     """Which of flow and depth the networks of these graphs take in."""
     return {"flow", "depth"} & {item.name for spec in specs for item in spec.inputs}
+
+
+def _nobody() -> tuple[list[Pose], Seen]:
+    nobody = np.zeros((0, 17, 2))
+    return [], Seen((), nobody, nobody[..., 0].astype(np.float32))
 
 
 def _poses(

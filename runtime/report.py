@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mambapose.runtime.bundle import Bundle, tool_version
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.pipeline import Pipeline
+from mambapose.runtime.pipeline import Pipeline, dense_inputs
 from mambapose.runtime.results import conventions
 from mambapose.runtime.sources import Source
 
@@ -34,6 +34,31 @@ def untrained_stages(bundle: Bundle, pipeline: Pipeline) -> list[str]:
     ]
 
 
+def labelled_stages(bundle: Bundle, pipeline: Pipeline) -> dict[str, str]:
+    """Stage in use -> label of its weights ("demonstration"), where they have one."""
+    return {
+        name: label
+        for name in used_stages(pipeline)
+        if name in bundle.stages and (label := bundle.stages[name].weights.label) is not None
+    }
+
+
+def label_text(labels: Mapping[str, str]) -> str | None:
+    """``demonstration weights (pose2d, lift3d)``, None when no weights have a label."""
+    named: dict[str, list[str]] = {}
+    for stage, label in labels.items():
+        named.setdefault(label, []).append(stage)
+    parts = [f"{label} weights ({', '.join(stages)})" for label, stages in named.items()]
+    return ", ".join(parts) or None
+
+
+def absent_cues(bundle: Bundle) -> list[str]:
+    """Which of flow and depth the bundle's networks take in and no stage of it gives."""
+    graphs = [graph for stage in bundle.stages.values() for graph in stage.graphs.values()]
+    wanted = dense_inputs(graph.spec for graph in graphs)
+    return [name for name in ("flow", "depth") if name in wanted and name not in bundle.stages]
+
+
 def run_meta(
     bundle: Bundle, pipeline: Pipeline, source: Source, name: str, *, height: float | None
 ) -> dict[str, object]:
@@ -49,6 +74,7 @@ def run_meta(
         "bundle": {"hash": bundle.hash, "target": bundle.target, "created": bundle.created},
         "trained": not untrained,
         "untrained_stages": untrained,
+        "label": label_text(labelled_stages(bundle, pipeline)),
         "stages": {stage: _stage_facts(bundle, stage) for stage in used_stages(pipeline)},
         "source": {
             "name": name,
@@ -76,6 +102,8 @@ def _stage_facts(bundle: Bundle, name: str) -> dict[str, object]:
         "network": stage.network,
         "precision": stage.precision,
         "trained": stage.weights.trained,
+        "label": stage.weights.label,
+        "measured": dict(stage.weights.measured),
         "weights_sha256": stage.weights.sha256,
     }
 

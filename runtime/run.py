@@ -24,6 +24,9 @@ from mambapose.runtime.prefetch import Prefetch
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.report import (
     REPORT,
+    absent_cues,
+    label_text,
+    labelled_stages,
     people_rule,
     run_meta,
     untrained_stages,
@@ -98,6 +101,10 @@ def run_video(run: Run) -> int:
             )
         if "detect" not in pipeline.engines:
             notes.append(people_rule(pipeline))
+        if absent := absent_cues(bundle):
+            notes.append(f"without {' and '.join(absent)}: the bundle does not hold them")
+        if label := label_text(labelled_stages(bundle, pipeline)):
+            notes.append(f"{label}: good enough to look at, not to measure with; see mp-check")
         if untrained := untrained_stages(bundle, pipeline):
             notes.append(f"{UNTRAINED} ({', '.join(untrained)}): the poses mean nothing")
         say(run, notes)
@@ -142,7 +149,13 @@ def record(
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(destination.folder, meta))
         painter = stack.enter_context(
-            Painter(destination.overlay, source, pipeline, untrained=not meta["trained"])
+            Painter(
+                destination.overlay,
+                source,
+                pipeline,
+                untrained=not meta["trained"],
+                label=label_text(labelled_stages(bundle, pipeline)),
+            )
         )
         say(run, painter.notes)
         progress = stack.enter_context(Progress(source.frame_count, quiet=run.quiet))
@@ -212,6 +225,7 @@ def _report(
         "problem": outcome.problem,
         "notes": notes,
         "stages": used_stages(pipeline),
+        "label": meta["label"],
         "times": pipeline.times.summary(),
         "memory": pipeline.memory(),
     }

@@ -1,6 +1,5 @@
-"""Who is who: boxes for the next frame from the last poses, and ids that stay.
+"""Who is who with a detector: boxes for the next frame from the last poses, and ids that stay.
 
-With a detector (``Tracker``)
     found    a detection that overlaps no known person starts an id, up to ``max_people``
     kept     between detections the box is that of the last pose; a detection that overlaps a
              person by IOU or more replaces it
@@ -8,13 +7,14 @@ With a detector (``Tracker``)
              over the last box within KEEP_FRAMES gives the same id back; so does missing
              MISSES detections in a row, which catches boxes that drifted onto the background
     doubled  two people whose joints lie on each other: the newer id ends
-Without one (``OnePerson``) one person is assumed: the box of the last pose, the full frame at the
-start and whenever the pose is lost. Weights that were never trained say nothing about where a
-person is, so then the box stays the detector's, or the full frame.
+
+Weights that were never trained say nothing about where a person is, so then the box stays the
+detector's. Without a detector one person is assumed (``one_person.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,18 +35,23 @@ SAME_PERSON = 0.05  # mean joint distance by box diagonal
 NEW_SCORE = 0.4  # of a detection that may start an id
 
 Boxes = NDArray[np.float64]
+# Boxes (N, 4) of one frame -> joints (N, 17, 2) in frame pixels and their scores (N, 17).
+Look = Callable[[Boxes], tuple[NDArray[np.floating], NDArray[np.floating]]]
 
 
 def boxes_from_joints(
-    xy: NDArray[np.floating], score: NDArray[np.floating], frame: tuple[int, int]
+    xy: NDArray[np.floating],
+    score: NDArray[np.floating],
+    frame: tuple[int, int],
+    least: float | NDArray[np.floating] = MIN_SCORE,
 ) -> tuple[Boxes, NDArray[np.bool_]]:
     """(N, 4) boxes around the visible joints, inside the frame, and (N,) whether to trust them.
 
-    xy: (N, J, 2) px, score: (N, J), frame: (H, W). Boxes of people without a visible joint are
-    the full frame.
+    xy: (N, J, 2) px, score: (N, J), frame: (H, W). least: score of a visible joint, one for all
+    or (N, 1). Boxes of people without a visible joint are the full frame.
     """
     high = np.array(frame[::-1], np.float64)
-    visible = (score >= MIN_SCORE) & np.isfinite(xy).all(axis=-1)
+    visible = (score >= least) & np.isfinite(xy).all(axis=-1)
     visible &= ((xy > -0.5 * high) & (xy < 1.5 * high)).all(axis=-1)
     place = xy.astype(np.float64)
     low_xy = np.where(visible[..., None], place, np.inf).min(axis=1, initial=np.inf)
@@ -85,6 +90,14 @@ class Followed(Protocol):
         """Take in what a detector saw in this frame."""
         ...
 
+    def search_due(self, frame: int) -> bool:
+        """Whether the pose network should look for people in this frame."""
+        ...
+
+    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+        """Find people with the pose network in a frame of size (H, W)."""
+        ...
+
     def targets(self, size: tuple[int, int]) -> Targets:
         """The people to look at in a frame of size (H, W)."""
         ...
@@ -103,44 +116,6 @@ class Followed(Protocol):
     def forget(self) -> None:
         """A new scene: nobody of the old one is known any more."""
         ...
-
-
-class OnePerson:
-    """One person without a detector. trained: whether poses can be believed."""
-
-    def __init__(self, *, trained: bool = True) -> None:
-        self._trained = trained
-        self._id = 1
-        self._box: Boxes | None = None
-
-    def detection_due(self, frame: int) -> bool:
-        """Never."""
-        return False
-
-    def detect(self, frame: int, found: Detections) -> None:
-        """Nothing: there is no detector."""
-
-    def targets(self, size: tuple[int, int]) -> Targets:
-        """The box of the last pose, or the full frame."""
-        return Targets((self._id,), full_frame(size) if self._box is None else self._box)
-
-    def update(
-        self,
-        frame: int,
-        targets: Targets,
-        xy: NDArray[np.floating],
-        score: NDArray[np.floating],
-        size: tuple[int, int],
-    ) -> NDArray[np.bool_]:
-        """Always reported: the scores tell how much it is worth."""
-        boxes, trusted = boxes_from_joints(xy, score, size)
-        self._box = boxes if self._trained and trusted[0] else None
-        return np.ones(1, bool)
-
-    def forget(self) -> None:
-        """The next frame starts a new id from the full frame."""
-        self._id += 1
-        self._box = None
 
 
 @dataclass
@@ -187,6 +162,13 @@ class Tracker:
         for k in starts[: max(0, free)]:
             self._people.append(_Person(self._next_id, found.boxes[k], last_seen=frame))
             self._next_id += 1
+
+    def search_due(self, frame: int) -> bool:
+        """Never."""
+        return False
+
+    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+        """Nothing: the detector finds people."""
 
     @staticmethod
     def _ended(person: _Person, frame: int) -> bool:

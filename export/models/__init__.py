@@ -110,6 +110,7 @@ NETWORKS: dict[str, Network] = {
     "vitpose-h-simple": Network(
         "vitpose-h-simple", "pose2d", "vitpose", {"size": "h", "head": "simple"}, params=631_107_857
     ),
+    "mambapose-nano": Network("mambapose-nano", "pose2d", "mambapose_nano", params=2_488_410),
     "mambapose-tiny": Network(
         "mambapose-tiny", "pose2d", "mambapose", {"width": 192, "depth": 24}, params=7_131_089
     ),
@@ -140,12 +141,20 @@ NETWORKS: dict[str, Network] = {
         params=9_450_499,
         unit=IMAGE_UNITS,
     ),
+    "mambapose3d-nano": Network(
+        "mambapose3d-nano",
+        "lift3d",
+        "mambapose3d",
+        {"width": 64, "depth": 2},
+        params=308_611,
+        unit=BODY_HEIGHTS,
+    ),
     "mambapose3d": Network(
         "mambapose3d",
         "lift3d",
         "mambapose3d",
         {"width": 64, "depth": 10},
-        params=1_470_659,
+        params=1_470_851,
         unit=BODY_HEIGHTS,
     ),
 }

@@ -1,4 +1,4 @@
-"""The card of a network that ships: what it is, how it was made, how good it is, where it fails.
+"""The card of a lifter that ships: what it is, how it was made, how good it is, where it fails.
 
 A card is a JSON file for checks and the same as Markdown for people. ``python -m
 mambapose.export.train.card RUN ...`` writes the mean weights of a lifter as FP16 beside its card;
@@ -18,19 +18,20 @@ from typing import Any
 import click
 import torch
 
-from mambapose.export.train import lift_eval, lift_state
+from mambapose.export.train import lift_curve, lift_eval, lift_state
+from mambapose.export.train.card_text import markdown
 from mambapose.export.train.motion import FILE
 from mambapose.runtime.errors import ExportError, MambaPoseError
+from mambapose.runtime.lifting import BODY_HEIGHTS
 
 FORMAT_VERSION = 1
 GOALS_MM = {"pose2sim": 60.0, "held_out": 45.0}  # PA-MPJPE at 1.75 m
-CURVE_POINTS = 60
-METRICS = ("mpjpe_mm", "pa_mpjpe_mm", "acceleration_mm", "jitter_mm")
-MEMORY = ("network", "frames", "batch", "mib", "ms")
+LICENCE = "Apache-2.0"
 CREDIT = (
     "The data used in this project was obtained from mocap.cs.cmu.edu. The database was created "
     "with funding from NSF EIA-0196217."
 )
+BESIDE = ("network", "parameters", "frames", "split", "step", "hours", "windows")
 
 
 def sha256(path: Path) -> str:
@@ -54,27 +55,6 @@ def commit_here() -> str:
         return "unknown"
 
 
-def thinned(rows: Sequence[Mapping[str, Any]], points: int = CURVE_POINTS) -> list[dict[str, Any]]:
-    """At most about ``points`` rows, evenly, the last one among them."""
-    if not rows:
-        return []
-    every = max(1, -(-len(rows) // points))
-    return [dict(row) for row in rows[::-1][::every][::-1]]
-
-
-def curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The training curve and the looks at held-out activities of a run, thinned."""
-    path = folder / lift_state.CURVE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    kept = ("step", "hours", "total", "position", "scaled", "velocity", "windows_per_s")
-    training = [{key: row[key] for key in kept if key in row} for row in rows if "total" in row]
-    held_out = [
-        {"step": row["step"], **row["held_out"]["mean"]} for row in rows if "held_out" in row
-    ]
-    return {"training": thinned(training), "held_out": thinned(held_out)}
-
-
 def failures(accuracy: Mapping[str, Any]) -> list[str]:
     """Goals that are missed, in words; the network is a demonstration while there are any."""
     found = []
@@ -91,97 +71,56 @@ def failures(accuracy: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def card(
-    *,
-    weights: Path,
-    network: str,
-    content: Mapping[str, Any],
-    data: Path,
-    accuracy: Mapping[str, Any],
-    curve: Mapping[str, Any],
-    known: Sequence[str],
-    memory: Sequence[Mapping[str, Any]],
-    commit: str,
-) -> dict[str, Any]:
-    """Everything the card holds; ``content`` is the checkpoint's."""
-    missed = failures(accuracy)
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": weights.stem,
-        "network": network,
-        "label": "demonstration" if missed else "trained",
-        "file": {"name": weights.name, "sha256": sha256(weights), "bytes": weights.stat().st_size},
-        "precision": "fp16",
-        "unit": "body_height",
-        "data": [{"file": data.name, "sha256": sha256(data), "credit": CREDIT}],
-        "people": "No picture of a person, and no frame of pose2sim-single, was trained on.",
-        "seed": content["plan"]["seed"],
-        "plan": dict(content["plan"]),
-        "commands": content["notes"].get("commands", []),
-        "started_from": content["notes"].get("before"),
-        "commit": commit,
-        "steps": content["step"],
-        "hours": round(content["seconds"] / 3600, 3),
-        "windows": content["windows"],
-        "accuracy": dict(accuracy),
-        "curves": dict(curve),
-        "training_memory": [dict(row) for row in memory],
-        "known_failures": [*missed, *known],
-    }
+def headline(accuracy: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers a user should know, in mm for a person of 1.75 m."""
+    found = {}
+    for name, row in accuracy.get("pose2sim", {}).items():
+        found[f"pose2sim {name} PA-MPJPE mm"] = round(row["pa_mpjpe_mm"], 1)
+        found[f"pose2sim {name} MPJPE mm"] = round(row["mpjpe_mm"], 1)
+    if "held_out" in accuracy:
+        mean = accuracy["held_out"]["mean"]
+        found["held-out activities PA-MPJPE mm"] = round(mean["pa_mpjpe_mm"], 1)
+        found["held-out activities MPJPE mm"] = round(mean["mpjpe_mm"], 1)
+    return found
 
 
-def markdown(values: Mapping[str, Any]) -> str:
-    """The card as text."""
-    lines = [f"# {values['name']}", ""]
-    lines.append(
-        f"{values['network']}, {values['accuracy']['parameters']} parameters, windows of "
-        f"{values['accuracy']['frames']} frames, FP16, answers in body heights. "
-        f"Label: **{values['label']}**."
-    )
-    lines += ["", values["people"], "", "## Accuracy", "",
-              "Millimetres for a person of 1.75 m; twelve limb joints and the hip centre.", "",
-              "| | MPJPE | PA-MPJPE | acceleration error | jitter |",
-              "|---|---|---|---|---|"]  # fmt: skip
-    for part, rows in values["accuracy"].items():
-        if not isinstance(rows, Mapping):
-            continue
-        for name, row in rows.items():
-            cells = (
-                row[key] for key in ("mpjpe_mm", "pa_mpjpe_mm", "acceleration_mm", "jitter_mm")
-            )
-            figures = " | ".join(f"{cell:.1f}" for cell in cells)
-            lines.append(f"| {part.replace('_', ' ')}: {name} | {figures} |")
-    lines += ["", "## Known failures", ""]
-    lines += [f"- {line}" for line in values["known_failures"]] or ["- none known"]
-    lines += ["", "## How it was made", ""]
-    lines.append(f"Commit {values['commit']}, seed {values['seed']}, {values['steps']} steps, "
-                 f"{values['hours']:.2f} hours, {values['windows']} windows.")  # fmt: skip
-    for item in values["data"]:
-        lines.append(f"Data: `{item['file']}`, sha256 {item['sha256']}. {item['credit']}")
-    lines += ["", "```", *(item["command"] for item in values["commands"]), "```", ""]
-    if values["training_memory"]:
-        lines += ["Memory of a training step:", "", "| network | T | batch | MiB | ms |",
-                  "|---|---|---|---|---|"]  # fmt: skip
-        for row in values["training_memory"]:
-            lines.append("| " + " | ".join(str(row[key]) for key in MEMORY) + " |")
-        lines.append("")
-    lines += ["## Curve", "", "| step | hours | loss | position |", "|---|---|---|---|"]
-    lines += [f"| {row['step']} | {row['hours']:.2f} | {row['total']:.4f} | {row['position']:.4f} |"
-              for row in thinned(values["curves"]["training"], 20)]  # fmt: skip
-    return "\n".join(lines) + "\n"
+def beside(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of another run: what it is, and its PA-MPJPE everywhere, in mm."""
+    row = {key: report[key] for key in BESIDE}
+    for part in ("held_out", "pose2sim"):
+        found = {name: round(one["pa_mpjpe_mm"], 1) for name, one in report.get(part, {}).items()}
+        row[part] = found
+    return row
 
 
-def write_half(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Write the weights as FP16 safetensors; what was written, as float32."""
-    from safetensors.torch import save_file
+def portable(commands: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Commands as they were given, absolute paths cut to their last part."""
+    return [
+        {**one, "command": " ".join(_last_part(word) for word in one["command"].split(" "))}
+        for one in commands
+    ]
 
-    half = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
-    bad = [name for name, tensor in half.items() if not bool(torch.isfinite(tensor).all())]
+
+def _last_part(word: str) -> str:
+    return Path(word).name if word.startswith("/") else word
+
+
+def before(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs this one started from, the first one first."""
+    found, old = [], content["notes"].get("before")
+    while old is not None:
+        found.append({key: value for key, value in old.items() if key != "before"})
+        old = old["before"]
+    return found[::-1]
+
+
+def half(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights in FP16; ExportError when some do not fit."""
+    found = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
+    bad = [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise ExportError(f"weights that fit FP16 were wanted, {', '.join(bad)} do not; train on")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(half, path)
-    return {name: tensor.float() for name, tensor in half.items()}
+    return found
 
 
 def ship(
@@ -189,23 +128,63 @@ def ship(
     out: Path,
     data: Path,
     video: Path | None,
+    *,
     known: Sequence[str] = (),
-    memory: Sequence[Mapping[str, Any]] = (),
+    costs: Sequence[Mapping[str, Any]] = (),
+    others: Sequence[Mapping[str, Any]] = (),
     commit: str | None = None,
 ) -> dict[str, Any]:
-    """Write OUT.safetensors, OUT.json and OUT.md of a run; the card."""
+    """Write OUT.safetensors, OUT.json and OUT.md of a run; the card.
+
+    known: failures, in sentences; costs: rows of lift_sweep; others: reports of lift_eval.
+    """
+    from safetensors.torch import save_file
+
     content = lift_state.read(run)
-    weights = out.with_suffix(".safetensors")
-    rounded = {**content, "average": write_half(content["average"], weights)}
+    notes = content["notes"]
+    content["notes"] = {**notes, "commands": portable(notes.get("commands", []))}
+    weights = half(content["average"])
+    rounded = {name: tensor.float() for name, tensor in weights.items()}
+    accuracy = lift_eval.report({**content, "average": rounded}, data, video)
+    missed = failures(accuracy)
+    label = "demonstration" if missed else "trained"
+    file = out.with_name(out.name + lift_state.WEIGHTS_SUFFIX)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    said = {"unit": BODY_HEIGHTS, "trained_by": "mambapose", "label": label, "licence": LICENCE,
+            "credit": CREDIT}  # fmt: skip
+    save_file(weights, file, metadata={**said, **lift_state.metadata(content)})
     data = data / FILE if data.is_dir() else data
-    accuracy = lift_eval.report(rounded, data, video)
-    values = card(
-        weights=weights, network=content["plan"]["network"], content=content, data=data,
-        accuracy=accuracy, curve=curves(run if run.is_dir() else run.parent), known=known,
-        memory=memory, commit=commit or commit_here(),
-    )  # fmt: skip
-    out.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(markdown(values), encoding="utf-8")
+    values = {
+        "format_version": FORMAT_VERSION,
+        "name": out.name,
+        "network": content["plan"]["network"],
+        "parameters": accuracy["parameters"],
+        "pairs": content["plan"]["pairs"],
+        "label": label,
+        "headline": headline(accuracy),
+        "file": {"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size},
+        "precision": "fp16",
+        "unit": BODY_HEIGHTS,
+        "licence": LICENCE,
+        "data": [{"file": data.name, "sha256": sha256(data), "credit": CREDIT}],
+        "people": "No picture of a person, and no frame of pose2sim-single, was trained on.",
+        "seed": content["plan"]["seed"],
+        "plan": dict(content["plan"]),
+        "commands": content["notes"]["commands"],
+        "before": before(content),
+        "commit": commit or commit_here(),
+        "steps": int(lift_state.whole(content, "step")),
+        "hours": round(lift_state.whole(content, "seconds") / 3600, 3),
+        "windows": int(lift_state.whole(content, "windows")),
+        "accuracy": accuracy,
+        "beside": [beside(report) for report in others],
+        "curves": lift_curve.curves(run if run.is_dir() else run.parent),
+        "costs": [dict(row) for row in costs],
+        "known_failures": [*missed, *known],
+    }
+    json_file = out.with_name(out.name + ".json")
+    json_file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    out.with_name(out.name + ".md").write_text(markdown(values), encoding="utf-8")
     return values
 
 
@@ -225,18 +204,28 @@ def ship(
     help="Where, without the ending: .safetensors, .json and .md are written.",
 )
 @click.option("--known", multiple=True, help="A known failure, in a sentence.")
-@click.option("--memory", type=click.Path(path_type=Path), help="Rows of lift_sweep --json.")
+@click.option("--costs", type=click.Path(path_type=Path), help="Rows of lift_sweep --json.")
+@click.option(
+    "--beside",
+    "others",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Report of lift_eval --json of another run.",
+)
 @click.option("--commit", help="The commit trained at; that of the checkout otherwise.")
 def main(
     run: Path, data: Path, video: Path | None, out: Path, known: tuple[str, ...],
-    memory: Path | None, commit: str | None,
+    costs: Path | None, others: tuple[Path, ...], commit: str | None,
 ) -> None:  # fmt: skip
     """Write the weights of a lifter's training RUN as FP16, with their card."""
     try:
-        rows = [] if memory is None else memory.read_text(encoding="utf-8").splitlines()
-        steps = [row for row in map(json.loads, rows) if row["case"] == "training"]
-        values = ship(run, out, data, video, known, steps, commit)
-    except MambaPoseError as err:
+        rows = [] if costs is None else costs.read_text(encoding="utf-8").splitlines()
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in others]
+        values = ship(
+            run, out, data, video, known=known, costs=[json.loads(row) for row in rows],
+            others=reports, commit=commit,
+        )  # fmt: skip
+    except (MambaPoseError, OSError, ValueError) as err:
         click.echo(f"error: {err}", err=True)
         sys.exit(1)
     click.echo(lift_eval.table(values["accuracy"]))

@@ -16,17 +16,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
 import torch
 from torch import Tensor
 
-from mambapose.export.train import lift_state
+from mambapose.export.train import lift_curve, lift_state
 from mambapose.export.train.lift_data import Batch, Motions, mean_pose, training_batch
-from mambapose.export.train.lift_eval import held_out_metrics
+from mambapose.export.train.lift_eval import TorchEngine
 from mambapose.export.train.lift_loss import losses
+from mambapose.export.train.lift_measure import held_out_metrics
 from mambapose.export.train.lift_networks import NETWORKS, lifted, parameters
 from mambapose.export.train.lift_state import Plan, State
 from mambapose.export.train.motion import (
@@ -71,7 +72,14 @@ class _Minute:
         }
 
 
-def peak_mib(state: State) -> float:
+class HasModel(Protocol):
+    """A run in training, of whatever network."""
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+
+def peak_mib(state: HasModel) -> float:
     """Most memory used so far: of the GPU when the network is there, else of the process."""
     device = next(state.model.parameters()).device
     if device.type == "cuda":
@@ -202,7 +210,7 @@ def train(
     split = split_from_clips(clips, state.plan.split)
     motions = Motions(split.train)
     folder.mkdir(parents=True, exist_ok=True)
-    lift_state.cut_curve(folder, state.step)
+    lift_curve.cut_curve(folder, state.step)
     source = batches(state.plan, motions, state.step, workers)
     begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps
@@ -235,7 +243,7 @@ def train(
 
 def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
     row = minute.row(state)
-    lift_state.append_curve(folder, row)
+    lift_curve.append_curve(folder, row)
     click.echo(
         f"step {row['step']}  {row['hours']:.2f} h  total {row['total']:.4f}  "
         f"position {row['position']:.4f}  velocity {row['velocity']:.5f}  "
@@ -248,11 +256,10 @@ def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
 def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
     """A quick look at the held-out activities with the mean weights."""
     with lift_state.mean_weights(state) as model:
-        found = held_out_metrics(
-            model, test, max(state.plan.frames), cues=state.plan.takes_cues, quick=True
-        )
+        engine = TorchEngine(model, max(state.plan.frames), state.plan.takes_cues)
+        found = held_out_metrics(engine, test, quick=True)
     mean = found["mean"]
-    lift_state.append_curve(folder, {"step": state.step, "held_out": found})
+    lift_curve.append_curve(folder, {"step": state.step, "held_out": found})
     click.echo(
         f"held out: MPJPE {mean['mpjpe_mm']:.1f} mm, PA-MPJPE {mean['pa_mpjpe_mm']:.1f} mm, "
         f"acceleration error {mean['acceleration_mm']:.1f} mm per frame squared"
@@ -282,7 +289,8 @@ def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
 @click.option(
     "--start-from",
     type=click.Path(path_type=Path),
-    help="Begin with the weights of another run, shallower or of shorter windows.",
+    help="Begin with the weights of another run, shallower or of shorter windows, or with weights "
+    "that ship (.safetensors).",
 )
 @click.option(
     "--split",

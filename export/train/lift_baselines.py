@@ -156,6 +156,8 @@ BASELINES = {
 }
 
 
-def build(name: str, *, seed: int = 0, cues: bool = False) -> nn.Module:
-    """A seeded baseline of BASELINES."""
+def build(name: str, *, seed: int = 0, cues: bool = False, pairs: int | None = None) -> nn.Module:
+    """A seeded baseline of BASELINES; pairs: of the transformer's blocks, others have none."""
+    if name == "transformer" and pairs is not None:
+        return seeded(lambda: TransformerLifter(cues, pairs=pairs), seed)
     return seeded(lambda: BASELINES[name](cues), seed)

@@ -21,8 +21,8 @@ PARENT = (0, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
 # Bones that are turned together, in what share of the windows, by how much (radians, per axis):
 # the whole upper body, each arm, each leg.
 TURNED = (
-    ((7, 8, 9, 10, 11, 12, 13, 14, 15, 16), 0.3, 0.25),
-    ((12, 13), 0.4, 0.5), ((15, 16), 0.4, 0.5), ((2, 3), 0.25, 0.3), ((5, 6), 0.25, 0.3),
+    ((7, 8, 9, 10, 11, 12, 13, 14, 15, 16), 0.4, 0.35),
+    ((12, 13), 0.4, 0.6), ((15, 16), 0.4, 0.6), ((2, 3), 0.35, 0.4), ((5, 6), 0.35, 0.4),
 )  # fmt: skip
 
 # Length of the bone that ends in each joint, in body heights: thigh, shank and trunk of Drillis
@@ -171,7 +171,7 @@ def coco_from_bones(rng: np.random.Generator, bones: FloatArray, xyz: FloatArray
     count, frames = xyz.shape[:2]
     up = bones[..., 9, :] + bones[..., 10, :]
     head = frames_from_axes(bones[..., 11, :] - bones[..., 14, :], up)
-    look = rng.normal(size=(count, 2, 2)) * np.array([0.35, 0.22])
+    look = rng.normal(size=(count, 2, 2)) * np.array([0.4, 0.35])
     share = np.linspace(0, 1, frames)[None, :, None]
     yaw_pitch = look[:, None, 0] * (1 - share) + look[:, None, 1] * share
     # In the head's own axes (left, up, forward): pitch turns about left, yaw about up.

@@ -48,7 +48,8 @@ def cameras_drawn(rng: np.random.Generator, xyz: FloatArray) -> Cameras:
     """Cameras looking at bodies (B, T, 17, 3) of height 1 whose paths are about the origin.
 
     Focal length 0.6 to 2.2 of the longer side, the person 0.2 to 1 of the picture's height,
-    anywhere in it, seen from a little above or below, seldom steeply.
+    anywhere in it, seen from a little above or below, in a third of the windows steeply, in a
+    quarter of them by a camera that is not held level.
     """
     count = len(xyz)
     size = np.array(SIZES, np.float64)[rng.integers(len(SIZES), size=count)]
@@ -57,9 +58,9 @@ def cameras_drawn(rng: np.random.Generator, xyz: FloatArray) -> Cameras:
     focal = longer * np.exp(rng.uniform(np.log(0.6), np.log(2.2), count))
     share = np.exp(rng.uniform(np.log(0.2), np.log(1.0), count))
     distance = focal / (share * height)
-    steep = rng.random(count) < 0.15
-    pitch = np.where(steep, rng.uniform(-0.35, 0.8, count), rng.normal(0.05, 0.16, count))
-    roll = rng.normal(0, 0.04, count)
+    steep, askew = rng.random(count) < 0.33, rng.random(count) < 0.25
+    pitch = np.where(steep, rng.uniform(-0.35, 0.9, count), rng.normal(0.05, 0.16, count))
+    roll = rng.normal(0, 1, count) * np.where(askew, 0.2, 0.04)
     # A camera that looks down by the pitch: the body is turned towards it about x.
     about_x = rotations_from_vectors(np.stack([pitch, 0 * pitch, 0 * pitch], -1))
     about_z = rotations_from_vectors(np.stack([0 * roll, 0 * roll, roll], -1))

@@ -69,6 +69,15 @@ def _occluded(joints: tuple[int, ...]) -> Fault:
     return apply
 
 
+def _outliers(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
+    """One joint in twenty somewhere else in the person's box, as sure as before."""
+    joints = inputs["keypoints"]
+    low, high = joints.min(axis=2, keepdims=True), joints.max(axis=2, keepdims=True)
+    anywhere = low + (high - low) * rng.random(joints.shape, np.float32)
+    chosen = rng.random(joints.shape[:3]) < 0.05
+    inputs["keypoints"] = np.where(chosen[..., None], anywhere, joints)
+
+
 def _swapped_sides(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
     """Left and right changed in every fifth frame."""
     chosen = rng.random(inputs["score"].shape[:2]) < 0.2
@@ -80,6 +89,7 @@ FAULTS: dict[str, tuple[Fault | None, float]] = {
     "none": (None, 30.0),
     "noise 1 %": (_blurred(0.01), 30.0),
     "noise 3 %": (_blurred(0.03), 30.0),
+    "outliers 5 %": (_outliers, 30.0),
     "sides swapped in 20 %": (_swapped_sides, 30.0),
     "right arm unseen": (_occluded((15, 16)), 30.0),
     "feet unseen": (_occluded((3, 6)), 30.0),

@@ -22,11 +22,12 @@ def takes_cues(name: str, cues: bool) -> bool:
 
 
 def build(name: str, seed: int, *, cues: bool = False, pairs: int | None = None) -> nn.Module:
-    """A seeded network of NETWORKS; pairs: of blocks, where not those of the published size."""
+    """A seeded network of NETWORKS; pairs: of blocks, where not those of the published size or,
+    of the transformer, of PoseMamba-S's."""
     if name not in NETWORKS:
         raise ExportError(f"a network of {', '.join(NETWORKS)} was wanted, found {name}")
     if name in lift_baselines.BASELINES:
-        return lift_baselines.build(name, seed=seed, cues=cues)
+        return lift_baselines.build(name, seed=seed, cues=cues, pairs=pairs)
     depth = {} if pairs is None else {"depth": pairs}
     module = mambapose3d if name == "mambapose3d" else posemamba
     made: nn.Module = module.build(seed=seed, **depth)

@@ -77,7 +77,7 @@ def detected(
     place = _collapsed(rng, place, trust)
     place = _swapped(rng, place, trust)
     wrong = np.linalg.norm(place - flat, axis=-1) / scale[..., None]
-    best = rng.uniform(0.55, 0.95, (count, 1, 1)) * np.exp(rng.normal(size=(count, 1, 17)) * 0.06)
+    best = rng.uniform(0.35, 1.0, (count, 1, 1)) * np.exp(rng.normal(size=(count, 1, 17)) * 0.06)
     score = best * trust * np.exp(-wrong / 0.15) * np.where(hidden, 0.8, 1.0)
     score += 0.04 * rng.standard_normal(score.shape, np.float32)
     return place, np.clip(score, 0, 1).astype(np.float32)
@@ -101,7 +101,8 @@ def _lost(
     cut = (rng.random((count, 1, 17)) < 0.25) & (rng.random((count, 1, 1)) < 0.1)
     found |= cut
     trust[found] *= rng.uniform(0.0, 0.3, int(found.sum())).astype(np.float32)
-    guess = 0.08 * wandering(rng, grid, rng.uniform(3, 30, count))
+    spread = np.exp(rng.uniform(np.log(0.05), np.log(0.3), (count, 1, 1, 1))).astype(np.float32)
+    guess = spread * wandering(rng, grid, rng.uniform(3, 30, count))
     return np.where(found[..., None], guess, np.float32(0))
 
 

@@ -1,4 +1,4 @@
-"""The state of a training run: what is saved, how it resumes, and its curve.
+"""The state of a training run: what is saved, how it resumes, how one starts from another.
 
 Batches and rates are functions of the step, so weights, their running mean, the optimiser and
 torch's random state are all there is to remember. A checkpoint is written beside and renamed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambapose.export.train.lift_curve import curves
 from mambapose.export.train.lift_networks import build, takes_cues
 from mambapose.runtime.errors import ExportError
 
 FORMAT_VERSION = 1
-CHECKPOINT, CURVE = "checkpoint.pt", "curve.jsonl"
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS_SUFFIX, RUN_KEY = ".safetensors", "run"
+BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def save(state: State, folder: Path) -> Path:
 
 def resumed(folder: Path, device: torch.device) -> State:
     """The run saved in ``folder``; ExportError when there is none that this version can read."""
-    content = read(folder)
+    content = read(folder / CHECKPOINT)
     plan = plan_from_json(content["plan"])
     state = fresh(plan, device)
     try:
@@ -159,8 +162,11 @@ def resumed(folder: Path, device: torch.device) -> State:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint. Nothing but tensors and plain values is unpickled."""
+    """The content of a checkpoint: a run's folder, its file, or weights that ship, which have no
+    optimiser. Nothing but tensors and plain values is unpickled."""
     path = folder / CHECKPOINT if folder.is_dir() else folder
+    if path.suffix == WEIGHTS_SUFFIX:
+        return _shipped(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content["format_version"]
@@ -175,6 +181,30 @@ def read(folder: Path) -> dict[str, Any]:
             "start without --resume"
         )
     return dict(content)
+
+
+def metadata(content: Mapping[str, Any]) -> dict[str, str]:
+    """What weights that ship carry beside their tensors, for ``read``."""
+    kept = ("format_version", "plan", "step", "seconds", "windows", "notes")
+    return {RUN_KEY: json.dumps({key: content[key] for key in kept})}
+
+
+def _shipped(path: Path) -> dict[str, Any]:
+    """The content of FP16 weights that ``card`` wrote, in float32."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            run = json.loads((file.metadata() or {})[RUN_KEY])
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        if run["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format {run['format_version']}")
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as err:
+        raise ExportError(
+            f"weights that this command's card wrote were wanted, {path} cannot be read "
+            f"({type(err).__name__}: {err}); start without them"
+        ) from err
+    return {**run, "decay": None, "average": weights}
 
 
 def plan_from_json(values: dict[str, Any]) -> Plan:
@@ -206,10 +236,19 @@ def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
         weights[embed] = _stretched(weights[embed], max(old.frames), max(plan.frames))
     state.model.load_state_dict(weights)
     state.average = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    state.notes = {**content["notes"], "before": {"plan": content["plan"], "step": content["step"],
-                   "seconds": content["seconds"], "windows": content["windows"],
-                   "before": content["notes"].get("before")}}  # fmt: skip
+    before = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
+    before["before"] = content["notes"].get("before")
+    before["curves"] = curves(folder, BEFORE_POINTS)
+    state.notes = {"commands": list(content["notes"].get("commands", [])), "before": before}
     return state
+
+
+def whole(content: Mapping[str, Any], key: str) -> float:
+    """``seconds``, ``windows`` or ``step`` of a checkpoint and of the runs it started from."""
+    total, before = content[key], content["notes"].get("before")
+    while before is not None:
+        total, before = total + before[key], before["before"]
+    return float(total)
 
 
 def _stretched(embed: Tensor, known: int, wanted: int) -> Tensor:
@@ -242,18 +281,3 @@ def mean_weights(state: State) -> Iterator[nn.Module]:
     finally:
         state.model.load_state_dict(kept)
         state.model.train()
-
-
-def append_curve(folder: Path, row: dict[str, Any]) -> None:
-    """One JSON line, flushed."""
-    with (folder / CURVE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def cut_curve(folder: Path, step: int) -> None:
-    """Drop what an interrupted run wrote after its last checkpoint."""
-    path = folder / CURVE
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")

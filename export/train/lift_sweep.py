@@ -1,13 +1,13 @@
 """Time and memory of lifters over the length of the window, each case in a fresh process.
 
 python -m mambapose.export.train.lift_sweep --frames 27,81,243. The claim it checks: the cost of a
-scan grows with T, that of attention with its square.
+scan grows with T, that of attention with its square. NAME:PAIRS is a network of so many pairs of
+blocks.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,7 +19,15 @@ import numpy as np
 import torch
 
 from mambapose.export.train.lift_loss import losses
-from mambapose.export.train.lift_networks import INPUTS, NETWORKS, build, lifted, takes_cues
+from mambapose.export.train.lift_networks import (
+    INPUTS,
+    NETWORKS,
+    build,
+    lifted,
+    parameters,
+    takes_cues,
+)
+from mambapose.runtime.errors import ExportError
 
 CASES = ("forward", "training")
 
@@ -27,9 +35,10 @@ CASES = ("forward", "training")
 def measured_case(
     network: str, frames: int, batch: int, case: str, device: str, repeats: int
 ) -> dict[str, float | int | str]:
-    """Median milliseconds of a call and the most memory above that of the idle process, in MiB."""
-    model = build(network, 0).to(device)
-    cues = takes_cues(network, False)
+    """Median ms of a call (CPU: of all threads) and the most MiB above the idle process."""
+    name, pairs = named(network)
+    model = build(name, 0, pairs=pairs).to(device)
+    cues = takes_cues(name, False)
     random = np.random.default_rng(0)
     shapes = ((17, 2), (17,), (17,), (17, 2))
     inputs = {
@@ -52,28 +61,48 @@ def measured_case(
         optimiser.step()
 
     call = {"forward": forward, "training": training}[case]
-    idle = _peak_mib(device)
+    idle = peak_mib(device, forget=True)
     call()
-    taken = [_timed(call, device) for _ in range(repeats)]
+    taken = [timed(call, device) for _ in range(repeats)]
     return {
-        "network": network, "frames": frames, "batch": batch, "case": case, "device": device,
+        "network": network, "parameters": parameters(model), "frames": frames, "batch": batch,
+        "case": case, "device": device,
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "ms": round(float(np.median(taken)), 2), "mib": round(_peak_mib(device) - idle, 1),
+        "ms": round(float(np.median(taken)), 2), "mib": round(peak_mib(device) - idle, 1),
     }  # fmt: skip
 
 
-def _timed(call: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
+def named(network: str) -> tuple[str, int | None]:
+    """(name, pairs of blocks) of NAME or NAME:PAIRS; ExportError for anything else."""
+    name, colon, pairs = network.partition(":")
+    if name not in NETWORKS or (colon and not (pairs.isdecimal() and int(pairs) > 0)):
+        raise ExportError(
+            f"networks of {', '.join(NETWORKS)}, with :PAIRS or without, were wanted, found "
+            f"{network}"
+        )
+    return name, int(pairs) if colon else None
+
+
+def timed(call: Callable[[], None], device: str) -> float:
+    """On a CPU the time of the processor, which others on the machine take no part of."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
-def _peak_mib(device: str) -> float:
+def peak_mib(device: str, *, forget: bool = False) -> float:
+    """Most memory since it was last forgotten: of the GPU, else of the process (Linux)."""
     if device == "cuda":
+        if forget:
+            torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if forget:  # what the imports took for a moment
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 @click.command(context_settings={"show_default": True})
@@ -90,8 +119,11 @@ def main(
 ) -> None:  # fmt: skip
     """Measure a forward pass and a training step of each network at each length."""
     names = networks.split(",")
-    if not set(names) <= set(NETWORKS):
-        raise click.UsageError(f"networks of {', '.join(NETWORKS)} were wanted, found {networks}")
+    try:
+        for name in names:
+            named(name)
+    except ExportError as err:
+        raise click.UsageError(str(err)) from err
     lengths = [int(length) for length in frames.split(",")]
     if case is not None:
         click.echo(json.dumps(measured_case(names[0], lengths[0], batch, case, device, repeats)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,17 @@ from mambapose.export.models import mambapose_nano
 from mambapose.export.models.mambapose_nano import MambaPoseNano
 from mambapose.export.train import pose2d_state
 from mambapose.export.train.lift import Limits, peak_mib, scan_in_float32, stop_requests
-from mambapose.export.train.lift_state import CHECKPOINT, append_curve, cut_curve, mean_weights
+from mambapose.export.train.lift_curve import append_curve, cut_curve
+from mambapose.export.train.lift_state import CHECKPOINT, mean_weights
 from mambapose.export.train.pose2d_data import Batch, batches, films_in
 from mambapose.export.train.pose2d_loss import losses
 from mambapose.export.train.pose2d_state import Plan, State
+from mambapose.export.train.pose_metrics import as_row
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 LINE_S = 60.0
+LOOK_CROPS, LOOK_AT = 75, ("rgb", "rgb+flow+depth")
+Look = Callable[[MambaPoseNano], dict[str, Any]]
 
 
 @dataclass
@@ -88,13 +92,16 @@ def train_step(state: State, batch: Batch) -> dict[str, float]:
 
 def train(
     state: State, stores: tuple[str, ...], films: str | None, folder: Path, limits: Limits,
-    workers: int = 0,
+    workers: int = 0, look: Look | None = None,
 ) -> int:  # fmt: skip
-    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0."""
+    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0.
+
+    look: what is measured of the mean weights every ``limits.measure_s``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     cut_curve(folder, state.step)
     source = batches(state.recipe(stores, films), state.offset + state.step, workers)
-    begun = saved = last = time.monotonic()
+    begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps
     minute = _Minute()
     with stop_requests() as asked:
@@ -109,6 +116,9 @@ def train(
             if now - saved > limits.save_s:
                 pose2d_state.save(state, folder)
                 saved = now
+            if look is not None and now - measured > limits.measure_s:
+                append_curve(folder, {"step": state.step, "held_out": look(averaged(state))})
+                measured = last = time.monotonic()
             if over:
                 break
     if minute.steps:
@@ -128,6 +138,23 @@ def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
     return _Minute()
 
 
+def look_at(store: Path, assets: Path | None) -> Look:
+    """Metrics of crops of held-out people, the same at every look."""
+    from mambapose.export.train import pose2d_measure as measure
+    from mambapose.export.train.pose2d_eval import engine_from_model
+
+    def look(model: MambaPoseNano) -> dict[str, Any]:
+        source = measure.held_out_source([store], assets, measure.EVERYTHING)
+        found = measure.combination_metrics(engine_from_model(model), source, LOOK_CROPS)
+        rows = {name: as_row(found[name]) for name in LOOK_AT}
+        for name, row in rows.items():
+            percent = 100 * row["median"]
+            click.echo(f"held out {name}: PCK@0.2 {row['pck20']:.3f}, median {percent:.2f} %")
+        return rows
+
+    return look
+
+
 def averaged(state: State) -> MambaPoseNano:
     """A copy of the network with its mean weights, in eval mode."""
     with mean_weights(state) as model:  # type: ignore[arg-type]
@@ -143,6 +170,9 @@ def averaged(state: State) -> MambaPoseNano:
               help="Folder with frames of free films for backgrounds.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True,
               help="Folder of checkpoint and curve.")  # fmt: skip
+@click.option("--held-out", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Store of held-out people, to look at while training.")  # fmt: skip
+@click.option("--measure-minutes", type=float, default=15.0, help="Between two such looks.")
 @click.option("--minutes", type=float, help="Stop after so many.")
 @click.option("--steps", type=int, help="Stop after so many.")
 @click.option("--decay-steps", type=int,
@@ -158,7 +188,8 @@ def averaged(state: State) -> MambaPoseNano:
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
 @click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
 def main(
-    stores: tuple[str, ...], assets: Path | None, out: Path, minutes: float | None,
+    stores: tuple[str, ...], assets: Path | None, out: Path, held_out: Path | None,
+    measure_minutes: float, minutes: float | None,
     steps: int | None, decay_steps: int | None, device: str, resume: bool,
     start_from: Path | None, batch: int, rate: float, bf16: bool, seed: int,
     threads: int | None, workers: int,
@@ -184,8 +215,9 @@ def main(
         made = {"step": state.step, "command": words, "device": device, "torch": version}
         state.notes.setdefault("commands", []).append(made)
         click.echo(f"mambapose-nano: step {state.step}, {torch.get_num_threads()} threads, {plan}")
-        limits = Limits(minutes, steps)
-        number = train(state, stores, films, out, limits, workers)
+        limits = Limits(minutes, steps, measure_s=60 * measure_minutes)
+        look = None if held_out is None else look_at(held_out, assets)
+        number = train(state, stores, films, out, limits, workers, look)
     except MambaPoseError as err:
         click.echo(f"error: {err}", err=True)
         sys.exit(1)

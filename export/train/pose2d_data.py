@@ -11,7 +11,7 @@ import bisect
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from mambapose.runtime.errors import ExportError
 
 HALF = (CROP[0] // 2, CROP[1] // 2)
 # Shares of what is there: colour alone is what runs where no other network was given.
-CLEAN_STEPS = 300
+CLEAN_STEPS, LEAST = 300, 0.3
 PRESENT = {(0, 0): 0.5, (1, 0): 0.2, (0, 1): 0.1, (1, 1): 0.2}
 
 
@@ -73,10 +73,10 @@ class Recipe:
     seed: int
     batch: int
 
-    @staticmethod
-    def strength(number: int) -> float:
-        """Nearly clean pictures first, then everything."""
-        return min(1.0, 0.2 + 0.8 * number / CLEAN_STEPS)
+    def strength(self, number: int) -> float:
+        """Nearly clean pictures first, then anything between ordinary and everything at once."""
+        ramp = min(1.0, 0.2 + 0.8 * number / CLEAN_STEPS)
+        return ramp * float(np.random.default_rng([self.seed, 3, number]).uniform(LEAST, 1.0))
 
 
 class BatchSource:
@@ -90,12 +90,21 @@ class BatchSource:
 
     def batch(self, number: int) -> Batch:
         size = self._recipe.batch
-        self._source.mixture = Mixture(strength=self._recipe.strength(number))
+        self._source.mixture = mixture(self._recipe.strength(number))
         samples = (self._source.sample(number * size + k) for k in range(size))
         rng = np.random.default_rng([self._recipe.seed, 2, number])
         choices = list(PRESENT)
         drawn = rng.choice(len(choices), size, p=list(PRESENT.values()))
         return batch_of(list(samples), np.array(choices, np.float32)[drawn], rng)
+
+
+def mixture(strength: float) -> Mixture:
+    """Everything that is done to a shot, in proportion."""
+    full = Mixture()
+    return replace(
+        full, strength=strength, others=full.others * strength, occluders=full.occluders * strength,
+        edges=full.edges * strength,
+    )  # fmt: skip
 
 
 def batch_of(

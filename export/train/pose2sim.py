@@ -105,7 +105,7 @@ def joint_boxes(xy: Array, valid: NDArray[np.bool_]) -> Array:
 
 def without_gaps(rows: Array) -> Array:
     """Rows (F, 17, 3) with the places of joints of score 0 interpolated over time."""
-    out = rows.copy()
+    out: Array = rows.copy()
     for joint in range(rows.shape[1]):
         known = rows[:, joint, 2] > 0
         if known.any():
@@ -115,7 +115,8 @@ def without_gaps(rows: Array) -> Array:
 
 def interpolated(values: Array) -> Array:
     """Values (F, C) over time, NaN replaced by straight lines between those known."""
-    out, at = values.copy(), np.arange(len(values))
+    out: Array = values.copy()
+    at = np.arange(len(values))
     for column in out.T:
         known = np.isfinite(column)
         column[~known] = np.interp(at[~known], at[known], column[known])

@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 SHOULDERS, HIPS = [5, 6], [11, 12]
 APART = 0.1  # body heights between the joints of a pair that can collapse
 COLLAPSED = 0.25  # of the true distance
+ROW = ("median", "mean", "pck10", "pck20", "pck20_side_ignored", "collapsed")
 MIRROR = np.arange(17)
 for _left, _right in COCO17.pairs:
     MIRROR[[_left, _right]] = _right, _left
@@ -116,3 +117,8 @@ def _pairs(
 
 def _mean(function: Any, values: NDArray[Any]) -> float:
     return float(function(values)) if values.size else float("nan")
+
+
+def as_row(metrics: PoseMetrics) -> dict[str, float]:
+    """The metrics of a row, rounded for a file."""
+    return {name: round(getattr(metrics, name), 4) for name in ROW}

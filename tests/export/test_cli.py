@@ -18,22 +18,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mambapose.export import build, cli
+from mambapose.export import build, cli, weights
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.plan import Options, make_plan
+from mambapose.export.sources import Source
 from mambapose.runtime.bundle import Bundle, read_bundle, read_gate
 from mambapose.runtime.engine import load_engine
 from mambapose.runtime.targets import TARGETS
 
 SMALL = {"width": 16, "depth": 1}
-LIFTER = ("--only", "lift3d", "--clip-frames", "9")
+LIFTER = ("--only", "lift3d", "--lift3d", "posemamba-s", "--clip-frames", "9")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_lifter() -> Iterator[None]:
-    """posemamba-s as a network that exports in seconds."""
+def small_lifter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """posemamba-s as a network that exports in seconds; no weights ship."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "FOLDER", tmp_path_factory.mktemp("shipped"))
         small = replace(NETWORKS["posemamba-s"], config=SMALL)
         patch.setitem(NETWORKS, "posemamba-s", small)
         yield
@@ -139,20 +141,20 @@ def test_downloaded_weights_carry_their_licence(
     torch.save(posemamba.build(**SMALL).state_dict(), file)
     asked, said = [], []
 
-    def download(network: str, *, tell: Any) -> Path:
-        asked.append(network)
-        tell(f"{network}: from a test")
+    def download(source: Source, tell: Any) -> Path:
+        asked.append(source.name)
+        tell(f"{source.name}: from a test")
         return file
 
-    monkeypatch.setattr(build, "download_weights", download)
-    options = Options(only=("lift3d",), clip_frames=9, download=True)
+    monkeypatch.setattr(build, "download", download)
+    options = Options(only=("lift3d",), clip_frames=9, download=("posemamba-s",))
     (stage,) = make_plan(TARGETS["cpu"], options).stages
-    _, weights = build.load_network(stage, 0, said.append)
+    loaded = build.load_network(stage, 0, said.append).weights
     assert asked == ["posemamba-s"]
     assert said == ["posemamba-s: from a test"]
-    assert weights.trained
-    assert weights.licence is not None
-    assert "Human3.6M" in weights.licence
+    assert loaded.trained
+    assert loaded.licence is not None
+    assert "Human3.6M" in loaded.licence
 
 
 def test_random_weights_are_marked_aloud(tmp_path: Path, export: Any) -> None:
@@ -197,6 +199,21 @@ def test_a_detector_is_copied_with_its_contract(tmp_path: Path, export: Any) -> 
     assert made.file(graph.file).read_bytes() == file.read_bytes()
     inputs, outputs = read_gate(made, graph)
     np.testing.assert_allclose(outputs["output"], inputs["images"].mean(), rtol=1e-5)
+
+
+def test_a_downloaded_detector_goes_the_same_way(
+    tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = detector(tmp_path / "yolox_nano.onnx")
+    monkeypatch.setattr(build, "download", lambda source, tell: file)
+    asked = ("--download", "yolox-nano", "--out", tmp_path / "out")
+    done = export(*LIFTER, "--untrained", *asked)
+    assert done.status == 0, done.err
+    made = read_bundle(tmp_path / "out")
+    stage = made.stage("detect")
+    assert (stage.network, stage.options) == ("yolox_nano", {"layout": "yolox"})
+    assert stage.weights.licence == "Apache-2.0"
+    assert (made.path / made.graph("detect", "main").file).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +302,7 @@ def test_what_cannot_be_planned_is_one_line(
 
 def test_weights_are_asked_for(tmp_path: Path, export: Any) -> None:
     done = export("--out", tmp_path / "out")
-    refused(done, "weights were wanted for flow, depth, pose2d, lift3d", "--untrained")
+    refused(done, "weights were wanted for pose2d, lift3d", "--untrained")
 
 
 @pytest.mark.parametrize(
@@ -326,8 +343,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import sys, time
-        from mambapose.export import build, cli
-        def slow(plan, stage, model, weights, folder):
+        from mambapose.export import build, cli, weights
+        def slow(plan, stage, network, folder, trt):
             (folder / "half.onnx").write_bytes(b"half")
             time.sleep(60)
         build.export_stage = slow

@@ -2,70 +2,102 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import json
 import threading
+import urllib.request
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from mambapose.export.download import SOURCES, Source, cache_folder, download_weights, fetch
-from mambapose.export.models import NETWORKS
+from mambapose.export import fetch
+from mambapose.export.download import cache_folder, download
+from mambapose.export.sources import Source
 from mambapose.runtime.errors import ExportError
 
-CONTENT = bytes(range(256)) * 20_000  # more than one piece
+CONTENT = bytes(range(256)) * 12_000  # about 3 MB: many pieces
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
+CUT = 1_000_000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``content`` under any path, with the faults that are set; keeps the requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.etag: str | None = '"v1"'
+        self.ranges = True
+        self.announced = True
+        self.shift = 0  # how far off the parts it sends start
+        self.cuts: list[int] = []  # bytes after which the next answers break off
+        self.status = 200
+        self.move_to: str | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.requests: list[tuple[str, str | None, str | None]] = []  # path, Range, If-Range
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def asked(self) -> list[str | None]:
+        """The Range header of each request."""
+        return [asked for _, asked, _ in self.requests]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves CONTENT at /good and misbehaves elsewhere; requests are kept in the server."""
+    server: Server
 
     def do_GET(self) -> None:
-        self.server.requests.append((self.path, self.headers.get("Range")))  # type: ignore[attr-defined]
-        getattr(self, "get_" + self.path.strip("/").split("/")[0])()
+        server, asked = self.server, self.headers.get("Range")
+        server.requests.append((self.path, asked, self.headers.get("If-Range")))
+        server.gate.wait(10)
+        if server.move_to is not None and not self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", server.move_to)
+            self.end_headers()
+            return
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        start = 0
+        if asked and server.ranges and self.headers.get("If-Range") in (None, server.etag):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(server.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        body = server.content[start:]
+        if start:
+            last = len(server.content) - 1
+            first = start + server.shift
+            self.send_header("Content-Range", f"bytes {first}-{last}/{last + 1}")
+        if server.announced:
+            self.send_header("Content-Length", str(len(body)))
+        if server.etag is not None:
+            self.send_header("ETag", server.etag)
+        self.end_headers()
+        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
 
     def log_message(self, *args: object) -> None:
         """Quiet."""
 
-    def send(self, body: bytes, status: int = 200, announce: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if announce is None else announce))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def get_good(self) -> None:
-        asked = self.headers.get("Range")
-        if asked is None:
-            self.send(CONTENT)
-            return
-        start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(CONTENT):
-            self.send_error(416)
-        else:
-            self.send(CONTENT[start:], 206)
-
-    def get_plain(self) -> None:  # ignores Range
-        self.send(CONTENT)
-
-    def get_absent(self) -> None:
-        self.send_error(404)
-
-    def get_short(self) -> None:
-        self.send(CONTENT[:1_500_000], announce=len(CONTENT))
-
-    def get_moved(self) -> None:
-        self.send_response(302)
-        self.send_header("Location", "/good/file.pth")
-        self.end_headers()
-
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.requests = []  # type: ignore[attr-defined]
+    monkeypatch.setattr(fetch, "WAIT_S", 0.0)
+    found = Server()
     thread = threading.Thread(target=found.serve_forever, args=(0.02,))
     thread.start()
     yield found
@@ -74,125 +106,309 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     found.server_close()
 
 
-def source(server: ThreadingHTTPServer, path: str, sha256: str | None = DIGEST) -> Source:
-    return Source("MIT", f"http://127.0.0.1:{server.server_address[1]}/{path}/file.pth", sha256)
+@pytest.fixture
+def source(server: Server) -> Source:
+    terms = "https://example.com/terms"
+    page = "https://example.com/page"
+    return Source("net", "flow", "MIT", terms, page, f"{server.url}/net.pth", DIGEST, 3)
 
 
-def ranges(server: ThreadingHTTPServer) -> list[str | None]:
-    return [asked for _, asked in server.requests]  # type: ignore[attr-defined]
+def quiet(line: str) -> None:
+    """Told to nobody."""
 
 
-@pytest.mark.parametrize("sha256", [DIGEST, DIGEST[:8], None])
-def test_a_file_is_fetched_once(
-    server: ThreadingHTTPServer, tmp_path: Path, sha256: str | None
+def files(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "net").iterdir()} - {"licence.txt", "net.pth.lock"}
+
+
+COMPLETE = {"net.pth", "net.pth.sha256"}
+STARTED = {"net.pth.part", "net.pth.part.json"}
+
+
+# --- what arrives --------------------------------------------------------------------------------
+
+
+def test_a_file_is_fetched_once(server: Server, source: Source, tmp_path: Path) -> None:
+    lines: list[str] = []
+    path = download(source, lines.append, tmp_path)
+    assert path == tmp_path / "net" / "net.pth"
+    assert path.read_bytes() == CONTENT
+    assert files(tmp_path) == COMPLETE
+    assert lines == [
+        "net: licence MIT; see https://example.com/terms",
+        f"net: fetching {server.url}/net.pth (3 MB)",
+        f"net: {path}",
+    ]
+    server.status = 500
+    assert download(source, lines.append, tmp_path) == path
+    assert lines[3:] == [f"net: {path}"]  # the terms are printed once, and nothing is fetched
+    assert server.asked == [None]
+
+
+def test_new_terms_are_printed_again(source: Source, tmp_path: Path) -> None:
+    lines: list[str] = []
+    download(source, lines.append, tmp_path)
+    download(replace(source, licence="CC-BY-NC-4.0"), lines.append, tmp_path)
+    assert [line for line in lines if "licence" in line][1].startswith("net: licence CC-BY-NC-4.0")
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("MAMBAPOSE_CACHE", raising=False)
+    assert cache_folder() == tmp_path / "xdg" / "mambapose" / "weights"
+    monkeypatch.setenv("MAMBAPOSE_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "weights"
+    monkeypatch.delenv("MAMBAPOSE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "mambapose" / "weights"
+
+
+def test_an_unannounced_length_is_no_fault(server: Server, source: Source, tmp_path: Path) -> None:
+    server.announced = False
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+
+
+def test_an_altered_file_in_the_cache_is_replaced(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "net.pth").write_bytes(b"altered")
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+
+
+def test_one_file_of_an_archive(server: Server, source: Source, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("models/other.pth", b"other")
+        archive.writestr("models/net.pth", CONTENT)
+    server.content = packed.getvalue()
+    zipped = replace(
+        source,
+        url=f"{server.url}/models.zip",
+        member="models/net.pth",
+        archive_sha256=hashlib.sha256(server.content).hexdigest(),
+    )
+    assert download(zipped, quiet, tmp_path).read_bytes() == CONTENT
+    assert files(tmp_path) == COMPLETE  # the archive has gone
+    with pytest.raises(ExportError, match=f"SHA-256 {DIGEST} was wanted, found "):
+        download(replace(zipped, archive_sha256=DIGEST), quiet, tmp_path / "again")
+    assert files(tmp_path / "again") == set()
+
+
+# --- what breaks off -----------------------------------------------------------------------------
+
+
+def test_a_cut_connection_goes_on(server: Server, source: Source, tmp_path: Path) -> None:
+    server.cuts = [CUT, CUT]
+    lines: list[str] = []
+    assert download(source, lines.append, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={CUT}-", f"bytes={2 * CUT}-"]
+    assert [mark for _, _, mark in server.requests] == [None, '"v1"', '"v1"']
+    assert "net: going on at 1 of 3 MiB" in lines
+    assert files(tmp_path) == COMPLETE
+
+
+def test_a_later_run_goes_on(server: Server, source: Source, tmp_path: Path) -> None:
+    server.cuts = [CUT, 0, 0, 0]
+    with pytest.raises(ExportError, match=r"broke off .* at 1 MiB; .*goes on where it stopped"):
+        download(source, quiet, tmp_path)
+    assert files(tmp_path) == STARTED
+    assert (tmp_path / "net" / "net.pth.part").stat().st_size == CUT
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert server.asked[-1] == f"bytes={CUT}-"
+
+
+def test_a_file_that_changed_is_fetched_from_the_start(
+    server: Server, source: Source, tmp_path: Path
 ) -> None:
-    wanted = source(server, "good", sha256)
-    for _ in range(2):
-        assert fetch(wanted, tmp_path / "a" / "file.pth").read_bytes() == CONTENT
-    assert ranges(server) == [None]
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.pth"]
-
-
-def test_redirections_are_followed(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    assert fetch(source(server, "moved"), tmp_path / "f").read_bytes() == CONTENT
-
-
-def test_a_truncated_answer_is_told_and_resumed(
-    server: ThreadingHTTPServer, tmp_path: Path
-) -> None:
-    path = tmp_path / "file.pth"
-    with pytest.raises(ExportError, match="it goes on where it stopped"):
-        fetch(source(server, "short"), path)
-    assert not path.exists()
-    assert (tmp_path / "file.pth.partial").stat().st_size == 1_500_000
-    assert fetch(source(server, "good"), path).read_bytes() == CONTENT
-    assert ranges(server) == [None, "bytes=1500000-"]
-
-
-def test_without_a_known_hash_a_broken_download_starts_again(
-    server: ThreadingHTTPServer, tmp_path: Path
-) -> None:
-    path = tmp_path / "file.pth"
+    server.cuts = [CUT, 0, 0, 0]
     with pytest.raises(ExportError):
-        fetch(source(server, "short", None), path)
-    assert not path.exists()
-    assert fetch(source(server, "good", None), path).read_bytes() == CONTENT
-    assert ranges(server) == [None, None]
+        download(source, quiet, tmp_path)
+    server.content, server.etag = CONTENT[::-1], '"v2"'
+    changed = replace(source, sha256=hashlib.sha256(server.content).hexdigest())
+    assert download(changed, quiet, tmp_path).read_bytes() == server.content
 
 
-@pytest.mark.parametrize("serving", ["good", "plain"])
-@pytest.mark.parametrize("kept", [1_000, len(CONTENT)])
-def test_partial_files_end_right_whatever_the_server_does(
-    server: ThreadingHTTPServer, tmp_path: Path, serving: str, kept: int
+@pytest.mark.parametrize("etag", ['"v1"', 'W/"weak"', None])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_any_server_ends_right(
+    server: Server, source: Source, tmp_path: Path, ranges: bool, etag: str | None
 ) -> None:
-    (tmp_path / "file.pth.partial").write_bytes(CONTENT[:kept])
-    assert fetch(source(server, serving), tmp_path / "file.pth").read_bytes() == CONTENT
-    assert ranges(server) == [f"bytes={kept}-"]
+    server.ranges, server.etag, server.cuts = ranges, etag, [CUT]
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={CUT}-"]
 
 
-def test_a_wrong_hash_leaves_nothing(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=f"SHA-256 {'0' * 64} was wanted, found {DIGEST}"):
-        fetch(source(server, "good", "0" * 64), tmp_path / "file.pth")
-    (tmp_path / "file.pth.partial").write_bytes(b"something else")
-    with pytest.raises(ExportError, match="the file was removed"):
-        fetch(source(server, "good"), tmp_path / "file.pth")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_altered_file_in_the_cache_is_replaced(
-    server: ThreadingHTTPServer, tmp_path: Path
+@pytest.mark.parametrize("notes", [None, "{", '{"url": "http://elsewhere/"}', '{"size": 3}'])
+def test_a_partial_file_of_unknown_origin_is_dropped(
+    server: Server, source: Source, tmp_path: Path, notes: str | None
 ) -> None:
-    (tmp_path / "file.pth").write_bytes(b"altered")
-    assert fetch(source(server, "good"), tmp_path / "file.pth").read_bytes() == CONTENT
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "net.pth.part").write_bytes(b"of something else")
+    if notes is not None:
+        (tmp_path / "net" / "net.pth.part.json").write_text(notes)
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None]
 
 
-def test_an_absent_file_says_what_to_do(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"answered 404 .*give it with --weights") as caught:
-        fetch(source(server, "absent"), tmp_path / "file.pth")
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+def test_a_partial_file_beyond_the_end_is_dropped(
+    server: Server, source: Source, tmp_path: Path
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "net.pth.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "net" / "net.pth.part.json").write_text(json.dumps({"url": source.url}))
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
 
 
-def test_no_server_says_what_to_do(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    unused = source(server, "good")
+def test_a_server_that_sends_another_part_is_not_believed(
+    server: Server, source: Source, tmp_path: Path
+) -> None:
+    server.cuts, server.shift = [CUT], 1
+    with pytest.raises(ExportError, match=f"asked for byte {CUT} on, .*starts anew"):
+        download(source, quiet, tmp_path)
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={CUT}-", None]
+
+
+def test_an_interrupt_leaves_what_has_arrived(
+    server: Server, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = iter([CONTENT[: fetch.PIECE]])
+
+    def read(answer: object) -> bytes:
+        for piece in pieces:
+            return piece
+        raise KeyboardInterrupt
+
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_read", read)
+        with pytest.raises(KeyboardInterrupt):
+            download(source, lines.append, tmp_path)
+    assert lines[-1] == "net: stopped; the same command goes on from what has arrived"
+    assert files(tmp_path) == STARTED
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={fetch.PIECE}-"]
+
+
+def test_two_at_once_share_one_download(server: Server, source: Source, tmp_path: Path) -> None:
+    server.gate.clear()
+    waiting = threading.Event()
+    found: list[bytes] = []
+
+    def run() -> None:
+        def tell(line: str) -> None:
+            if line.startswith("waiting for another process"):
+                waiting.set()
+
+        found.append(download(source, tell, tmp_path).read_bytes())
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert waiting.wait(10)
+    server.gate.set()
+    for thread in threads:
+        thread.join()
+    assert found == [CONTENT, CONTENT]
+    assert server.asked == [None]
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_a_wrong_hash_leaves_nothing(source: Source, tmp_path: Path) -> None:
+    wrong = replace(source, sha256="0" * 64)
+    with pytest.raises(ExportError, match=f"SHA-256 {'0' * 64} was wanted, found {DIGEST}") as err:
+        download(wrong, quiet, tmp_path)
+    assert "https://example.com/page and give it with --weights flow=FILE" in str(err.value)
+    assert files(tmp_path) == set()
+
+
+def test_a_file_nobody_vouches_for_waits_for_the_user(
+    server: Server, source: Source, tmp_path: Path
+) -> None:
+    unknown = replace(source, sha256=None)
+    for _ in range(2):
+        with pytest.raises(ExportError, match=f"run again with --download net={DIGEST}"):
+            download(unknown, quiet, tmp_path)
+        assert files(tmp_path) == STARTED
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    assert download(unknown, quiet, tmp_path).read_bytes() == CONTENT  # vouched for before
+    assert server.asked == [None]
+    (tmp_path / "net" / "net.pth").write_bytes(b"altered")
+    with pytest.raises(ExportError, match="nobody publishes a SHA-256"):
+        download(unknown, quiet, tmp_path)
+
+
+@pytest.mark.parametrize("status", [404, 429, 503])
+def test_a_refusal_says_what_to_do(
+    server: Server, source: Source, tmp_path: Path, status: int
+) -> None:
+    server.status = status
+    with pytest.raises(ExportError, match=rf"answered {status} .*give it with --weights") as err:
+        download(source, quiet, tmp_path)
+    assert "\n" not in str(err.value)
+    assert files(tmp_path) == set()
+
+
+def test_no_server_says_what_to_do(server: Server, source: Source, tmp_path: Path) -> None:
+    encrypted = replace(source, url=str(source.url).replace("http:", "https:"))
+    with pytest.raises(ExportError, match=r"could not be reached \(.*SSL.*check the connection"):
+        download(encrypted, quiet, tmp_path)
     server.shutdown()
     server.server_close()
-    with pytest.raises(ExportError, match=r"could not be reached .*check the connection"):
-        fetch(unused, tmp_path / "file.pth")
+    with pytest.raises(ExportError, match=r"could not be reached \(.*refused.*check the conn"):
+        download(source, quiet, tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_says_so(
-    server: ThreadingHTTPServer, tmp_path: Path
+def test_redirections_are_followed_within_the_web(
+    server: Server, source: Source, tmp_path: Path
 ) -> None:
+    server.move_to = "/moved/net.pth"
+    assert download(source, quiet, tmp_path).read_bytes() == CONTENT
+    server.move_to = "ftp://example.com/net.pth"
+    with pytest.raises(ExportError, match=r"redirects to ftp://example.com/net.pth, which is not"):
+        download(source, quiet, tmp_path / "again")
+
+
+def test_a_redirection_never_drops_the_encryption() -> None:
+    request = urllib.request.Request("https://example.com/net.pth")
+    follow = fetch._SafeRedirects().redirect_request
+    with pytest.raises(ExportError, match="not encrypted: refused"):
+        follow(request, None, 302, "Found", Message(), "http://example.com/net.pth")
+    assert follow(request, None, 302, "Found", Message(), "https://cdn.example.com/x") is not None
+
+
+def test_the_proxy_of_the_environment_is_used(
+    server: Server, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    download(replace(source, url="http://weights.invalid/net.pth"), quiet, tmp_path)
+    assert server.requests[0][0] == "http://weights.invalid/net.pth"
+
+
+def test_a_full_disk_says_so(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch, "_copy", full)
+    with pytest.raises(ExportError, match=r"No space left on device.*MAMBAPOSE_CACHE"):
+        download(source, quiet, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_says_so(source: Source, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ExportError, match=r"could not be written.*MAMBAPOSE_CACHE"):
-        fetch(source(server, "good"), tmp_path / "file" / "file.pth")
+        download(source, quiet, tmp_path / "file")
 
 
-def test_download_names_address_and_licence(
-    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_progress_is_told_in_mib(
+    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = source(server, "good")
-    monkeypatch.setitem(SOURCES, "raft-small", wanted)
-    monkeypatch.setenv("MAMBAPOSE_CACHE", str(tmp_path))
-    lines: list[str] = []
-    path = download_weights("raft-small", tell=lines.append)
-    assert path == cache_folder() / "raft-small" / "file.pth"
-    assert path.read_bytes() == CONTENT
-    assert lines == [f"raft-small: {wanted.url}, MIT"]
-
-
-def test_a_network_without_a_link_says_where_to_get_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"no direct link \(the README of .*ViTPose"):
-        download_weights("vitpose-s", folder=tmp_path)
-    with pytest.raises(ExportError, match="no source of its weights is known"):
-        download_weights("nobody", folder=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_network_has_a_source_with_a_licence() -> None:
-    for name in NETWORKS:
-        found = SOURCES[name]
-        assert found.licence, name
-        assert bool(found.url) != bool(found.by_hand), name
-        assert found.url is None or found.url.startswith("https://"), name
+    download(source, quiet, tmp_path)
+    assert capsys.readouterr().err.startswith("net MiB: 2 of 2, ")

@@ -37,12 +37,12 @@ def lifted(model: torch.nn.Module, arrays: dict[str, np.ndarray], **options: boo
 
 def test_parameters_and_keys():
     network = NETWORKS["mambapose3d"]
-    assert network.params == 1_470_659
+    assert network.params == 1_470_851
     full = mambapose3d.build(**network.config)
     assert sum(parameter.numel() for parameter in full.parameters()) == network.params
     small = posemamba.build(**network.config)
     assert full.state_dict().keys() - small.state_dict().keys() == {"missing_embed"}
-    assert full.Spatial_patch_to_embedding.weight.shape == (64, 6)
+    assert full.Spatial_patch_to_embedding.weight.shape == (64, 9)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "flip"])
@@ -79,6 +79,20 @@ def test_scale_and_offset_of_depth_do_not_matter(model):
     arrays["depth"] = 0.01 * arrays["depth"] + 2
     np.testing.assert_allclose(lifted(model, arrays), wanted, atol=1e-3 * np.abs(wanted).max())
     arrays["depth"][:] = 4.2
+    assert np.isfinite(lifted(model, arrays)).all()
+
+
+def test_where_and_how_large_a_person_is_enters_by_channels_of_its_own(model):
+    """Without their weights, place and size in the picture do not matter; with them they do."""
+    arrays = sample()
+    moved = {**arrays, "keypoints": 0.3 * arrays["keypoints"] + np.float32([0.5, -0.2]),
+             "flow": 0.3 * arrays["flow"]}  # fmt: skip
+    assert np.abs(lifted(model, arrays) - lifted(model, moved)).max() > 1e-3
+    blind = mambapose3d.build(width=16, depth=1, seed=4)
+    blind.Spatial_patch_to_embedding.weight.data[:, 6:] = 0
+    wanted = lifted(blind, arrays)
+    np.testing.assert_allclose(lifted(blind, moved), wanted, atol=1e-3 * np.abs(wanted).max())
+    arrays["keypoints"][:] = 0.25  # nobody's joints are all in one place, but nothing breaks
     assert np.isfinite(lifted(model, arrays)).all()
 
 

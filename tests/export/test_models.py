@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "depth_anything": {"size": "small", "version": 2},
     "vitpose": {"size": "s", "head": "simple"},
     "mambapose": {"width": 32, "depth": 1},
+    "mambapose_nano": {},
     "posemamba": {"width": 16, "depth": 1},
     "mambapose3d": {"width": 16, "depth": 1},
 }
@@ -65,15 +66,16 @@ def test_flow_and_depth_come_in_both_orientations_unless_square(
 
 @pytest.mark.parametrize("network", [n for n in NETWORKS.values() if n.stage == "lift3d"])
 def test_the_unit_of_a_lifter_is_told_to_the_runtime(network: Network) -> None:
-    unit = BODY_HEIGHTS if network.name == "mambapose3d" else IMAGE_UNITS
-    assert stage_options(planned(network.name).stages[0]) == {"unit": unit}
+    unit = BODY_HEIGHTS if network.module == "mambapose3d" else IMAGE_UNITS
+    assert network.unit == unit
+    assert stage_options(planned(network.name).stages[0], unit) == {"unit": unit}
     flipped = planned(network.name, flip=True).stages[0]
-    assert stage_options(flipped) == {"unit": unit, "flip": True}
+    assert stage_options(flipped, unit) == {"unit": unit, "flip": True}
 
 
 def test_other_stages_have_no_options() -> None:
     plan = make_plan(TARGETS["cpu"], Options(untrained=True, networks={"lift3d": "none"}))
-    assert [stage_options(stage) for stage in plan.stages] == [{}] * 3
+    assert [stage_options(stage, stage.network.unit) for stage in plan.stages] == [{}] * 3
 
 
 def planned(network: str, **options: Any) -> Plan:

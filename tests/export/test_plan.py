@@ -7,13 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from mambapose.export.download import SOURCES
+from mambapose.export import weights
 from mambapose.export.models import NETWORKS
 from mambapose.export.plan import DEFAULTS, Options, Plan, make_plan
+from mambapose.export.sources import SOURCES
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS, Schedule
 
 CPU = TARGETS["cpu"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of weights that ship, empty, whatever this version ships."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    monkeypatch.setattr(weights, "FOLDER", folder)
+    return folder
+
+
 FREE = Options(untrained=True)
 
 
@@ -82,7 +94,7 @@ def test_stages_can_be_dropped_or_chosen() -> None:
 def test_weights_downloads_and_random_weights_mix(tmp_path: Path) -> None:
     file = tmp_path / "vits.pth"
     file.write_bytes(b"x")
-    found = plan(weights={"depth": file}, download=True)
+    found = plan(weights={"depth": file}, download=("raft-small",))
     stages = {stage.stage: stage for stage in found.stages}
     assert stages["depth"].weights == file
     assert stages["depth"].source is None
@@ -94,12 +106,12 @@ def test_weights_downloads_and_random_weights_mix(tmp_path: Path) -> None:
 def test_the_plan_is_printed_one_line_per_stage(tmp_path: Path) -> None:
     detector = tmp_path / "yolox.onnx"
     detector.write_bytes(b"x")
-    lines = plan(detect=detector, seed=3, download=True, flip=True).lines()
+    lines = plan(detect=detector, seed=3, download=("raft-small",), flip=True).lines()
     assert len(lines) == 6
     assert lines[0] == "target cpu, fp32, onnxruntime"
     assert "192x256 256x192, 12 iterations, download https://" in lines[1]
     assert "256x192, random weights, seed 3" in lines[3]
-    assert "T=81, flip test, download" in lines[4]
+    assert "T=81, flip test, random weights" in lines[4]
     assert lines[5].endswith("yolox.onnx")
 
 
@@ -153,11 +165,59 @@ def test_weights_for_a_stage_outside_the_plan_are_refused(tmp_path: Path) -> Non
 def test_random_weights_must_be_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     file.write_bytes(b"x")
-    with pytest.raises(ExportError, match="wanted for flow, depth, pose2d, lift3d") as caught:
+    with pytest.raises(ExportError, match="wanted for pose2d, lift3d, none given") as caught:
         make_plan(CPU, Options())
-    for choice in ("--weights flow=FILE", "--download", "--untrained"):
+    for choice in ("--weights pose2d=FILE", "(mambapose-nano), leave", "--untrained"):
         assert choice in str(caught.value)
-    with pytest.raises(ExportError, match=r"wanted for pose2d, .*no weights exist yet"):
-        make_plan(CPU, Options(download=True))
-    make_plan(CPU, Options(download=True, networks={"pose2d": "vitpose-b"}))
+    for asked in ({"networks": {"flow": "raft-small"}}, {"sizes": {"flow": (192, 256)}}):
+        with pytest.raises(ExportError, match=r"wanted for flow, .*--download raft-small"):
+            make_plan(CPU, Options(**asked))  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="wanted for pose2d"):
+        make_plan(CPU, Options(download=("raft-small", "posemamba-s")))
+    make_plan(CPU, Options(download=("posemamba-s", "vitpose-b")))
     make_plan(CPU, Options(only=("depth",), weights={"depth": file}))
+
+
+def test_weights_that_ship_are_used_unless_others_are_given(
+    nothing_ships: Path, tmp_path: Path
+) -> None:
+    for name in ("mambapose-nano", "mambapose3d-nano", "posemamba-s"):
+        (nothing_ships / f"{name}.safetensors").write_bytes(b"x")
+    found = {stage.stage: stage for stage in make_plan(CPU, Options()).stages}
+    assert list(found) == ["pose2d", "lift3d"]
+    assert all(stage.shipped and not stage.untrained for stage in found.values())
+    assert found["lift3d"].weights == nothing_ships / "mambapose3d-nano.safetensors"
+
+    file = tmp_path / "mine.pth"
+    file.write_bytes(b"x")
+    asked = Options(weights={"pose2d": file}, download=("posemamba-s",))
+    found = {stage.stage: stage for stage in make_plan(CPU, asked).stages}
+    assert (found["pose2d"].weights, found["pose2d"].shipped) == (file, False)
+    assert (found["lift3d"].source, found["lift3d"].weights) == (SOURCES["posemamba-s"], None)
+    (stage,) = make_plan(CPU, Options(only=("lift3d",), networks={"lift3d": "posemamba-s"})).stages
+    assert stage.shipped
+
+
+def test_flow_and_depth_are_left_out_where_they_have_no_weights(
+    nothing_ships: Path, tmp_path: Path
+) -> None:
+    for name in ("mambapose-nano", "mambapose3d-nano"):
+        (nothing_ships / f"{name}.safetensors").write_bytes(b"x")
+    found = make_plan(CPU, Options())
+    assert found.notes == (
+        "flow: no weights ship; give --weights flow=FILE or --download raft-small; going on "
+        "without",
+        "depth: no weights ship; give --weights depth=FILE or --download "
+        "depth-anything-v2-small; going on without",
+    )
+    assert [line.split()[0] for line in found.lines()] == ["target", "pose2d", "lift3d"]
+    assert "weights that ship" in found.lines()[1]
+    file = tmp_path / "vits.pth"
+    file.write_bytes(b"x")
+    found = make_plan(CPU, Options(weights={"depth": file}, download=("raft-small",)))
+    assert [stage.stage for stage in found.stages] == list(DEFAULTS)
+    assert found.notes == ()
+    # --untrained is the whole pipeline: random weights where there are none, and only there.
+    found = make_plan(CPU, Options(untrained=True))
+    assert [stage.untrained for stage in found.stages] == [True, True, False, False]
+    assert found.notes == ()

@@ -221,6 +221,9 @@ def test_wheel_without_a_compiler_is_complete_python(tmp_path):
     for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/scan_cuda.cu"):
         assert f"mambapose/plugins/{source}" in names
     assert "mambapose/plugins/csrc/tests/trt_driver.cpp" in names
+    for part in ("runtime/data", "export/weights"):
+        shipped = {path for path in (PLUGINS.parent / part).rglob("*") if path.is_file()}
+        assert {f"mambapose/{path.relative_to(PLUGINS.parent)}" for path in shipped} <= set(names)
 
 
 def _needs_compiler() -> None:

@@ -18,7 +18,9 @@ NETWORKS = {
 }
 
 
-def write_fake_bundle(path: Path, engines, schedule=None, *, trained=True, networks=None) -> Bundle:
+def write_fake_bundle(
+    path: Path, engines, schedule=None, *, trained=True, networks=None, label=None, measured=None
+) -> Bundle:
     """A bundle of the engines' specs, keyed as the pipeline names them."""
 
     def fill(folder: Path) -> Bundle:
@@ -31,7 +33,9 @@ def write_fake_bundle(path: Path, engines, schedule=None, *, trained=True, netwo
             digest = hashlib.sha256(key.encode()).hexdigest()
             graphs = stages.setdefault(stage, {})
             graphs[base or "main"] = GraphEntry(engine.spec, file, digest)
-        weights = WeightsEntry("w.pth" if trained else None, "0" * 64 if trained else None, trained)
+        weights = WeightsEntry(None, None, False)
+        if trained:
+            weights = WeightsEntry("w.pth", "0" * 64, True, label=label, measured=measured or {})
         names = {**NETWORKS, **(networks or {})}
         entries = {
             stage: StageEntry(names[stage], "fp32", 1, weights, graphs)

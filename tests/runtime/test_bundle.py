@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +14,7 @@ import pytest
 
 from mambapose.runtime.bundle import (
     Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
     bundle_json,
-    file_sha256,
     graph_name,
     read_bundle,
     read_gate,
@@ -32,56 +23,13 @@ from mambapose.runtime.bundle import (
 )
 from mambapose.runtime.errors import BundleError, EngineError
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import GraphSpec, TensorSpec
 
-SPEC = GraphSpec(
-    "main@28x42",
-    (TensorSpec("image", "uint8", (1, 28, 42, 3)),),
-    (TensorSpec("depth", "float32", (1, 1, 28, 42)),),
-)
-IMAGE = np.arange(28 * 42 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 28, 42, 3)
-DEPTH = np.linspace(0, 1, 28 * 42, dtype=np.float32).reshape(1, 1, 28, 42)
-
-
-def fill(folder: Path, *, marker: bytes = b"weights") -> Bundle:
-    """Stage files as an export leaves them, without a network: the bytes do not matter here."""
-    stages = folder / "stages"
-    stages.mkdir()
-    (stages / "depth.onnx").write_bytes(b"graph")
-    (stages / "depth.data").write_bytes(marker * 1000)
-    write_gate(folder / "gate" / "depth.npz", {"image": IMAGE}, {"depth": DEPTH})
-    graph = GraphEntry(
-        SPEC,
-        "stages/depth.onnx",
-        file_sha256(stages / "depth.onnx"),
-        "stages/depth.data",
-        file_sha256(stages / "depth.data"),
-        gate_file="gate/depth.npz",
-        gate_sha256=file_sha256(folder / "gate" / "depth.npz"),
-    )
-    entry = StageEntry(
-        network="depth-anything-v2-small",
-        precision="fp32",
-        params=24_785_089,
-        weights=WeightsEntry("vits.pth", "ab" * 32, True, "Apache-2.0"),
-        graphs={SPEC.name: graph},
-        gate={"depth_relative": 1.5e-6},
-        options={"flip": True, "layout": "yolox", "count": 3},
-    )
-    return Bundle(folder, "0.1.0", "2026-01-02T03:04:05Z", "cpu", Schedule(), {"depth": entry})
+from .depth_bundle import DEPTH, IMAGE, SPEC, fill
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return write_bundle(tmp_path / "bundle", fill)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every path below the folder, hidden ones too, with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"folder"
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def rewrite(bundle: Bundle, change: Callable[[Any], None]) -> None:
@@ -103,6 +51,21 @@ def test_what_is_written_is_read_back(bundle: Bundle) -> None:
     assert found.stage("depth").options == {"flip": True, "layout": "yolox", "count": 3}
     assert found.trained
     assert bundle_json(found) == (bundle.path / "bundle.json").read_bytes()
+
+
+def test_a_bundle_of_version_1_is_read(bundle: Bundle) -> None:
+    """Its weights had neither a label nor numbers."""
+
+    def older(raw: Any) -> None:
+        raw["format_version"] = 1
+        for key in ("label", "measured"):
+            del raw["stages"]["depth"]["weights"][key]
+
+    rewrite(bundle, older)
+    found = read_bundle(bundle.path)
+    weights = found.stage("depth").weights
+    assert (weights.label, weights.measured, weights.licence) == (None, {}, "Apache-2.0")
+    assert json.loads(bundle_json(found)) == json.loads((bundle.path / "bundle.json").read_bytes())
 
 
 def test_gate_arrays_come_back_exactly(bundle: Bundle) -> None:
@@ -128,7 +91,7 @@ def graph_of(raw: Any) -> Any:
 
 
 LIES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "newer": (lambda r: r.update(format_version=2), "newer than 1.*update mambapose"),
+    "newer": (lambda r: r.update(format_version=3), "newer than 2.*update mambapose"),
     "older": (lambda r: r.update(format_version=0), "no longer read"),
     "version text": (lambda r: r.update(format_version="1"), "whole number"),
     "version true": (lambda r: r.update(format_version=True), "whole number"),
@@ -151,6 +114,16 @@ LIES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "true or false",
     ),
     "weights key": (lambda r: r["stages"]["depth"]["weights"].update(url="x"), "unknown key"),
+    "label": (lambda r: r["stages"]["depth"]["weights"].update(label=3), "must be text"),
+    "measured": (
+        lambda r: r["stages"]["depth"]["weights"].update(measured={"a": "b"}),
+        "finite number",
+    ),
+    "no label": (lambda r: r["stages"]["depth"]["weights"].pop("label"), "'label' is missing"),
+    "label of the future in version 1": (
+        lambda r: r.update(format_version=1),
+        "unknown key 'label'",
+    ),
     "size of three": (lambda r: r["schedule"].update(flow_size=[1, 2, 3]), "height, width"),
     "size negative": (lambda r: r["schedule"].update(flow_size=[-8, 8]), "whole number"),
     "size not list": (lambda r: r["schedule"].update(flow_size="192x256"), "must be a list"),
@@ -293,150 +266,3 @@ def test_gate_arrays_that_hide_objects_or_differ_from_the_graph_are_refused(
     write_gate(path, {"image": IMAGE[:, :, :3]}, {"depth": DEPTH})
     with pytest.raises(EngineError, match="image: uint8"):
         read_gate(bundle, graph)
-
-
-# --- writing: complete or absent -----------------------------------------------------------------
-
-
-def test_an_existing_folder_is_refused_and_untouched(bundle: Bundle, tmp_path: Path) -> None:
-    before = snapshot(tmp_path)
-    with pytest.raises(BundleError, match=r"exists already.*--overwrite"):
-        write_bundle(bundle.path, fill)
-    assert snapshot(tmp_path) == before
-
-
-def test_overwrite_replaces_a_bundle_and_nothing_else(bundle: Bundle, tmp_path: Path) -> None:
-    newer = write_bundle(bundle.path, lambda folder: fill(folder, marker=b"newer"), overwrite=True)
-    assert newer.hash != bundle.hash
-    assert read_bundle(bundle.path) == newer
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "letter.txt").write_text("dear")
-    file = tmp_path / "file"
-    file.write_text("x")
-    for out in (home, file):
-        with pytest.raises(BundleError, match="is not a bundle"):
-            write_bundle(out, fill, overwrite=True)
-    assert (home / "letter.txt").read_text() == "dear"
-    assert file.read_text() == "x"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(28, "No space left")])
-@pytest.mark.parametrize("existing", [False, True])
-def test_an_interrupted_write_leaves_what_was_there(
-    tmp_path: Path, error: BaseException, existing: bool
-) -> None:
-    out = tmp_path / "bundle"
-    if existing:
-        write_bundle(out, fill)
-    before = snapshot(tmp_path)
-
-    def stop(folder: Path) -> Bundle:
-        fill(folder)
-        raise error
-
-    expected = BundleError if isinstance(error, OSError) else error
-    with pytest.raises(expected):  # type: ignore[arg-type]
-        write_bundle(out, stop, overwrite=True)
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("failing", ["rename", "fsync"])
-def test_a_disk_that_fails_at_the_end_leaves_the_old_bundle(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    before = snapshot(tmp_path)
-    real: Any = getattr(os, failing)
-    calls = []
-
-    def fail(*args: Any) -> None:
-        calls.append(args)
-        if failing == "fsync" or len(calls) == 2:  # the second rename brings the new one in
-            raise OSError(28, "No space left on device")
-        real(*args)
-
-    monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(BundleError, match="No space left on device; nothing was changed"):
-        write_bundle(bundle.path, lambda f: fill(f, marker=b"newer"), overwrite=True)
-    monkeypatch.undo()
-    assert calls
-    assert snapshot(bundle.path) == {
-        name.removeprefix("bundle/"): data
-        for name, data in before.items()
-        if name.startswith("bundle/")
-    }
-    assert read_bundle(bundle.path) == bundle
-
-
-def test_a_description_that_does_not_match_its_files_is_never_published(tmp_path: Path) -> None:
-    def forget(folder: Path) -> Bundle:
-        made = fill(folder)
-        (folder / "stages" / "depth.data").unlink()
-        return made
-
-    with pytest.raises(BundleError, match=r"depth\.data is missing"):
-        write_bundle(tmp_path / "bundle", forget)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("no mount command")
-    if done.returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_leaves_no_half_bundle(small_disk: Path) -> None:
-    kept = write_bundle(small_disk / "kept", fill)
-    before = snapshot(small_disk)
-    for out, overwrite in ((small_disk / "new", False), (kept.path, True)):
-        with pytest.raises(BundleError, match="No space left on device"):
-            write_bundle(out, lambda f: fill(f, marker=b"x" * 300), overwrite=overwrite)
-        assert snapshot(small_disk) == before
-    assert read_bundle(kept.path) == kept
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
-def test_what_a_killed_export_left_behind_goes_with_the_next_one(tmp_path: Path) -> None:
-    script = textwrap.dedent(
-        """
-        import os, sys
-        from pathlib import Path
-        from mambapose.runtime.bundle import write_bundle
-        def fill(folder):
-            (folder / "half.onnx").write_bytes(b"half")
-            print(folder.name, flush=True)
-            sys.stdin.readline()
-            os.kill(os.getpid(), 9)
-        write_bundle(Path(sys.argv[1]), fill)
-        """
-    )
-    out = tmp_path / "bundle"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(out)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    half = tmp_path / process.stdout.readline().strip()
-    other = write_bundle(tmp_path / "other", fill)
-    write_bundle(out, fill)  # while the other one is alive, its folder stays
-    assert (half / "half.onnx").read_bytes() == b"half"
-    process.communicate("go\n")
-    assert process.returncode == -signal.SIGKILL
-    assert half.is_dir()
-    write_bundle(out, fill, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "other"]
-    assert read_bundle(other.path) == other

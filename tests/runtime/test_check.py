@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mambapose.runtime import check
+from mambapose.runtime import check, loading
 from mambapose.runtime.bundle import (
     Bundle,
     GraphEntry,
@@ -53,7 +53,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-def make_bundle(out: Path, depth: Any = DEPTH, *, trained: bool = True) -> Bundle:
+def make_bundle(
+    out: Path, depth: Any = DEPTH, *, trained: bool = True, label: str | None = None
+) -> Bundle:
     """A depth stage that averages the colours, with ``depth`` as its stored output."""
     onnx = pytest.importorskip("onnx")
     helper, kinds = onnx.helper, onnx.TensorProto
@@ -86,7 +88,10 @@ def make_bundle(out: Path, depth: Any = DEPTH, *, trained: bool = True) -> Bundl
             gate_file="gate/depth.npz",
             gate_sha256=file_sha256(gate),
         )
-        weights = WeightsEntry("w.pth" if trained else None, "0" * 64 if trained else None, trained)
+        weights = WeightsEntry(None, None, False)
+        if trained:
+            numbers = {} if label is None else {"AbsRel": 0.123}
+            weights = WeightsEntry("w.pth", "0" * 64, True, label=label, measured=numbers)
         stage = StageEntry("average", "fp32", 0, weights, {SPEC.name: entry})
         return Bundle(folder, "0.1.0", "2026-01-01", "cpu", Schedule(), {"depth": stage})
 
@@ -240,6 +245,27 @@ def test_a_right_bundle_passes_its_gate(run: Any, tmp_path: Path) -> None:
     assert any(line.startswith(f"ok   bundle           {made.path}") for line in lines)
     assert any(line.startswith("ok   depth            average on onnxruntime:") for line in lines)
     assert any("random in depth: results are meaningless" in line for line in lines)
+
+
+def test_what_is_known_of_the_weights_is_said(run: Any, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle", label="demonstration")
+    _, lines = run(made.path)
+    assert any(line.endswith("depth, w.pth: demonstration, AbsRel 0.123") for line in lines)
+
+
+def test_the_bundle_that_ships_is_looked_at(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "cpu")
+    assert "default          the bundle that ships" in "\n".join(run()[1])
+    make_bundle(tmp_path / "cpu", label="demonstration")
+    (line,) = (line for line in run()[1] if " default " in line)
+    assert line.startswith("ok   default")
+    assert "depth average (demonstration), all files match their hashes" in line
+    (tmp_path / "cpu" / "stages" / "depth.onnx").write_bytes(b"something else")
+    status, lines = run()
+    assert status == 1
+    assert lines[-1] == "failed: default"
 
 
 def test_outputs_that_differ_fail_naming_stage_and_unit(run: Any, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import click
 import numpy as np
 import pytest
 
-from mambapose.runtime import run
+from mambapose.runtime import loading, run
 from mambapose.runtime.cli import RunCommand, command, main
 from mambapose.runtime.destination import destination_of
 from mambapose.runtime.engine import BACKENDS
 from mambapose.runtime.run import noted_warnings
-from mambapose.runtime.sample import SampleClip, write_sample
 from mambapose.runtime.targets import Schedule
 
+from .drawn_clip import DrawnClip, write_clip
 from .fakes import gaussians, lift_engine, pose_engine
 from .small_bundle import use_fakes, write_fake_bundle
 
@@ -45,7 +45,7 @@ SCHEDULE = Schedule(clip_frames=9, hop=3)
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_sample(path, SampleClip(frames=24, size=(160, 96)))
+    write_clip(path, DrawnClip(frames=24, size=(160, 96)))
     return path
 
 
@@ -96,7 +96,8 @@ def test_help_is_grouped_short_and_needs_click_alone():
     assert max(map(len, lines)) <= 80
     for heading in ("What:", "Speed:", "Machine:", "Output:"):
         assert heading in lines
-    assert "Example: mp-run --engine" in done.stdout
+    assert "Example: mp-run walk.mp4" in done.stdout
+    assert "default: the bundle that ships" in " ".join(done.stdout.split())
 
 
 def test_every_option_is_in_the_help():
@@ -113,6 +114,18 @@ def test_the_help_does_not_depend_on_the_name_of_its_option(capsys, monkeypatch)
     monkeypatch.setattr(RunCommand, "get_help_option", lambda self, context: other)
     context = click.Context(command, info_name="mp-run")
     assert "--help" in command.get_help(context)
+
+
+def test_the_bundle_that_ships_is_the_default(capsys, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(run, "run_video", lambda request: asked.append(request) or 0)
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "cpu")
+    line = refusal(capsys, "clip.mp4")
+    assert f"was wanted at {tmp_path / 'cpu'}, found none" in line
+    assert "make weights" in line
+    write_fake_bundle(tmp_path / "cpu", plain_engines(), SCHEDULE)
+    assert mp_run("clip.mp4") == 0
+    assert [request.bundle for request in asked] == [tmp_path / "cpu"]
 
 
 def test_flow_and_depth_run_unless_told(monkeypatch):
@@ -139,7 +152,6 @@ def test_a_missing_package_is_one_line(capsys, monkeypatch, tmp_path, bundle, cl
     ("args", "text"),
     [
         ([], "Missing argument 'INPUT'"),
-        (["clip.mp4"], "--engine"),
         (["--engine", "b", "clip.mp4", "--format", "xml"], "json, npz, csv"),
         (["--engine", "b", "clip.mp4", "--flow-iters", "0"], "flow-iters"),
         (["--recover", "clip.mp4"], "--recover takes no INPUT"),
@@ -202,6 +214,35 @@ def test_untrained_weights_are_marked_everywhere(capsys, monkeypatch, tmp_path, 
     assert marked == [True] * 24
     boxes = {tuple(frame["people"][0]["box"]) for frame in document["frames"]}
     assert boxes == {(0, 0, 160, 96)}
+
+
+def test_a_label_of_the_weights_is_shown_everywhere(capsys, monkeypatch, tmp_path, clip):
+    from mambapose.runtime import draw
+
+    drawn = []
+    real = draw.draw_poses
+    monkeypatch.setattr(
+        draw, "draw_poses",
+        lambda *args, **options: drawn.append(options["label"]) or real(*args, **options),
+    )  # fmt: skip
+    engines = plain_engines()
+    use_fakes(monkeypatch, engines)
+    measured = {"PCK@0.2": 0.71}
+    bundle = write_fake_bundle(
+        tmp_path / "bundle", engines, SCHEDULE, label="demonstration", measured=measured
+    )
+    out = tmp_path / "out"
+    assert mp_run("--engine", bundle.path, clip, "-o", out, "--overlay") == 0
+    text = "demonstration weights (pose2d, lift3d)"
+    said = capsys.readouterr().err
+    assert f"note: {text}: good enough to look at" in said
+    assert "note: without flow and depth: the bundle does not hold them" in said
+    meta = json.loads((out / "poses.json").read_text())["meta"]
+    assert (meta["trained"], meta["label"]) == (True, text)
+    assert meta["stages"]["pose2d"]["label"] == "demonstration"
+    assert meta["stages"]["pose2d"]["measured"] == measured
+    assert json.loads((out / "run.json").read_text())["label"] == text
+    assert drawn == [text] * 24
 
 
 def test_an_earlier_run_is_not_replaced_unless_asked(capsys, tmp_path, bundle, clip):
@@ -281,7 +322,7 @@ def test_the_input_is_never_overwritten(capsys, tmp_path, bundle, clip):
 def test_a_single_frame_of_odd_size(capsys, tmp_path, bundle):
     from PIL import Image
 
-    Image.fromarray(SampleClip(size=(161, 97)).image(0)).save(tmp_path / "one.png")
+    Image.fromarray(DrawnClip(size=(161, 97)).image(0)).save(tmp_path / "one.png")
     out = tmp_path / "out"
     assert mp_run("--engine", bundle, tmp_path / "one.png", "-o", out, "--overlay") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 frame, 1 person, ")
@@ -308,7 +349,7 @@ def test_a_changed_byte_in_the_bundle_is_refused(capsys, tmp_path, bundle, clip)
 
 def test_a_truncated_video_keeps_the_frames_before_the_break(capsys, tmp_path, bundle):
     whole = tmp_path / "whole.mp4"
-    write_sample(whole, SampleClip(frames=90, size=(160, 96)))
+    write_clip(whole, DrawnClip(frames=90, size=(160, 96)))
     cut = tmp_path / "cut.mp4"
     data = whole.read_bytes()
     cut.write_bytes(data[: int(len(data) * 0.7)])
@@ -327,7 +368,7 @@ def test_an_image_that_breaks_in_the_middle_keeps_those_before(capsys, tmp_path,
     folder = tmp_path / "images"
     folder.mkdir()
     for k in range(6):
-        Image.fromarray(SampleClip(size=(160, 96)).image(k)).save(folder / f"{k}.png")
+        Image.fromarray(DrawnClip(size=(160, 96)).image(k)).save(folder / f"{k}.png")
     (folder / "4.png").write_bytes(b"broken")
     out = tmp_path / "out"
     line = refusal(capsys, "--engine", bundle, folder, "-o", out)

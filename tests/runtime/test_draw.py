@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,9 +38,9 @@ def standing(score: float = 0.9, solid: bool = False, track: int = 0) -> Pose:
     )
 
 
-def drawn(image: np.ndarray, poses: list[Pose], *, untrained: bool = False) -> np.ndarray:
+def drawn(image: np.ndarray, poses: list[Pose], **said: Any) -> np.ndarray:
     picture = Image.fromarray(image)
-    draw_poses(picture, poses, untrained=untrained)
+    draw_poses(picture, poses, **said)
     return np.asarray(picture)
 
 
@@ -111,6 +113,19 @@ def test_untrained_is_written_in_red_only_when_asked() -> None:
 
     assert reds(drawn(grey(), [standing()])) == 0
     assert reds(drawn(grey(), [], untrained=True)) > 300
+
+
+def test_a_label_is_small_and_in_the_corner() -> None:
+    image = drawn(grey(), [], label="demonstration weights")
+    changed = np.argwhere((image != 90).any(axis=2))
+    (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+    assert top > 0.92 * image.shape[0]
+    assert bottom < image.shape[0] - 1
+    assert left < 20
+    assert right < image.shape[1] / 2
+    assert not (image == WARNING).all(axis=2).any()
+    worthless = drawn(grey(), [], untrained=True)
+    assert np.array_equal(drawn(grey(), [], untrained=True, label="demonstration"), worthless)
 
 
 def test_inset_shows_people_that_have_3d() -> None:

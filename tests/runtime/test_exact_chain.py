@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.cli import main
-from mambapose.runtime.sample import SampleClip, write_sample
 from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
 
+from .drawn_clip import DrawnClip, write_clip
 from .fakes import depth_engine, flow_engines, gaussians, lift_engine, pose_engine
 from .small_bundle import use_fakes, write_fake_bundle
+
+pytestmark = pytest.mark.usefixtures("no_search")
 
 FRAMES, WINDOW, HOP = 40, 27, 9
 FLOW_SIZE, DEPTH_SIZE = (128, 160), (70, 140)
@@ -192,8 +194,8 @@ class Knowing:
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    clip = SampleClip(frames=FRAMES, size=(320, 180))
-    write_sample(folder / "clip.mp4", clip)
+    clip = DrawnClip(frames=FRAMES, size=(320, 180))
+    write_clip(folder / "clip.mp4", clip)
     with open_source(str(folder / "clip.mp4")) as source:
         pictures = [frame.image for frame in source]
     assert len(pictures) == FRAMES

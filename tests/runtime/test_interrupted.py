@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mambapose.runtime.interrupt import Interruptible
-from mambapose.runtime.sample import SampleClip, write_sample
 
+from .drawn_clip import DrawnClip, write_clip
 from .small_bundle import write_fake_bundle
 from .test_cli import SCHEDULE, mp_run, plain_engines
 
@@ -30,20 +30,24 @@ package.__path__ = [{here!r}]
 sys.modules["runtime_tests"] = package
 t = importlib.import_module("runtime_tests.test_cli")
 from mambapose.runtime.engine import BACKENDS
+from mambapose.runtime import one_person
 from mambapose.runtime.cli import main
+from mambapose.runtime.tracking import full_frame
 
 engines = t.plain_engines()
 def slow(inputs):
     time.sleep(0.05)
     return t.upright(inputs)
 engines["pose2d"].function = slow
+one_person.found_box = lambda last, size, look: full_frame(size)
 BACKENDS["onnxruntime"] = lambda bundle, stage, graph, device, threads: engines[stage]
 main(sys.argv[1:])
 """
 
 
 def start_slow_run(tmp_path, clip, *options, limit=None):
-    """mp-run in a process of its own, 50 ms per frame; returns it once 3D joints are recorded.
+    """mp-run in a process of its own, 50 ms per frame; returns it once 3D joints are recorded
+    and, with an overlay, drawn.
 
     limit: bytes a file may grow to, as on a disk that fills up.
     """
@@ -56,10 +60,11 @@ def start_slow_run(tmp_path, clip, *options, limit=None):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
     )  # fmt: skip
-    journal = out / "poses.ndjson"
+    journal, video = out / "poses.ndjson", out / "overlay.mp4"
     end = time.monotonic() + 30
     while time.monotonic() < end and process.poll() is None:
-        if journal.is_file() and b'"xyz":{"1":' in journal.read_bytes():
+        drawn = video.is_file() or "--overlay" not in options
+        if drawn and journal.is_file() and b'"xyz":{"1":' in journal.read_bytes():
             break
         time.sleep(0.02)
     return process, out
@@ -68,7 +73,7 @@ def start_slow_run(tmp_path, clip, *options, limit=None):
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "long.mp4"
-    write_sample(path, SampleClip(frames=200, size=(96, 64)))
+    write_clip(path, DrawnClip(frames=200, size=(96, 64)))
     return path
 
 

@@ -213,7 +213,7 @@ def standing(scale):
 def test_image_units_become_body_heights_and_metres():
     clip = np.tile(standing(0.5).astype(np.float32), (1, 3, 1, 1))
     engine = lift_engine(lambda inputs: {"xyz": clip.copy()}, 3)
-    assert np.allclose(body_heights(clip), 0.5 * 1.05 / 0.961 * (0.49 + 0.42), rtol=1e-4)
+    assert np.allclose(body_heights(clip), 0.5 * 0.98 / 0.961 * (0.49 + 0.42), rtol=1e-4)
 
     def lifted(**options):
         lifter = Lifter(engine, 3, **options)

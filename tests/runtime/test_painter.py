@@ -9,11 +9,11 @@ from mambapose.runtime import painter as module
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.painter import BYTES_PER_PIXEL, Painter, packed, picture_from_array, unpacked
 from mambapose.runtime.pipeline import Pipeline
-from mambapose.runtime.sample import SampleClip
 from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 
+from .drawn_clip import DrawnClip
 from .fakes import gaussians, lift_engine, pose_engine
 
 SIZE = (160, 96)
@@ -72,7 +72,7 @@ def test_too_large_pictures_are_drawn_at_once_without_the_3d_view(tmp_path, monk
 
 
 def test_a_waiting_picture_is_small_and_looks_the_same():
-    image = SampleClip(size=(640, 360)).image(10)
+    image = DrawnClip(size=(640, 360)).image(10)
     data = packed(picture_from_array(image))
     assert len(data) < BYTES_PER_PIXEL * image.shape[0] * image.shape[1]
     gap = np.asarray(unpacked(data)).astype(float) - image

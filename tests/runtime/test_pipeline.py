@@ -15,6 +15,8 @@ from mambapose.runtime.types import Frame
 
 from .fakes import depth_engine, fake, flow_engines, gaussians, lift_engine, pose_engine, tensor
 
+pytestmark = pytest.mark.usefixtures("no_search")
+
 SCHEDULE = Schedule(flow_iters=2, depth_every=3, detect_every=4, clip_frames=9, hop=3)
 SMALL = (16, 12)
 
@@ -82,7 +84,8 @@ def test_each_stage_runs_as_often_as_the_schedule_says():
         "lift3d": 3,
     }
     times = pipeline.times.summary()
-    assert set(times) == {"frame", "flow", "depth", "crop", "pose2d", "decode", "lift3d"}
+    stages = {"flow", "depth", "search", "crop", "pose2d", "decode", "lift3d"}
+    assert set(times) == {"frame", *stages}
     assert times["pose2d"]["runs"] == 9
     assert times["lift3d"]["runs"] == 3
     assert times["pose2d"]["p50_ms"] <= times["pose2d"]["p90_ms"]

@@ -16,11 +16,11 @@ from mambapose.runtime.destination import destination_of
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
 from mambapose.runtime.pipeline import Options
 from mambapose.runtime.run import Run, record
-from mambapose.runtime.sample import SampleClip, write_sample
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 
 from . import small_graphs as graphs
+from .drawn_clip import DrawnClip, write_clip
 
 FLOW, DEPTH, CROP, HEAT, WINDOW = (128, 160), (28, 42), (64, 48), (16, 12), 9
 
@@ -83,7 +83,7 @@ def test_the_graphs_of_the_clips_orientation_are_taken(bundle):
 @pytest.mark.parametrize("size", [(160, 96), (97, 161)])
 def test_mp_run_from_a_bundle_to_files(tmp_path, bundle, size):
     clip, out = tmp_path / "clip.mp4", tmp_path / "out"
-    write_sample(clip, SampleClip(frames=12, size=size))
+    write_clip(clip, DrawnClip(frames=12, size=size))
     with pytest.raises(SystemExit) as ended:
         main(["--engine", str(bundle.path), str(clip), "-o", str(out), "--threads", "1",
               "--overlay", "--quiet"])  # fmt: skip
@@ -107,7 +107,7 @@ class Looped:
     size, fps, frame_count, problem = (160, 96), 30.0, 1000, None
 
     def __init__(self):
-        clip = SampleClip(frames=30, size=self.size)
+        clip = DrawnClip(frames=30, size=self.size)
         self.pictures = [clip.image(t) for t in range(30)]
         self.seen = []
 

@@ -1,4 +1,4 @@
-"""Ids and boxes: found, kept, lost, given back, doubled, one person."""
+"""Ids and boxes with a detector: found, kept, lost, given back, doubled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from mambapose.runtime.detect import Detections
 from mambapose.runtime.tracking import (
-    OnePerson,
     Tracker,
     assigned,
     boxes_from_joints,
@@ -68,25 +67,8 @@ def test_a_speck_gets_a_box_that_can_be_cropped():
     assert (boxes[0] <= [640, 480, 640, 480]).all()
 
 
-def test_one_person_starts_full_follows_and_falls_back():
-    one = OnePerson()
-    full = [[0, 0, 640, 480]]
-    assert one.targets(SIZE).boxes.tolist() == full
-    xy, score = poses(person(100, 150))
-    assert one.update(0, one.targets(SIZE), xy, score, SIZE).all()
-    assert np.allclose(one.targets(SIZE).boxes, [[80, 130, 200, 370]])
-    assert one.update(1, one.targets(SIZE), xy, score * 0.1, SIZE).all()
-    assert one.targets(SIZE).boxes.tolist() == full
-    assert one.targets(SIZE).ids == (1,)
-    one.forget()
-    assert one.targets(SIZE).ids == (2,)
-
-
 def test_an_untrained_network_never_moves_the_box():
-    one = OnePerson(trained=False)
     xy, score = poses(person(100, 150))
-    one.update(0, one.targets(SIZE), xy, score, SIZE)
-    assert one.targets(SIZE).boxes.tolist() == [[0, 0, 640, 480]]
     many = Tracker(every=10, max_people=3, trained=False)
     many.detect(0, seen(box_of(10, 10)))
     assert many.update(0, many.targets(SIZE), xy, score * 0, SIZE).all()

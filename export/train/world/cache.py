@@ -7,7 +7,9 @@ depth to 0.05 %. A shot of a 230 px tall person with its shadow takes about 0.6 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bisect
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,21 @@ class ShotStore:
             **planes, marks=row["marks"][:people], stature=row["stature"][:people],
             cameras=(before, now, after),
         )  # fmt: skip
+
+
+class Stores(Sequence[Shot]):
+    """Several stores as one. pair: whether all of them hold the picture before."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        if not folders:
+            raise ExportError("a store of shots was wanted; make some with export.train.render")
+        self._stores = [ShotStore(folder) for folder in folders]
+        self._ends = list(itertools.accumulate(map(len, self._stores)))
+        self.pair = all(store.pair for store in self._stores)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Shot:  # type: ignore[override]
+        store = bisect.bisect_right(self._ends, number)
+        return self._stores[store][number - (self._ends[store - 1] if store else 0)]

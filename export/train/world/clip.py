@@ -1,7 +1,6 @@
 """Full-frame clips of people in a room, every frame with its truth.
 
-The answers have the names and shapes of runtime/sample.py's SampleClip, so that one test serves
-both. Frames count from 0; pixel (x, y) whole numbers are centres.
+Frames count from 0; pixel (x, y) whole numbers are centres.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class WorldClip:
     def __init__(
         self, world: World, renderer: Renderer, *, frames: int = 90,
         size: tuple[int, int] = (640, 360), fps: float = 30.0, seed: int = 0, people: int = 1,
-        motions: tuple[str, ...] = (MAIN_CLIP, OTHER_CLIP), start: int = 240,
+        motions: tuple[str, ...] = (MAIN_CLIP, OTHER_CLIP), start: int = 240, zoom: float = 1.0,
     ) -> None:  # fmt: skip
-        self.frames, self.size, self.fps, self.seed = frames, size, fps, seed
+        self.frames, self.size, self.fps, self.seed, self._zoom = frames, size, fps, seed, zoom
         self._renderer = renderer
         rng = np.random.default_rng([seed, 7])
         step = round(CLIP_HZ / fps)
@@ -81,7 +80,7 @@ class WorldClip:
         """A hand-held camera in front of the first person; it sways by centimetres."""
         time = t / self.fps
         width, height = self.size
-        focal = 1.55 * min(height, 1.3 * width)
+        focal = 1.55 * self._zoom * min(height, 1.3 * width)
         sway = np.array([0.06 * math.sin(0.9 * time), 0.02 * math.sin(1.3 * time), 0.0])
         position = np.array([0.0, 1.35, -4.2]) + sway
         target = np.array([0.02 * math.sin(0.7 * time), 0.92, 0.0])

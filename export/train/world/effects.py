@@ -189,7 +189,9 @@ def _noisy(rgb: Image, sigma: float, rng: np.random.Generator) -> Image:
 
 
 def estimated_flow(flow: Maps, rng: np.random.Generator) -> Maps:
-    """(H, W, 2) flow as a network gives it: coarse, smeared over outlines, slightly wrong."""
+    """(H, W, 2) flow as a network gives it: coarse, smeared over outlines, slightly wrong, and in
+    places that of the surroundings (what RAFT-small answers for limbs without texture).
+    """
     import cv2
 
     height, width = flow.shape[:2]
@@ -200,6 +202,11 @@ def estimated_flow(flow: Maps, rng: np.random.Generator) -> Maps:
         out = cv2.medianBlur(out[..., 0], 3)[..., None] * [1, 0] + (
             cv2.medianBlur(out[..., 1], 3)[..., None] * [0, 1]
         )
+    if rng.random() < 0.5:
+        reach = max(3, small[1] // 4)
+        lost = cv2.resize(rng.random((5, 4)), small, interpolation=cv2.INTER_CUBIC)
+        share = ((lost - rng.uniform(0.3, 0.9)) * 6).clip(0, 1)[..., None]
+        out = out * (1 - share) + cv2.blur(out, (reach, reach)) * share
     error = rng.standard_normal((6, 5, 2)) * rng.uniform(0.02, 0.4)
     out = out * (1 + rng.normal(0, 0.05)) + cv2.resize(error, small, interpolation=cv2.INTER_CUBIC)
     return np.asarray(cv2.resize(out, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

@@ -16,7 +16,7 @@ from mambapose.export.train.lift_camera import (
     spheres_from_joints,
     surfaces,
 )
-from mambapose.runtime.lifting import h36m_from_coco
+from mambapose.runtime.lifting import body_heights, h36m_from_coco
 from mambapose.runtime.skeleton import COCO17
 
 
@@ -195,3 +195,12 @@ def test_coco_and_h36m_joints_are_the_same_ones() -> None:
     np.testing.assert_allclose(
         metrics.measured_coco(coco)[:, :2], metrics.measured_h36m(h36m)[:, :2]
     )
+
+
+def test_the_runtime_finds_the_height_of_people_of_mean_proportions(people: np.ndarray) -> None:
+    """Its share of bones in a body height fits the people that lifters are trained on."""
+    bones = body.resized(body.bones_from_joints(people), np.tile(body.LENGTHS, (3, 1)))
+    xyz = body.joints_from_bones(bones)
+    coco = body.coco_from_bones(np.random.default_rng(0), bones, xyz)
+    found = body_heights(body.h36m_from_body(xyz, coco))
+    np.testing.assert_allclose(found, 1, atol=0.02)

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from mambapose.export.models import selective
-from mambapose.export.train import lift, lift_state
+from mambapose.export.train import lift, lift_curve, lift_state
 from mambapose.export.train.lift_loss import SCALED, VELOCITY, losses
 from mambapose.export.train.lift_networks import NETWORKS, build, lifted, parameters, takes_cues
 from mambapose.export.train.lift_state import Plan
@@ -66,8 +66,15 @@ def test_seeds_decide(motion_folder: Path, tmp_path: Path) -> None:
     assert not torch.equal(one.average["map.weight"], other.average["map.weight"])
 
 
-def test_training_lowers_the_loss(motion_folder: Path, tmp_path: Path) -> None:
-    plan = Plan("linear", frames=(3,), batch=32, warmup=10, rate=3e-3)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("linear", frames=(3,), batch=32, warmup=10, rate=3e-3),
+        Plan("mambapose3d", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
+    ],
+    ids=["linear", "mambapose3d"],
+)
+def test_training_lowers_the_loss(plan: Plan, motion_folder: Path) -> None:
     clips = clips_from_file(motion_folder)
     state = lift_state.fresh(plan, CPU)
     source = lift.batches(plan, lift.Motions(clips), 0, 0)
@@ -218,11 +225,11 @@ def test_a_stop_request_saves(
 
 def test_the_curve_has_no_line_after_the_checkpoint(motion_folder: Path, tmp_path: Path) -> None:
     _run(motion_folder, tmp_path, replace(TINY, network="linear", pairs=None), 2)
-    with (tmp_path / lift_state.CURVE).open("a") as file:
+    with (tmp_path / lift_curve.CURVE).open("a") as file:
         file.write('{"step": 7}\n{"step": ')  # a run that died after its last checkpoint
     state = lift_state.resumed(tmp_path, CPU)
     lift.train(state, clips_from_file(motion_folder), tmp_path, lift.Limits(steps=1))
-    rows = [json.loads(line) for line in (tmp_path / lift_state.CURVE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / lift_curve.CURVE).read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3]
     assert {"total", "position", "windows_per_s", "peak_mib", "hours"} <= rows[0].keys()
 

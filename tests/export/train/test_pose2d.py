@@ -15,13 +15,14 @@ pytest.importorskip("cv2", reason="opencv is not installed (extra train)")
 from mambapose.export.models import mambapose_nano as nano
 from mambapose.export.train import pose2d, pose2d_state
 from mambapose.export.train.lift import Limits
-from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, Stores
-from mambapose.export.train.pose2d_eval import held_out_batches, held_out_metrics
+from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, Stores, batch_of
 from mambapose.export.train.pose2d_loss import losses, side_vectors, targets
+from mambapose.export.train.pose2d_measure import CLEAN, combination_metrics, held_out_source
 from mambapose.export.train.pose2d_state import Plan
 from mambapose.export.train.world.cache import write_store
 from mambapose.runtime.errors import ExportError
 
+from ...runtime.fakes import pose_engine
 from .pose2d_shots import drawn_shot
 
 CPU = torch.device("cpu")
@@ -64,7 +65,8 @@ def test_what_is_absent_is_zero(stores: tuple[str, ...]) -> None:
 
 def test_joints_and_flow_are_in_pixels_of_the_whole_crop(stores: tuple[str, ...]) -> None:
     """A clean figure is as tall in the crop as the runtime's boxes make it."""
-    batch = next(iter(held_out_batches([Path(stores[0])], [], 1, (1, 1), strength=0.0)))
+    sample = held_out_source([Path(stores[0])], None, CLEAN).sample(0)
+    batch = batch_of([sample], np.ones((1, 2), np.float32), None, scale=1)
     assert batch.rgb.shape == (1, 3, 256, 192)
     ankles, eyes = batch.xy[0, 15:17, 1].mean(), batch.xy[0, 1:3, 1].mean()
     assert 256 / 1.25 * 0.8 < ankles - eyes < 256 / 1.25
@@ -130,25 +132,19 @@ def test_resumes_exactly_and_learns(stores: tuple[str, ...], tmp_path: Path) -> 
 
 def test_better_answers_measure_better(stores: tuple[str, ...]) -> None:
     """The measure of held-out crops: an oracle is perfect, a constant pose is not."""
-    model = nano.build()
+    source = held_out_source([Path(stores[1])], None, CLEAN)
+    samples = [source.sample(k) for k in range(4)]
 
-    def batches() -> object:
-        return held_out_batches([Path(stores[1])], [], 4, (0, 0), strength=0.3)
+    def heatmaps(xy: torch.Tensor) -> np.ndarray:
+        inside = torch.ones(xy.shape[:2], dtype=torch.bool)
+        return nano.build().heatmaps(torch.log(targets(xy, inside, GRID) + 1e-12)).numpy()
 
-    truth = [(b.xy, b.visibility) for b in batches()]  # type: ignore[attr-defined]
-
-    def oracle(rgb: np.ndarray, *_: np.ndarray) -> np.ndarray:
-        xy, seen = (torch.from_numpy(part) for part in truth[0])
-        return model.heatmaps(torch.log(targets(xy, seen > 0, GRID) + 1e-12)).numpy()
-
-    right = held_out_metrics(oracle, batches())  # type: ignore[arg-type]
+    truth = heatmaps(torch.from_numpy(np.stack([s.coco_xy for s in samples])).float())
+    right = combination_metrics(pose_engine(lambda _: {"heatmaps": truth}), source, 4)["rgb"]
     assert right.median < 0.004
     assert right.pck10 == 1
-    middle = torch.full((4, 17, 2), 96.0)
-    constant = model.heatmaps(
-        torch.log(targets(middle, torch.ones(4, 17) > 0, GRID) + 1e-12)
-    ).numpy()
-    wrong = held_out_metrics(lambda *_: constant, batches())  # type: ignore[arg-type]
+    middle = heatmaps(torch.full((4, 17, 2), 96.0))
+    wrong = combination_metrics(pose_engine(lambda _: {"heatmaps": middle}), source, 4)["rgb"]
     assert wrong.median > 0.1
     assert wrong.collapsed == 1
 

@@ -13,26 +13,31 @@ from mambapose.runtime.errors import ExportError
 
 
 def test_written_clip_shows_the_pictures_and_carries_the_truth(tmp_path: Path, clip: Any) -> None:
-    from mambapose.runtime.sample import write_sample
+    from mambapose.export.train.sample_clip import STEP, write_clip
+    from mambapose.runtime.sample import read_truth
     from mambapose.runtime.sources import open_source
 
-    beside = write_sample(tmp_path / "clip.mp4", clip)
+    beside = write_clip(tmp_path / "clip.mp4", clip)
     assert beside == tmp_path / "clip.truth.npz"
     with open_source(str(tmp_path / "clip.mp4")) as source:
         frames = list(source)
     assert len(frames) == clip.frames
     for t, frame in enumerate(frames):
         assert np.abs(frame.image.astype(float) - clip.image(t)).mean() < 8
-    with np.load(beside, allow_pickle=False) as truth:
-        assert {name: array.shape for name, array in truth.items()} == {
-            "coco_xy": (4, 17, 2), "visibility": (4, 17), "h36m_xyz": (4, 17, 3),
-            "box": (4, 4), "root": (4, 3), "timestamp": (4,), "camera": (3,), "stature": (),
-        }  # fmt: skip
-        focal, x, y = truth["camera"]
-        xyz = truth["root"][:, None] + truth["h36m_xyz"] * truth["stature"]
-        projected = focal * xyz[..., :2] / xyz[..., 2:] + (x, y)
-        np.testing.assert_allclose(projected[:, 4], truth["coco_xy"][:, 11], atol=2e-3)
-        np.testing.assert_allclose(projected[:, 9], truth["coco_xy"][:, 0], atol=2e-3)
+    truth = read_truth(tmp_path / "clip.mp4")
+    focal, x, y = truth.camera
+    xyz = truth.root[:, None] + truth.h36m_xyz * truth.stature
+    projected = focal * xyz[..., :2] / xyz[..., 2:] + (x, y)
+    np.testing.assert_allclose(projected[:, 4], truth.coco_xy[:, 11], atol=2e-3)
+    np.testing.assert_allclose(projected[:, 9], truth.coco_xy[:, 0], atol=2e-3)
+    assert 0 not in truth.map_frames
+    for k, t in enumerate(truth.map_frames):
+        row, column = truth.rows[5], truth.columns[7]
+        assert (row - STEP // 2, column - STEP // 2) == (5 * STEP, 7 * STEP)
+        np.testing.assert_allclose(truth.flow[k, 5, 7], clip.flow(t)[row, column], atol=0.01)
+        assert truth.inverse_depth[k, 5, 7] == pytest.approx(clip.depth(t)[row, column], rel=1e-3)
+        assert truth.person[k].shape == truth.inverse_depth[k].shape
+        assert (truth.person[k] == clip.mask(t)[truth.rows][:, truth.columns]).all()
 
 
 def test_bones_keep_their_length(clip: Any) -> None:

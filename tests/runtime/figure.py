@@ -1,4 +1,4 @@
-"""A walking, waving figure with exactly known joints, for the project's own sample clip.
+"""A walking, waving figure with exactly known joints, for clips whose every pixel is known.
 
 Metres. World axes: x right, y down (the floor is y = 0), z away from the camera. Body axes: x to
 the figure's left, y down, z backwards, so a figure with identity rotation faces the camera. Every

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.runtime.figure import STATURE, Figure, Part, Vector
 from mambapose.runtime.types import FloatArray, ImageArray
+
+from .figure import STATURE, Figure, Part, Vector
 
 WALL_Z = 8.5
 # Ids of surfaces in Surface.part; parts of the figure are 0, 1, ...

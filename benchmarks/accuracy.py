@@ -1,0 +1,157 @@
+"""``mp-bench accuracy``: how right a bundle's answers are, through the graphs that will run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from mambapose.benchmarks import report, scores
+from mambapose.benchmarks.accuracy_video import (
+    Clip,
+    Where,
+    clip_from_truth,
+    clip_from_view,
+    modalities,
+    video_scores,
+)
+from mambapose.benchmarks.scores import Score
+from mambapose.runtime.bundle import Bundle, read_bundle
+from mambapose.runtime.engine import backend_from_name, thread_count
+from mambapose.runtime.sample import read_truth
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """assets: the folder of real video and motion capture; stores: of held-out rendered shots.
+
+    samples: how many of those are looked at; quick: a few windows of each activity only.
+    """
+
+    assets: Path | None = None
+    stores: tuple[Path, ...] = ()
+    samples: int = 300
+    quick: bool = False
+
+
+def measure(
+    engine: Path,
+    where: Where,
+    material: Material,
+    parts: tuple[str, ...],
+    json_file: Path | None,
+    baseline: Path | None,
+    tolerance: float,
+) -> bool:
+    """Print the tables; write what was asked for. False when worse than the baseline."""
+    bundle = read_bundle(engine)
+    stored = None if baseline is None else scores.read_scores(baseline)
+    about = facts(bundle, where)
+    click.echo(
+        f"{about['cpu']}, {about['backend']} on {about['device']}, {about['threads']} threads, "
+        f"commit {about['commit']}, bundle {bundle.hash[:12]}"
+    )
+    for stage, entry in bundle.stages.items():
+        trained = "trained" if entry.weights.trained else "untrained: its numbers mean nothing"
+        click.echo(f"{stage}: {entry.network}, {entry.precision}, {trained}")
+    found: list[Score] = []
+    for part in measured(bundle, where, material, parts, partial(click.echo, err=True)):
+        click.echo()
+        for line in scores.table(part):
+            click.echo(line)
+        found += part
+    shown = [score for score in found if score.stage == "pose2d" and "," not in score.data]
+    if shown:
+        click.echo("\nmedian error of each joint, % of body height, left/right")
+    for line in scores.joint_table(shown):
+        click.echo(line)
+    if json_file is not None:
+        scores.write_scores(found, json_file, about)
+        click.echo(f"wrote {len(found)} scores to {json_file}")
+    if stored is None:
+        return True
+    lines = scores.worse(found, stored, tolerance)
+    for line in lines:
+        click.echo(f"WORSE {line}")
+    if not lines:
+        click.echo(f"not worse than {baseline}, tolerance {tolerance:g}")
+    return not lines
+
+
+def facts(bundle: Bundle, where: Where) -> dict[str, object]:
+    """What numbers belong to: machine, bundle, networks and what runs them."""
+    return {
+        **report.machine(),
+        "backend": backend_from_name(where.backend),
+        "device": where.device,
+        "threads": thread_count(where.threads),
+        "bundle": bundle.hash,
+        "networks": {
+            name: {
+                "network": stage.network,
+                "precision": stage.precision,
+                "trained": stage.weights.trained,
+                "weights": stage.weights.sha256,
+            }
+            for name, stage in bundle.stages.items()
+        },
+    }
+
+
+def measured(
+    bundle: Bundle, where: Where, material: Material, parts: tuple[str, ...], tell: Tell
+) -> Iterator[list[Score]]:
+    """The scores of each part that the material is there for; the others are named."""
+    assets = material.assets
+    if assets is None and (missing := [p for p in ("pose2d", "video", "lift3d") if p in parts]):
+        tell(f"not measured without --assets: {', '.join(missing)}")
+    if not material.stores and "world" in parts:
+        tell("not measured without --shots: world")
+    if "sample" in parts:
+        yield from sample_scores(bundle, where, tell)
+    if assets is not None and {"pose2d", "video"} & set(parts):
+        from mambapose.export.train.pose2sim import FOLDER, pose2sim_views
+
+        clips = [clip_from_view(view) for view in pose2sim_views(assets / FOLDER)]
+        for part, known in (("pose2d", True), ("video", False)):
+            if part in parts:
+                yield combined_scores(bundle, where, clips, tell, known=known)
+    if "world" in parts and material.stores:
+        from mambapose.benchmarks.accuracy_world import world_scores
+
+        tell(f"measuring {material.samples} rendered samples")
+        yield world_scores(bundle, where, material.stores, assets, material.samples)
+    if assets is not None and "lift3d" in parts and "lift3d" in bundle.stages:
+        from mambapose.benchmarks.accuracy_lift import lift_scores
+
+        tell("measuring the lifter")
+        yield lift_scores(bundle, where, assets, quick=material.quick)
+
+
+def sample_scores(bundle: Bundle, where: Where, tell: Tell) -> Iterator[list[Score]]:
+    """Every stage and the whole chain on the packaged clip, whose truth is exact."""
+    from mambapose.benchmarks.accuracy_dense import dense_scores
+
+    truth = read_truth()
+    clip = clip_from_truth(truth)
+    if dense := dense_scores(bundle, where, clip, truth):
+        yield dense
+    yield combined_scores(bundle, where, [clip], tell, known=True)
+    yield combined_scores(bundle, where, [clip], tell, known=False)
+
+
+def combined_scores(
+    bundle: Bundle, where: Where, clips: list[Clip], tell: Tell, *, known: bool
+) -> list[Score]:
+    """The clips with every combination of modalities that the bundle can run."""
+    scores: list[Score] = []
+    for name, options in modalities(bundle):
+        box = "box given" if known else "the person to be found"
+        tell(f"measuring {', '.join(clip.name for clip in clips)}: {name}, {box}")
+        scores += video_scores(bundle, where, clips, options, name, known=known)
+    return scores

@@ -1,0 +1,78 @@
+"""Flow and depth of a bundle on the sample clip, whose true maps are known."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambapose.benchmarks.accuracy_video import Clip, Where
+from mambapose.benchmarks.scores import Score
+from mambapose.runtime.bundle import Bundle
+from mambapose.runtime.crop import values_at
+from mambapose.runtime.depth import DepthStage
+from mambapose.runtime.engine import Engine, load_engine
+from mambapose.runtime.flow import GRAPHS, DenseMap, FlowStage
+from mambapose.runtime.loading import oriented_graph
+from mambapose.runtime.sample import Truth
+from mambapose.runtime.types import Frame
+
+
+def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list[Score]:
+    """End-point error of the flow, correlation of the depth, for the stages that the bundle has."""
+    wanted = set(truth.map_frames.tolist())
+    kept = {f.index: f for f in clip.frames() if {f.index, f.index + 1} & wanted}
+    with ExitStack() as stack:
+        scores = []
+        if "flow" in bundle.stages:
+            parts = {name: _engine(stack, bundle, where, "flow", name, truth) for name in GRAPHS}
+            flow = FlowStage(parts, bundle.schedule.flow_iters)
+            scores.append(flow_score(flow, clip.name, kept, truth))
+        if "depth" in bundle.stages:
+            depth = DepthStage(_engine(stack, bundle, where, "depth", "main", truth), 1)
+            scores.append(depth_score(depth, clip.name, kept, truth))
+    return scores
+
+
+def _engine(
+    stack: ExitStack, bundle: Bundle, where: Where, stage: str, base: str, truth: Truth
+) -> Engine:
+    width, height = truth.size
+    graph = oriented_graph(bundle.stages[stage], stage, base, portrait=bool(height > width))
+    loaded = load_engine(
+        bundle, stage, graph, backend=where.backend, device=where.device, threads=where.threads
+    )
+    return stack.enter_context(loaded)
+
+
+def flow_score(flow: FlowStage, name: str, frames: dict[int, Frame], truth: Truth) -> Score:
+    """Mean end-point error in pixels of the frame, everywhere and on the person."""
+    errors, people = [], truth.person.astype(bool)
+    for number, t in enumerate(truth.map_frames.tolist()):
+        flow.forget()
+        flow.run(frames[t - 1].image)
+        found = flow.run(frames[t].image)
+        assert found is not None, "the frame before was just given"
+        moved = at_truth(found, truth) / np.array(found.box.scale)
+        errors.append(np.linalg.norm(moved - truth.flow[number].astype(np.float64), axis=-1))
+    every = np.stack(errors)
+    values = {"epe_px": float(every.mean()), "epe_person_px": float(every[people].mean())}
+    return Score("flow", name, "rgb", values, {})
+
+
+def depth_score(depth: DepthStage, name: str, frames: dict[int, Frame], truth: Truth) -> Score:
+    """Mean correlation of inverse depth: a network knows it up to scale and shift."""
+    found = []
+    for number, t in enumerate(truth.map_frames.tolist()):
+        depth.forget()
+        answer = at_truth(depth.run(frames[t], None), truth)[..., 0]
+        known = truth.inverse_depth[number].astype(np.float64)
+        found.append(np.corrcoef(answer.ravel(), known.ravel())[0, 1])
+    return Score("depth", name, "rgb", {"correlation": float(np.mean(found))}, {})
+
+
+def at_truth(dense: DenseMap, truth: Truth) -> NDArray[np.float64]:
+    """(h, w, C) values of a map where the truth is known."""
+    grid = np.stack(np.meshgrid(truth.columns, truth.rows), axis=-1).astype(np.float64)
+    return values_at(dense.values, dense.box, grid).astype(np.float64)

@@ -1,0 +1,83 @@
+"""Time and memory of a training step of 2D pose networks, each in a fresh process.
+
+    python -m mambapose.export.train.pose2d_cost --networks mambapose-nano,vitpose-s-simple
+
+Float32 on one thread; milliseconds of the processor, memory above that of the idle process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from mambapose.export.models import NETWORKS
+from mambapose.export.train.lift_sweep import peak_mib, timed
+from mambapose.export.train.world.sample import CROP
+
+
+def measured_step(name: str, batch: int, repeats: int) -> dict[str, float | int | str]:
+    """One row: the network, its parameters, median ms and MiB of a step on a batch."""
+    torch.set_num_threads(1)
+    network = NETWORKS[name]
+    module = importlib.import_module(f"mambapose.export.models.{network.module}")
+    model = module.build(seed=0, **network.config).train()
+    optimiser = torch.optim.AdamW(model.parameters())
+    rgb = torch.zeros(batch, *CROP, 3, dtype=torch.uint8)
+    rest = (torch.zeros(batch, 2, *CROP), torch.zeros(batch, 1, *CROP), torch.ones(batch, 2))
+    inputs = (rgb,) if network.module == "vitpose" else (rgb, *rest)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        model(*inputs).square().mean().backward()
+        optimiser.step()
+
+    idle = peak_mib("cpu", forget=True)
+    step()
+    taken = [timed(step, "cpu") for _ in range(repeats)]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "network": name, "parameters": count, "batch": batch,
+        "ms": round(float(np.median(taken)), 1), "mib": round(peak_mib("cpu") - idle, 1),
+        "torch": str(torch.__version__),
+    }  # fmt: skip
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--networks", default="mambapose-nano,mambapose-tiny,vitpose-s-simple")
+@click.option("--batch", type=click.IntRange(1), default=16)
+@click.option("--repeats", type=click.IntRange(1), default=3)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Append rows here.")  # fmt: skip
+@click.option("--one", is_flag=True, hidden=True)
+def main(networks: str, batch: int, repeats: int, json_file: Path | None, one: bool) -> None:
+    """Measure a training step of each network."""
+    names = networks.split(",")
+    known = [name for name, network in NETWORKS.items() if network.stage == "pose2d"]
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
+    if one:
+        click.echo(json.dumps(measured_step(names[0], batch, repeats)))
+        return
+    click.echo(f"{'network':<18}{'batch':>6}{'ms':>10}{'MiB':>9}")
+    for name in names:
+        words = [
+            sys.executable, "-m", "mambapose.export.train.pose2d_cost", "--one", "--networks", name,
+            "--batch", str(batch), "--repeats", str(repeats),
+        ]  # fmt: skip
+        lines = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        row = json.loads(lines.splitlines()[-1])
+        click.echo(f"{name:<18}{batch:>6}{row['ms']:>10.1f}{row['mib']:>9.1f}")
+        if json_file is not None:
+            with json_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

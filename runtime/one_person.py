@@ -1,0 +1,233 @@
+"""One person, followed without a detector: the pose network itself says where somebody is.
+
+    searched  at the start, after a cut and when the pose is lost: boxes of four sizes all over the
+              frame, the best by mean joint score, each of the best few moved onto its own joints
+    followed  the box grows to the last pose at once and shrinks onto it slowly, so that a frame in
+              which only a part of the body was recognised does no harm
+    checked   every CHECK_EVERY frames a wider box is tried too, because a box that has shrunk onto
+              a part of the body would otherwise never see the rest again; while the scores are
+              low, now and then the whole frame
+    lost      a pose whose mean score is below KEPT is not reported; the next frame looks around
+              the last place, then everywhere; in vain, so does one SEARCH_EVERY frames later, and
+              so on at twice the distance up to SEARCH_AT_LEAST_EVERY
+
+A search costs 50 to 120 crops, about a second on two cores. The scores of weights that were never
+trained say nothing about where a person is: then the box stays the full frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambapose.runtime.detect import Detections
+from mambapose.runtime.tracking import (
+    MIN_SCORE,
+    Boxes,
+    Look,
+    Targets,
+    boxes_from_joints,
+    full_frame,
+)
+
+# Heights of the boxes by that of the frame. A crop sees 1.25 times its box, and the box of the
+# joints of what it saw comes next, so people between the sizes are met as well.
+SIZES = (1.0, 0.7, 0.5, 0.35)
+FEW = 3  # of the sizes are enough for most people; the smallest boxes are the most and come last
+ASPECT = 0.75  # width by height of a crop
+STEP_X, STEP_Y = 0.5, 0.4  # between neighbours, by the height of a box
+BEST, REFINEMENTS = 3, 2
+# Mean scores over the joints: of a person to begin with, to go on with, and beyond doubt. A network
+# in training gave 0.66 and more on the sample clip, up to 0.26 on the same scene without anybody.
+FOUND, KEPT, SURE = 0.25, 0.15, 0.5
+VISIBLE = 0.6  # a joint counts from this share of the mean score, at most from MIN_SCORE
+INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
+WIDER = 1.5
+GAIN = 1.1  # another box must score this much better than the present one
+SEARCH_EVERY, SEARCH_AT_LEAST_EVERY = 10, 40
+CHECK_EVERY = 15
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one box showed. score: mean over the joints; around: (4,) the box of the joints."""
+
+    box: Boxes
+    score: float
+    around: Boxes
+
+
+class OnePerson:
+    """One person without a detector. trained: whether the scores can be believed."""
+
+    def __init__(self, *, trained: bool = True) -> None:
+        self._trained = trained
+        self._id = 1
+        self._box: Boxes | None = None
+        self._last: Boxes | None = None
+        self._looked: int | None = None  # the frame of the last search or check
+        self._everywhere = 0  # the frame of the last search
+        self._wait = 0  # frames from a search in vain to the next
+
+    def detection_due(self, frame: int) -> bool:
+        """Never."""
+        return False
+
+    def detect(self, frame: int, found: Detections) -> None:
+        """Nothing: there is no detector."""
+
+    def search_due(self, frame: int) -> bool:
+        """Whether ``search`` should look at this frame."""
+        if not self._trained:
+            return False
+        if self._looked is None:
+            return True
+        wait = self._wait if self._box is None else CHECK_EVERY
+        return frame - self._looked >= wait
+
+    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+        """Find the person in a frame of ``size`` (H, W), or check that the box is right."""
+        self._looked = frame
+        if self._box is None:
+            self._everywhere = frame
+            self._box = found_box(self._last, size, look)
+            longer = min(max(2 * self._wait, SEARCH_EVERY), SEARCH_AT_LEAST_EVERY)
+            self._wait = longer if self._box is None else 0
+            return
+        best = checked(self._box, size, look)
+        if best.score < SURE and frame - self._everywhere >= SEARCH_AT_LEAST_EVERY:
+            self._everywhere = frame
+            other = best_sight(grid(SIZES, size), size, look)
+            best = other if other.score > GAIN * best.score else best
+        self._box = best.box[None]
+
+    def targets(self, size: tuple[int, int]) -> Targets:
+        """The box of the last pose, nobody, or the full frame for untrained weights."""
+        if not self._trained:
+            return Targets((self._id,), full_frame(size))
+        if self._box is None:
+            return Targets((), np.zeros((0, 4)))
+        return Targets((self._id,), self._box)
+
+    def update(
+        self,
+        frame: int,
+        targets: Targets,
+        xy: NDArray[np.floating],
+        score: NDArray[np.floating],
+        size: tuple[int, int],
+    ) -> NDArray[np.bool_]:
+        """Move the box to the pose; a lost person is not reported."""
+        if not self._trained:
+            return np.ones(1, bool)
+        (seen,) = sights_of(targets.boxes, xy, score, size)
+        self._last = targets.boxes
+        self._box = followed(targets.boxes, seen.around) if seen.score >= KEPT else None
+        return np.array([self._box is not None])
+
+    def forget(self) -> None:
+        """The next frame is searched, and starts a new id."""
+        self._id += 1
+        self._box = self._last = None
+        self._wait = 0
+
+
+def found_box(last: Boxes | None, size: tuple[int, int], look: Look) -> Boxes | None:
+    """(1, 4) the box of the person in a frame of ``size`` (H, W), or None.
+
+    last: where the person was seen last, tried first.
+    """
+    steps = [] if last is None else [np.concatenate([last, *_around(last, size)])]
+    best: Sight | None = None
+    for boxes in (*steps, grid(SIZES[:FEW], size), grid(SIZES[FEW:], size)):
+        found = best_sight(boxes, size, look)
+        if best is None or found.score > best.score:
+            best = found
+        if best.score >= SURE:
+            break
+    return best.box[None] if best is not None and best.score >= FOUND else None
+
+
+def checked(box: Boxes, size: tuple[int, int], look: Look) -> Sight:
+    """The sight of the box (1, 4), or that of a wider one's joints where more of them show."""
+    near, far = sights(np.concatenate([box, wider(box, WIDER, size)]), size, look)
+    return replace(far, box=far.around) if far.score > GAIN * near.score else near
+
+
+def best_sight(boxes: Boxes, size: tuple[int, int], look: Look) -> Sight:
+    """The best of the boxes (N, 4), after the BEST of them have moved onto their joints."""
+    seen = sorted(sights(boxes, size, look), key=_score)[-BEST:]
+    for _ in range(REFINEMENTS):
+        moved = np.stack([sight.around for sight in seen])
+        # A step that makes it worse is not taken, so the rest of the steps change nothing.
+        seen = [max(pair, key=_score) for pair in zip(seen, sights(moved, size, look), strict=True)]
+    return max(seen, key=_score)
+
+
+def _score(sight: Sight) -> float:
+    return sight.score
+
+
+def sights(boxes: Boxes, size: tuple[int, int], look: Look) -> list[Sight]:
+    """What each of the boxes (N, 4) shows."""
+    return sights_of(boxes, *look(boxes), size)
+
+
+def sights_of(
+    boxes: Boxes,
+    xy: NDArray[np.floating],
+    score: NDArray[np.floating],
+    size: tuple[int, int],
+) -> list[Sight]:
+    """What boxes (N, 4) showed: joints (N, J, 2) with scores (N, J) in a frame (H, W)."""
+    means = score.mean(axis=1)
+    least = np.minimum(VISIBLE * means, MIN_SCORE)[:, None]
+    around, _ = boxes_from_joints(xy, score, size, least)
+    return [Sight(boxes[k], float(means[k]), around[k]) for k in range(len(boxes))]
+
+
+def followed(box: Boxes, around: Boxes) -> Boxes:
+    """(1, 4) the box (1, 4) moved to that of the joints (4,): outwards at once, inwards slowly."""
+    (now,) = box
+    step = INWARD * float((now[2:] - now[:2]).max())
+    low = np.minimum(around[:2], now[:2] + step)
+    high = np.maximum(around[2:], now[2:] - step)
+    return np.concatenate([low, high])[None]
+
+
+def _around(box: Boxes, size: tuple[int, int]) -> list[Boxes]:
+    return [wider(box, WIDER, size), wider(box, WIDER**2, size)]
+
+
+def grid(sizes: tuple[float, ...], size: tuple[int, int]) -> Boxes:
+    """(N, 4) the boxes of all these sizes, and the frame (H, W) itself."""
+    return np.concatenate([full_frame(size), *(grid_boxes(share, size) for share in sizes)])
+
+
+def grid_boxes(share: float, size: tuple[int, int]) -> Boxes:
+    """(N, 4) boxes of ``share`` of the height of a frame (H, W), evenly all over it."""
+    tall = share * size[0]
+    wide = ASPECT * tall
+    x = _places(size[1], wide, STEP_X * tall)
+    y = _places(size[0], tall, STEP_Y * tall)
+    low = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    return np.concatenate([low, low + np.array([wide, tall])], axis=1)
+
+
+def _places(length: float, side: float, step: float) -> NDArray[np.float64]:
+    """Starts of intervals of ``side`` that cover ``length``, at most ``step`` apart."""
+    room = length - side
+    if room <= 0:
+        return np.array([room / 2])
+    return np.linspace(0, room, int(np.ceil(room / step)) + 1)
+
+
+def wider(box: Boxes, factor: float, size: tuple[int, int]) -> Boxes:
+    """(1, 4) the box (1, 4) enlarged about its middle and cut to the frame (H, W)."""
+    middle, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2
+    high = np.array(size[::-1], np.float64)
+    return np.concatenate(
+        [np.clip(middle - factor * half, 0, high), np.clip(middle + factor * half, 0, high)], axis=1
+    )
