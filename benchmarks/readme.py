@@ -1,6 +1,8 @@
-"""README's pictures, from the folder that ``make run`` wrote, and its accuracy table, from cards.
+"""README's pictures, from the folder that ``make run`` wrote, and its accuracy table.
 
-    python -m mambapose.benchmarks.readme out [--frame 45]
+    python -m mambapose.benchmarks.readme out --scores FILE [--frame 45]
+
+FILE is what ``mp-bench accuracy --json`` wrote.
 
 docs/overlay.png is a frame of the overlay video; docs/pose3d.png plots the 3D joints of some
 frames over the true ones of the sample clip.
@@ -8,13 +10,14 @@ frames over the true ones of the sample clip.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from mambapose.benchmarks.accuracy_page import headline
+from mambapose.benchmarks.scores import read_scores
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.sample import SAMPLE, read_truth
@@ -89,19 +92,6 @@ def _frame(axes: Any, title: str) -> None:
         axis.set_ticklabels([])
 
 
-def accuracy_table(weights: Path) -> str:
-    """The headline numbers of every card in the folder of the weights that ship, as Markdown."""
-    lines = ["| network | parameters | label | measured on | |", "|---|---|---|---|---|"]
-    for path in sorted(weights.glob("*.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in card["headline"].items():
-            lines.append(
-                f"| `{card['name']}` | {card['parameters'] / 1e6:.2f} M | {card['label']} "
-                f"| {name} | {value:g} |"
-            )
-    return "\n".join(lines)
-
-
 def with_table(readme: str, table: str) -> str:
     """The text with the table between its marks; OutputError when it has none."""
     before, start, rest = readme.partition(START)
@@ -113,17 +103,20 @@ def with_table(readme: str, table: str) -> str:
 
 @click.command(epilog="Example: python -m mambapose.benchmarks.readme out")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--scores", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              required=True, help="File of mp-bench accuracy --json.")  # fmt: skip
 @click.option("--tree", type=click.Path(exists=True, file_okay=False, path_type=Path),
               default=Path("."), help="The checkout to write into  [default: here]")  # fmt: skip
 @click.option("--frame", type=click.IntRange(0), default=45, show_default=True)
 @click.option("--frames", default="10,30,45,60,80", show_default=True, help="Of the 3D plot.")
-def command(run: Path, tree: Path, frame: int, frames: str) -> None:
+def command(run: Path, scores: Path, tree: Path, frame: int, frames: str) -> None:
     """Renew README's pictures and table from the results of a RUN of the sample clip."""
     docs, readme = tree / "docs", tree / "README.md"
     overlay_picture(run, frame, docs / "overlay.png")
     chosen = [int(part) for part in frames.split(",")]
     pose_plot(run, chosen, docs / "pose3d.png", truth=read_truth(SAMPLE).h36m_xyz)
-    text = with_table(readme.read_text(encoding="utf-8"), accuracy_table(tree / "export/weights"))
+    table = "\n".join(headline(list(read_scores(scores).values())))
+    text = with_table(readme.read_text(encoding="utf-8"), table)
     readme.write_text(text, encoding="utf-8")
     click.echo(f"wrote {docs / 'overlay.png'}, {docs / 'pose3d.png'} and the table of {readme}")
 

@@ -1,7 +1,8 @@
 """One person, followed without a detector: the pose network itself says where somebody is.
 
     searched  at the start, after a cut and when the pose is lost: boxes of four sizes all over the
-              frame, the best by mean joint score, each of the best few moved onto its own joints
+              frame, the best by mean joint score and size (of several people the nearest one is
+              meant), each of the best few moved onto its own joints
     followed  the box grows to the last pose at once and shrinks onto it slowly, so that a frame in
               which only a part of the body was recognised does no harm
     checked   every CHECK_EVERY frames a wider box is tried too, because a box that has shrunk onto
@@ -45,18 +46,22 @@ FOUND, KEPT, SURE = 0.25, 0.15, 0.5
 VISIBLE = 0.6  # a joint counts from this share of the mean score, at most from MIN_SCORE
 INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
 WIDER = 1.5
-GAIN = 1.1  # another box must score this much better than the present one
+GAIN = 1.1  # a wider box must score this much better than the present one
+ELSEWHERE = 2.5  # and another place be worth this much more
 SEARCH_EVERY, SEARCH_AT_LEAST_EVERY = 10, 40
 CHECK_EVERY = 15
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What one box showed. score: mean over the joints; around: (4,) the box of the joints."""
+    """What one box showed. score: mean over the joints; around: (4,) the box of the joints; worth:
+    the score, less for a small person.
+    """
 
     box: Boxes
     score: float
     around: Boxes
+    worth: float
 
 
 class OnePerson:
@@ -100,7 +105,7 @@ class OnePerson:
         if best.score < SURE and frame - self._everywhere >= SEARCH_AT_LEAST_EVERY:
             self._everywhere = frame
             other = best_sight(grid(SIZES, size), size, look)
-            best = other if other.score > GAIN * best.score else best
+            best = other if other.worth > ELSEWHERE * best.worth else best
         self._box = best.box[None]
 
     def targets(self, size: tuple[int, int]) -> Targets:
@@ -139,11 +144,14 @@ def found_box(last: Boxes | None, size: tuple[int, int], look: Look) -> Boxes | 
 
     last: where the person was seen last, tried first.
     """
-    steps = [] if last is None else [np.concatenate([last, *_around(last, size)])]
     best: Sight | None = None
-    for boxes in (*steps, grid(SIZES[:FEW], size), grid(SIZES[FEW:], size)):
+    if last is not None:
+        best = best_sight(np.concatenate([last, *_around(last, size)]), size, look)
+        if best.score >= KEPT:  # an odd pose of the same person rather than somebody else
+            return best.box[None]
+    for boxes in (grid(SIZES[:FEW], size), grid(SIZES[FEW:], size)):
         found = best_sight(boxes, size, look)
-        if best is None or found.score > best.score:
+        if best is None or found.worth > best.worth:
             best = found
         if best.score >= SURE:
             break
@@ -158,16 +166,16 @@ def checked(box: Boxes, size: tuple[int, int], look: Look) -> Sight:
 
 def best_sight(boxes: Boxes, size: tuple[int, int], look: Look) -> Sight:
     """The best of the boxes (N, 4), after the BEST of them have moved onto their joints."""
-    seen = sorted(sights(boxes, size, look), key=_score)[-BEST:]
+    seen = sorted(sights(boxes, size, look), key=_worth)[-BEST:]
     for _ in range(REFINEMENTS):
         moved = np.stack([sight.around for sight in seen])
         # A step that makes it worse is not taken, so the rest of the steps change nothing.
-        seen = [max(pair, key=_score) for pair in zip(seen, sights(moved, size, look), strict=True)]
-    return max(seen, key=_score)
+        seen = [max(pair, key=_worth) for pair in zip(seen, sights(moved, size, look), strict=True)]
+    return max(seen, key=_worth)
 
 
-def _score(sight: Sight) -> float:
-    return sight.score
+def _worth(sight: Sight) -> float:
+    return sight.worth
 
 
 def sights(boxes: Boxes, size: tuple[int, int], look: Look) -> list[Sight]:
@@ -185,7 +193,9 @@ def sights_of(
     means = score.mean(axis=1)
     least = np.minimum(VISIBLE * means, MIN_SCORE)[:, None]
     around, _ = boxes_from_joints(xy, score, size, least)
-    return [Sight(boxes[k], float(means[k]), around[k]) for k in range(len(boxes))]
+    share = np.maximum(around[:, 3] - around[:, 1], 0) / size[0]
+    worth = means * np.sqrt(share)
+    return [Sight(boxes[k], float(means[k]), around[k], float(worth[k])) for k in range(len(boxes))]
 
 
 def followed(box: Boxes, around: Boxes) -> Boxes:

@@ -153,6 +153,7 @@ def ship(
     said = {"unit": BODY_HEIGHTS, "trained_by": "mambapose", "label": label, "licence": LICENCE,
             "credit": CREDIT}  # fmt: skip
     save_file(weights, file, metadata={**said, **lift_state.metadata(content)})
+    file.chmod(0o644)  # save_file leaves it to its owner alone
     data = data / FILE if data.is_dir() else data
     values = {
         "format_version": FORMAT_VERSION,

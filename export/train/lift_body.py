@@ -9,6 +9,8 @@ Letters: B windows, T frames, J = 17 joints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +22,7 @@ from mambapose.runtime.types import FloatArray
 PARENT = (0, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
 # Bones that are turned together, in what share of the windows, by how much (radians, per axis):
 # the whole upper body, each arm, each leg.
-TURNED = (
+TURNED: tuple[tuple[tuple[int, ...], float, float], ...] = (
     ((7, 8, 9, 10, 11, 12, 13, 14, 15, 16), 0.4, 0.35),
     ((12, 13), 0.4, 0.6), ((15, 16), 0.4, 0.6), ((2, 3), 0.35, 0.4), ((5, 6), 0.35, 0.4),
 )  # fmt: skip
@@ -138,17 +140,29 @@ def chest_frames(bones: FloatArray) -> FloatArray:
     )
 
 
+def hip_frames(bones: FloatArray) -> FloatArray:
+    """(B, T, 3, 3) the hips' left, up and forward."""
+    return frames_from_axes(bones[..., 4, :] - bones[..., 1, :], bones[..., 7, :])
+
+
+# Limbs that are taken from another window: on what they hang, and in what share of the windows.
+# Both arms together, each leg alone: people stand on one of them.
+TAKEN: tuple[tuple[tuple[int, ...], Callable[[FloatArray], FloatArray], float], ...] = (
+    ((12, 13, 15, 16), chest_frames, 0.35), ((2, 3), hip_frames, 0.2), ((5, 6), hip_frames, 0.2),
+)  # fmt: skip
+
+
 def varied(rng: np.random.Generator, bones: FloatArray) -> FloatArray:
-    """Bones (B, T, 17, 3) of new poses: arms of another window, and limbs turned as a whole."""
+    """Bones (B, T, 17, 3) of new poses: limbs of another window, and limbs turned as a whole."""
     out: FloatArray = bones.copy()
     count = len(bones)
-    swap = np.flatnonzero(rng.random(count) < 0.35)
-    donor = rng.integers(count, size=len(swap))
-    turn = chest_frames(bones[swap]) @ np.swapaxes(chest_frames(bones[donor]), -1, -2)
-    arms = [12, 13, 15, 16]
-    out[swap[:, None], :, arms] = np.einsum(
-        "btij,btkj->bkti", turn, bones[donor][:, :, arms], optimize=True
-    )
+    for joints, frames, share in TAKEN:
+        swap = np.flatnonzero(rng.random(count) < share)
+        donor = rng.integers(count, size=len(swap))
+        turn = frames(bones[swap]) @ np.swapaxes(frames(bones[donor]), -1, -2)
+        out[swap[:, None], :, joints] = np.einsum(
+            "btij,btkj->bkti", turn, bones[donor][:, :, joints], optimize=True
+        )
     for joints, share, spread in TURNED:
         angle = rng.normal(size=(count, 3)) * spread * (rng.random((count, 1)) < share)
         back = np.swapaxes(rotations_from_vectors(angle), -1, -2)[:, None]

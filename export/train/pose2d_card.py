@@ -7,6 +7,7 @@ written. The card is a JSON file for checks and the same as Markdown for people.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,9 @@ def as_rows(metrics: Mapping[str, PoseMetrics]) -> dict[str, dict[str, Any]]:
     for name, one in metrics.items():
         row: dict[str, Any] = {**as_row(one), "joints": one.joints}
         joints = zip(COCO17.joints, one.per_joint, strict=True)
-        row["per_joint_median"] = {joint: round(value, 4) for joint, value in joints}
+        row["per_joint_median"] = {
+            joint: round(value, 4) for joint, value in joints if math.isfinite(value)
+        }
         rows[name] = row
     return rows
 
@@ -128,6 +131,7 @@ def ship(
     file = out / f"{NETWORK}.safetensors"
     said = {"trained_by": "mambapose", "label": label, "licence": LICENCE}
     save_file(weights, file, metadata={**said, "training": json.dumps(so_far)})
+    file.chmod(0o644)  # the library writes for its owner alone
     values = {
         "format_version": FORMAT_VERSION,
         "name": NETWORK,
@@ -151,7 +155,8 @@ def ship(
         "costs": [dict(row) for row in costs],
         "known_failures": [*missed, *known],
     }
-    (out / f"{NETWORK}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    (out / f"{NETWORK}.json").write_text(text, encoding="utf-8")
     (out / f"{NETWORK}.md").write_text(markdown(values), encoding="utf-8")
     return values
 

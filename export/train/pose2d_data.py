@@ -7,8 +7,6 @@ in pixels of the whole crop.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,23 +17,21 @@ import torch
 from numpy.typing import NDArray
 
 from mambapose.export.train.world.assets import FILM_FOLDER, read_films
-from mambapose.export.train.world.cache import ShotStore
+from mambapose.export.train.world.cache import Stores
 from mambapose.export.train.world.effects import estimated_depth, estimated_flow
 from mambapose.export.train.world.sample import CROP, Mixture, Sample, SampleSource
-from mambapose.export.train.world.shot import Shot
-from mambapose.runtime.errors import ExportError
 
-HALF = (CROP[0] // 2, CROP[1] // 2)
-# Shares of what is there: colour alone is what runs where no other network was given.
+SCALE = 2  # pixels of the whole crop per pixel of a sample
+HALF = (CROP[0] // SCALE, CROP[1] // SCALE)
 CLEAN_STEPS, LEAST = 300, 0.3
+# Shares of what is there: colour alone is what runs where no other network was given.
 PRESENT = {(0, 0): 0.5, (1, 0): 0.2, (0, 1): 0.1, (1, 1): 0.2}
 
 
 @dataclass(frozen=True)
 class Batch:
     """rgb: (B, 3, 128, 96) uint8; flow: (B, 2, 128, 96) px of the whole crop; depth: (B, 1, 128,
-    96); present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17); height: (B) px
-    of the standing person.
+    96); present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17).
     """
 
     rgb: NDArray[np.uint8]
@@ -44,24 +40,6 @@ class Batch:
     present: NDArray[np.float32]
     xy: NDArray[np.float32]
     visibility: NDArray[np.uint8]
-    height: NDArray[np.float32]
-
-
-class Stores(Sequence[Shot]):
-    """Several stores as one."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        if not folders:
-            raise ExportError("a store of shots was wanted; make some with export.train.render")
-        self._stores = [ShotStore(folder) for folder in folders]
-        self._ends = list(itertools.accumulate(map(len, self._stores)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, number: int) -> Shot:  # type: ignore[override]
-        store = bisect.bisect_right(self._ends, number)
-        return self._stores[store][number - (self._ends[store - 1] if store else 0)]
 
 
 @dataclass(frozen=True)
@@ -108,33 +86,25 @@ def mixture(strength: float) -> Mixture:
 
 
 def batch_of(
-    samples: Sequence[Sample], present: NDArray[np.float32], rng: np.random.Generator | None,
-    *, scale: int = 2,
-) -> Batch:  # fmt: skip
-    """Samples as a batch; with ``rng`` flow and depth as estimators give them.
-
-    scale: pixels of the whole crop per pixel of a sample, 2 for samples of half the size.
-    """
+    samples: Sequence[Sample], present: NDArray[np.float32], rng: np.random.Generator
+) -> Batch:
+    """Samples of half the size as a batch, with flow and depth as estimators give them."""
     flows, depths = [], []
     for sample, (has_flow, has_depth) in zip(samples, present, strict=True):
         flow, depth = sample.flow.transpose(1, 2, 0), sample.depth[0]
-        if rng is not None and has_flow:
+        if has_flow:
             flow = estimated_flow(np.ascontiguousarray(flow), rng)
-        if rng is not None and has_depth:
+        if has_depth:
             depth = estimated_depth(depth, rng)
-        flows.append(scale * has_flow * flow.transpose(2, 0, 1))
+        flows.append(SCALE * has_flow * flow.transpose(2, 0, 1))
         depths.append(has_depth * depth[None])
-    focal = np.array([np.sqrt(abs(np.linalg.det(s.matrix[:2, :2]))) for s in samples])
-    hips = np.array([s.coco_xyz[11:13, 2].mean() for s in samples])
-    stature = np.array([s.stature for s in samples])
     return Batch(
         np.ascontiguousarray(np.stack([s.rgb for s in samples]).transpose(0, 3, 1, 2)),
         np.stack(flows).astype(np.float32),
         np.stack(depths).astype(np.float32),
         present,
-        np.stack([scale * s.coco_xy + (scale - 1) / 2 for s in samples]).astype(np.float32),
+        np.stack([SCALE * s.coco_xy + (SCALE - 1) / 2 for s in samples]).astype(np.float32),
         np.stack([s.visibility for s in samples]),
-        (scale * focal * stature / hips).astype(np.float32),
     )
 
 

@@ -1,8 +1,7 @@
-"""README says what the cards say, and its pictures come from results."""
+"""README's pictures come from results, its table goes where the marks are."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,11 @@ from mambapose.runtime.sample import read_truth
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_is_that_of_the_cards() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_table(text, readme.accuracy_table(ROOT / "export/weights")) == text
-
-
-def test_a_row_per_headline(tmp_path: Path) -> None:
-    card = {
-        "name": "n", "parameters": 2_500_000, "label": "demonstration",
-        "headline": {"PCK": 0.5, "mm": 61.25},
-    }  # fmt: skip
-    (tmp_path / "n.json").write_text(json.dumps(card))
-    rows = readme.accuracy_table(tmp_path).splitlines()[2:]
-    assert rows == [
-        "| `n` | 2.50 M | demonstration | PCK | 0.5 |",
-        "| `n` | 2.50 M | demonstration | mm | 61.25 |",
-    ]
+def test_the_table_goes_between_the_marks() -> None:
+    text = f"above\n{readme.START}\nold\n{readme.END}\nbelow\n"
+    assert readme.with_table(text, "| new |") == text.replace("old", "| new |")
+    shipped = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.with_table(shipped, "| new |") != shipped
 
 
 def test_a_readme_without_marks_is_left_alone() -> None:

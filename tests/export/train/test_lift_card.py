@@ -16,7 +16,7 @@ from mambapose.export.train.motion import clips_from_file
 from mambapose.runtime.errors import ExportError
 
 CPU = torch.device("cpu")
-PLAN = Plan("mambapose3d", frames=(3,), batch=1, pairs=1)
+PLAN = Plan("linear", frames=(27,), batch=1, cues=True)
 COST = {"network": "a", "parameters": 7, "frames": 5, "batch": 2, "mib": 3.0, "ms": 4.0,
         "case": "training", "device": "cpu", "threads": 1, "torch": "x"}  # fmt: skip
 

@@ -197,6 +197,24 @@ def test_coco_and_h36m_joints_are_the_same_ones() -> None:
     )
 
 
+def test_limbs_of_oneself_seen_from_elsewhere_change_nothing(
+    people: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limb is taken as it hangs on the body, wherever that body faces."""
+    monkeypatch.setattr(body, "TURNED", ())
+    bones = body.bones_from_joints(people)
+    yaw = body.rotations_from_vectors(np.array([0.0, 1.0, 0.0]))
+    both = np.concatenate([bones[:1], bones[:1] @ yaw.T])
+    for seed in range(5):
+        found = body.varied(np.random.default_rng(seed), both)
+        np.testing.assert_allclose(found, both, atol=1e-6)
+    taken = body.varied(np.random.default_rng(0), np.tile(bones, (20, 1, 1, 1)))
+    changed = np.abs(taken - np.tile(bones, (20, 1, 1, 1))).max(axis=(1, 3)) > 1e-3
+    assert changed[:, [2, 3, 5, 6, 12, 13, 15, 16]].any(axis=0).all()
+    assert not changed[:, [0, 1, 4, 7, 8, 9, 10, 11, 14]].any()
+    assert (changed[:, 2] != changed[:, 5]).any()
+
+
 def test_the_runtime_finds_the_height_of_people_of_mean_proportions(people: np.ndarray) -> None:
     """Its share of bones in a body height fits the people that lifters are trained on."""
     bones = body.resized(body.bones_from_joints(people), np.tile(body.LENGTHS, (3, 1)))

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 pytest.importorskip("cv2", reason="opencv is not installed (extra train)")
 
 from mambapose.export.models import mambapose_nano as nano
-from mambapose.export.train import pose2d, pose2d_state
+from mambapose.export.train import pose2d, pose2d_data, pose2d_state
 from mambapose.export.train.lift import Limits
-from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, Stores, batch_of
+from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, batch_of
 from mambapose.export.train.pose2d_loss import losses, side_vectors, targets
 from mambapose.export.train.pose2d_measure import CLEAN, combination_metrics, held_out_source
 from mambapose.export.train.pose2d_state import Plan
-from mambapose.export.train.world.cache import write_store
+from mambapose.export.train.world.cache import Stores, write_store
+from mambapose.export.train.world.sample import SampleSource
 from mambapose.runtime.errors import ExportError
 
 from ...runtime.fakes import pose_engine
@@ -63,15 +64,19 @@ def test_what_is_absent_is_zero(stores: tuple[str, ...]) -> None:
         assert bool(depth.any()) == bool(flags[1])
 
 
-def test_joints_and_flow_are_in_pixels_of_the_whole_crop(stores: tuple[str, ...]) -> None:
+def test_joints_and_flow_are_in_pixels_of_the_whole_crop(
+    stores: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A clean figure is as tall in the crop as the runtime's boxes make it."""
-    sample = held_out_source([Path(stores[0])], None, CLEAN).sample(0)
-    batch = batch_of([sample], np.ones((1, 2), np.float32), None, scale=1)
-    assert batch.rgb.shape == (1, 3, 256, 192)
+    monkeypatch.setattr(pose2d_data, "estimated_flow", lambda flow, _: flow)
+    source = SampleSource(Stores([Path(stores[0])]), seed=1, mixture=CLEAN, size=HALF)
+    sample = source.sample(0)
+    batch = batch_of([sample], np.ones((1, 2), np.float32), np.random.default_rng(0))
+    assert batch.rgb.shape == (1, 3, *HALF)
     ankles, eyes = batch.xy[0, 15:17, 1].mean(), batch.xy[0, 1:3, 1].mean()
     assert 256 / 1.25 * 0.8 < ankles - eyes < 256 / 1.25
-    # 1.75 m at 4 m, where eyes and ankles are about 1.6 m apart.
-    assert batch.height[0] == pytest.approx((ankles - eyes) * 1.75 / 1.61, rel=0.12)
+    assert sample.flow.any()
+    np.testing.assert_allclose(batch.flow[0], 2 * sample.flow)
 
 
 def test_targets_by_hand() -> None:
