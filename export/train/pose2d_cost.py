@@ -16,8 +16,10 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
-from mambapose.export.models import NETWORKS
+from mambapose.export.models import NETWORKS, vitpose
+from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from mambapose.export.train.lift_sweep import peak_mib, timed
 from mambapose.export.train.world.sample import CROP
 
@@ -31,11 +33,19 @@ def measured_step(name: str, batch: int, repeats: int) -> dict[str, float | int 
     optimiser = torch.optim.AdamW(model.parameters())
     rgb = torch.zeros(batch, *CROP, 3, dtype=torch.uint8)
     rest = (torch.zeros(batch, 2, *CROP), torch.zeros(batch, 1, *CROP), torch.ones(batch, 2))
-    inputs = (rgb,) if network.module == "vitpose" else (rgb, *rest)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+
+    def heatmaps() -> Tensor:
+        if network.module != "vitpose":
+            found: Tensor = model(rgb, *rest)
+        else:  # its module holds the weights; positions are computed from them
+            tokens = model.backbone(normalise(rgb), model.backbone.positions(vitpose.GRID))
+            found = model.keypoint_head(tokens)
+        return found
 
     def step() -> None:
         optimiser.zero_grad()
-        model(*inputs).square().mean().backward()
+        heatmaps().square().mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     idle = peak_mib("cpu", forget=True)

@@ -102,14 +102,17 @@ def test_goals_decide_about_the_label() -> None:
 
 def test_cost_of_a_step(tmp_path: Path) -> None:
     out = tmp_path / "costs.jsonl"
-    words = ["--networks", "mambapose-nano", "--batch", "1", "--repeats", "1", "--json", str(out)]
+    names = "mambapose-nano,vitpose-s-simple"
+    words = ["--networks", names, "--batch", "1", "--repeats", "1", "--json", str(out)]
     result = CliRunner().invoke(pose2d_cost.main, words)
     assert result.exit_code == 0, result.output
-    row = json.loads(out.read_text())
-    assert (row["network"], row["batch"]) == ("mambapose-nano", 1)
-    assert 2e6 < row["parameters"] < 3e6
-    assert row["ms"] > 0
-    assert row["mib"] > 4 * row["parameters"] / 2**20  # the gradients at least
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["network"] for row in rows] == names.split(",")
+    assert 2e6 < rows[0]["parameters"] < 3e6
+    assert rows[1]["parameters"] == 21_722_513
+    for row in rows:
+        assert row["ms"] > 0
+        assert row["mib"] > 4 * row["parameters"] / 2**20  # the gradients at least
     refused = CliRunner().invoke(pose2d_cost.main, ["--networks", "raft-small"])
     assert refused.exit_code == 2
     assert "choose from" in refused.output
