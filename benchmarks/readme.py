@@ -58,15 +58,14 @@ def pose_plot(run: Path, frames: list[int], out: Path, *, truth: FloatArray | No
     drawn = [frame for frame in frames if frame in joints and np.isfinite(joints[frame]).all()]
     if not drawn:
         raise OutputError(f"{run}: 3D joints of frames {frames} were wanted, found none")
-    figure = Figure(figsize=(2.4 * len(drawn), 3.2))
+    figure = Figure(figsize=(2.2 * len(drawn), 2.8))
     for column, frame in enumerate(drawn):
         axes = figure.add_subplot(1, len(drawn), column + 1, projection="3d")
         if truth is not None:
             _draw(axes, truth[frame], dict.fromkeys(H36M17.edges, TRUE))
         _draw(axes, joints[frame], {edge: _colour(edge) for edge in H36M17.edges})
         _frame(axes, f"frame {frame}")
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, bbox_inches="tight")
 
 
 def _draw(axes: Any, xyz: FloatArray, colours: dict[tuple[int, int], str]) -> None:
@@ -85,7 +84,7 @@ def _colour(edge: tuple[int, int]) -> str:
 def _frame(axes: Any, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.set(xlim=(-0.45, 0.45), ylim=(-0.45, 0.45), zlim=(-0.55, 0.55))
-    axes.set_box_aspect((0.9, 0.9, 1.1))
+    axes.set_box_aspect((0.9, 0.9, 1.1), zoom=1.25)
     axes.view_init(elev=12, azim=-65)
     axes.tick_params(labelsize=0, length=0)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):

@@ -34,15 +34,17 @@ def shipped() -> dict[tuple[str, str, str], Score]:
 
 def test_the_shipped_network_sees_the_joints_of_the_sample(shipped) -> None:
     values = shipped["pose2d", "sample", "rgb"].values
-    assert values["pck20"] > 0.8
-    assert values["median"] < 0.035
+    # 0.943 and 0.0133 when this was written.
+    assert values["pck20"] > 0.9
+    assert values["median"] < 0.02
 
 
 def test_the_shipped_chain_finds_and_follows_the_person_by_itself(shipped) -> None:
     values = shipped["chain", "sample", "rgb"].values
-    assert values["found"] > 0.9
-    assert values["pck20"] > 0.7
-    assert shipped["chain 3D", "sample", "rgb"].values["pa_mpjpe_mm"] < 120
+    # 1.0, 0.939 and 88 mm when this was written.
+    assert values["found"] > 0.97
+    assert values["pck20"] > 0.88
+    assert shipped["chain 3D", "sample", "rgb"].values["pa_mpjpe_mm"] < 100
 
 
 @pytest.mark.slow
