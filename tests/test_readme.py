@@ -11,6 +11,7 @@ import click
 import pytest
 
 from mambapose.export.models import NETWORKS
+from mambapose.export.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +58,7 @@ def test_listed_networks_exist() -> None:
     table = README[README.index("| stage | networks |") :].split("\n\n")[0]
     for entry in re.findall(r"`([^`]+)`", table):
         for name in expanded(entry):
-            assert name in NETWORKS or name.startswith(("-", "detect")), name
+            assert name in NETWORKS or name in SOURCES or name.startswith(("-", "detect")), name
 
 
 def expanded(entry: str) -> list[str]:

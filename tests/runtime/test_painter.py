@@ -8,7 +8,7 @@ import pytest
 from mambapose.runtime import painter as module
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.painter import BYTES_PER_PIXEL, Painter, packed, picture_from_array, unpacked
-from mambapose.runtime.pipeline import Pipeline
+from mambapose.runtime.pipeline import Options, Pipeline
 from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
@@ -39,7 +39,9 @@ def upright(inputs):
 
 def paint(path):
     """(frames of the overlay, notes, most pictures that waited)."""
-    pipeline = Pipeline({"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 9)}, SCHEDULE)
+    engines = {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 9)}
+    # Not trained: the person's box stays the full frame, which keeps the corners free.
+    pipeline = Pipeline(engines, SCHEDULE, Options(trained=False))
     source, most = Grey(), 0
     with Painter(path, source, pipeline, untrained=False) as painter:
         for result in pipeline.run(source, painter.paint_now):
