@@ -36,6 +36,7 @@ from mambapose.export.train.motion import (
     clips_from_file,
     split_from_clips,
 )
+from mambapose.export.train.run_state import CHECKPOINT
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 LINE_S = 60.0
@@ -329,7 +330,7 @@ def main(
         if resume:
             state = lift_state.resumed(out, wanted)
         else:
-            if (out / lift_state.CHECKPOINT).exists():
+            if (out / CHECKPOINT).exists():
                 raise ExportError(f"{out} holds a run; go on with --resume or choose another --out")
             plan = Plan(
                 network, split, seed, _lengths(frames), batch, rate,

@@ -7,11 +7,10 @@ torch's random state are all there is to remember. A checkpoint is written besid
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from mambapose.export.train.lift_curve import curves
 from mambapose.export.train.lift_networks import build, takes_cues
+from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
 from mambapose.runtime.errors import ExportError
 
 FORMAT_VERSION = 1
-CHECKPOINT = "checkpoint.pt"
 WEIGHTS_SUFFIX, RUN_KEY = ".safetensors", "run"
 BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
@@ -57,40 +56,11 @@ class Plan:
 
 
 @dataclass
-class State:
-    """A run: its plan, the network, the running mean of its weights, the optimiser, the counts.
-
-    decay: the step at which the rate starts to fall and the number of steps to zero; notes: the
-    commands so far, and the run this one started from.
-    """
+class State(RunState):
+    """A run of a lifter; windows: seen so far."""
 
     plan: Plan
-    model: nn.Module
-    average: dict[str, Tensor]
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
     windows: int = 0
-    decay: tuple[int, int] | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def rate(self) -> float:
-        """The learning rate of the next step: a ramp, a plateau, and a straight line to zero."""
-        rate = self.plan.rate * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
-        if self.decay is not None:
-            start, steps = self.decay
-            rate *= max(0.0, 1.0 - max(self.step - start, 0) / steps)
-        return rate
-
-    def finished(self) -> bool:
-        return self.decay is not None and self.step >= sum(self.decay)
-
-    def update_average(self) -> None:
-        """Move the mean by one step; young runs forget faster."""
-        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
-                self.average[name].lerp_(tensor, 1 - keep)
 
 
 def fresh(plan: Plan, device: torch.device) -> State:
@@ -98,27 +68,11 @@ def fresh(plan: Plan, device: torch.device) -> State:
     model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs).train().to(device)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(plan.seed)
-    return State(plan, model, average, _optimiser(plan, model))
-
-
-def _optimiser(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and the constants of the scan are not decayed."""
-    whole: list[Tensor] = []
-    free: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        bare = parameter.ndim < 2 or name.endswith(("A_logs", "embed", "dt_projs_bias"))
-        (free if bare else whole).append(parameter)
-    groups = [
-        {"params": whole, "weight_decay": plan.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.rate, betas=(0.9, 0.98))
+    return State(plan, model, average, adamw(plan, model))
 
 
 def save(state: State, folder: Path) -> Path:
     """Write the checkpoint beside the old one and rename it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CHECKPOINT
     content = {
         "format_version": FORMAT_VERSION,
         "plan": {**asdict(state.plan), "frames": list(state.plan.frames)},
@@ -132,10 +86,7 @@ def save(state: State, folder: Path) -> Path:
         "optimiser": state.optimiser.state_dict(),
         "random": torch.get_rng_state(),
     }
-    beside = path.with_suffix(".part")
-    torch.save(content, beside)
-    os.replace(beside, path)
-    return path
+    return write_checkpoint(content, folder)
 
 
 def resumed(folder: Path, device: torch.device) -> State:

@@ -22,11 +22,12 @@ from mambapose.export.models.mambapose_nano import MambaPoseNano
 from mambapose.export.train import pose2d_state
 from mambapose.export.train.lift import Limits, peak_mib, scan_in_float32, stop_requests
 from mambapose.export.train.lift_curve import append_curve, cut_curve
-from mambapose.export.train.lift_state import CHECKPOINT, mean_weights
+from mambapose.export.train.lift_state import mean_weights
 from mambapose.export.train.pose2d_data import Batch, batches, films_in
 from mambapose.export.train.pose2d_loss import losses
 from mambapose.export.train.pose2d_state import Plan, State
 from mambapose.export.train.pose_metrics import as_row
+from mambapose.export.train.run_state import CHECKPOINT
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 LINE_S = 60.0

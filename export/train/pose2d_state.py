@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from mambapose.export.models import mambapose_nano
-from mambapose.export.train.lift_state import CHECKPOINT, FORMAT_VERSION, read
+from mambapose.export.train.lift_state import FORMAT_VERSION, read
 from mambapose.export.train.pose2d_data import Recipe
+from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
 from mambapose.runtime.errors import ExportError
 
 
@@ -33,45 +32,15 @@ class Plan:
 
 
 @dataclass
-class State:
-    """A run: plan, network, running mean of its weights, optimiser, counts.
-
-    decay: the step at which the rate starts to fall and the number of steps to zero; offset: steps
-    of the runs before, so that no batch is drawn twice; notes: the commands so far.
+class State(RunState):
+    """A run; samples: seen so far; offset: steps of the runs before, so that no batch is drawn
+    twice.
     """
 
     plan: Plan
     model: mambapose_nano.MambaPoseNano
-    average: dict[str, Tensor]
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
     samples: int = 0
     offset: int = 0
-    decay: tuple[int, int] | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def rate(self) -> float:
-        """The learning rate of the next step: a ramp, a plateau, a straight line to zero."""
-        rate = self.plan.rate * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
-        if self.decay is not None:
-            start, steps = self.decay
-            rate *= max(0.0, 1.0 - max(self.step - start, 0) / steps)
-        return rate
-
-    def finished(self) -> bool:
-        return self.decay is not None and self.step >= sum(self.decay)
-
-    def update_average(self) -> None:
-        """Move the mean by one step; young runs forget faster."""
-        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
-                mean = self.average[name]
-                if mean.is_floating_point():
-                    mean.lerp_(tensor, 1 - keep)
-                else:
-                    mean.copy_(tensor)
 
     def recipe(self, stores: tuple[str, ...], films: str | None) -> Recipe:
         """What batches are drawn from."""
@@ -84,27 +53,11 @@ def fresh(plan: Plan, device: torch.device) -> State:
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(plan.seed)
-    return State(plan, model, average, _optimiser(plan, model))
-
-
-def _optimiser(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and the constants of the scan are not decayed."""
-    whole: list[Tensor] = []
-    free: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        bare = parameter.ndim < 2 or name.endswith(("A_log", "A_b_log", "embed"))
-        (free if bare else whole).append(parameter)
-    groups = [
-        {"params": whole, "weight_decay": plan.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
+    return State(plan, model, average, adamw(plan, model))
 
 
 def save(state: State, folder: Path) -> Path:
     """Write the checkpoint beside the old one and rename it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CHECKPOINT
     content = {
         "format_version": FORMAT_VERSION,
         "plan": {"network": "mambapose-nano", **asdict(state.plan)},
@@ -119,10 +72,7 @@ def save(state: State, folder: Path) -> Path:
         "optimiser": state.optimiser.state_dict(),
         "random": torch.get_rng_state(),
     }
-    beside = path.with_suffix(".part")
-    torch.save(content, beside)
-    os.replace(beside, path)
-    return path
+    return write_checkpoint(content, folder)
 
 
 def resumed(folder: Path, device: torch.device) -> State:

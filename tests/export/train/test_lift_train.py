@@ -19,6 +19,7 @@ from mambapose.export.train.lift_loss import SCALED, VELOCITY, losses
 from mambapose.export.train.lift_networks import NETWORKS, build, lifted, parameters, takes_cues
 from mambapose.export.train.lift_state import Plan
 from mambapose.export.train.motion import clips_from_file
+from mambapose.export.train.run_state import CHECKPOINT
 from mambapose.runtime.errors import ExportError
 
 CPU = torch.device("cpu")
@@ -257,7 +258,7 @@ def test_mean_forgets_the_start() -> None:
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
 def test_a_broken_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
-        (tmp_path / lift_state.CHECKPOINT).write_bytes(content)
+        (tmp_path / CHECKPOINT).write_bytes(content)
     with pytest.raises(ExportError, match="a checkpoint of this command was wanted"):
         lift_state.resumed(tmp_path, CPU)
 
@@ -265,7 +266,7 @@ def test_a_broken_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -
 def test_a_checkpoint_of_another_format_is_refused(motion_folder: Path, tmp_path: Path) -> None:
     _run(motion_folder, tmp_path, replace(TINY, network="linear", pairs=None), 1)
     content = lift_state.read(tmp_path)
-    torch.save({**content, "format_version": 99}, tmp_path / lift_state.CHECKPOINT)
+    torch.save({**content, "format_version": 99}, tmp_path / CHECKPOINT)
     with pytest.raises(ExportError, match="format 1 was wanted"):
         lift_state.read(tmp_path)
 

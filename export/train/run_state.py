@@ -1,0 +1,93 @@
+"""What every training run has: rates, the running mean of the weights, the optimiser, its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+CHECKPOINT = "checkpoint.pt"
+# Not decayed, whatever their shape: constants of the scan and learned embeddings.
+UNDECAYED = ("A_log", "A_b_log", "A_logs", "dt_projs_bias", "embed")
+
+
+class RunPlan(Protocol):
+    """The part of a plan that rates and means depend on."""
+
+    @property
+    def rate(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def average(self) -> float: ...
+
+
+@dataclass
+class RunState:
+    """A run: its plan, the network, the running mean of its weights, the optimiser, the counts.
+
+    decay: the step at which the rate starts to fall and the number of steps to zero; notes: the
+    commands so far, and the run this one started from.
+    """
+
+    plan: Any
+    model: nn.Module
+    average: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    decay: tuple[int, int] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def rate(self) -> float:
+        """The learning rate of the next step: a ramp, a plateau, and a straight line to zero."""
+        rate = float(self.plan.rate) * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
+        if self.decay is not None:
+            start, steps = self.decay
+            rate *= max(0.0, 1.0 - max(self.step - start, 0) / steps)
+        return rate
+
+    def finished(self) -> bool:
+        """Whether the rate has fallen to zero."""
+        return self.decay is not None and self.step >= sum(self.decay)
+
+    def update_average(self) -> None:
+        """Move the mean by one step; young runs forget faster. Counters are copied."""
+        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                if tensor.is_floating_point():
+                    self.average[name].lerp_(tensor, 1 - keep)
+                else:
+                    self.average[name].copy_(tensor)
+
+
+def adamw(plan: RunPlan, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and UNDECAYED are not decayed."""
+    whole: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        bare = parameter.ndim < 2 or name.endswith(UNDECAYED)
+        (free if bare else whole).append(parameter)
+    groups = [
+        {"params": whole, "weight_decay": plan.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.rate, betas=(0.9, 0.98))
+
+
+def write_checkpoint(content: Mapping[str, Any], folder: Path) -> Path:
+    """Write the checkpoint beside the old one and rename it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    beside = path.with_suffix(".part")
+    torch.save(dict(content), beside)
+    os.replace(beside, path)
+    return path
