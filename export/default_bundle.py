@@ -1,10 +1,10 @@
 """``python -m mambapose.export.default_bundle``: the bundle that ships, from the weights that ship.
 
 It is what ``mp-export --target cpu --flip`` makes, without the graphs' form for TensorRT, which no
-board would take from here. Lifting the mirror image too costs little beside pose2d and takes 3 to
-4 mm off the error of the lifter that ships. The same weights and versions give the same graphs and
-weight files byte for byte; the stored outputs, and with them bundle.json, may differ in the last
-digits from processor to processor. SOURCE_DATE_EPOCH sets the date.
+board would take from here. The mirror image is lifted too: on pose2sim docs/accuracy.md, with it,
+has a lower error than the lifter's card, without. The same weights and versions give the same
+graphs and weight files byte for byte; the stored outputs, and with them bundle.json, may differ in
+the last digits from processor to processor. SOURCE_DATE_EPOCH sets the date.
 """
 
 from __future__ import annotations

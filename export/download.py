@@ -61,8 +61,9 @@ def _fetch(source: Source, path: Path, tell: Tell) -> None:
     partial = path.with_name(path.name + ".part")
     tell(f"{source.name}: fetching {source.url} ({source.size})")
     _bring(source, partial, tell)
-    _check(source, partial)
-    _hash_file(path).write_text(f"{file_sha256(partial)}  {path.name}\n")
+    found = file_sha256(partial)
+    _check(source, partial, found)
+    _hash_file(path).write_text(f"{found}  {path.name}\n")
     os.replace(partial, path)
     forget(partial)
 
@@ -74,8 +75,9 @@ def _bring(source: Source, partial: Path, tell: Tell) -> None:
     receive(url, archive, label=source.name, advice=f"try later, or {_by_hand(source)}", tell=tell)
     if source.member is None:
         return
-    if file_sha256(archive) != source.archive_sha256:
-        raise _wrong_file(source, archive, source.archive_sha256)
+    found = file_sha256(archive)
+    if found != source.archive_sha256:
+        raise _wrong_file(source, archive, source.archive_sha256, found)
     with (
         zipfile.ZipFile(archive) as opened,
         opened.open(source.member) as packed,
@@ -85,22 +87,20 @@ def _bring(source: Source, partial: Path, tell: Tell) -> None:
     forget(archive)
 
 
-def _check(source: Source, partial: Path) -> None:
-    """ExportError unless the complete partial file has the hash it must have."""
+def _check(source: Source, partial: Path, found: str) -> None:
+    """ExportError unless the complete partial file, of hash ``found``, has the one it must have."""
     if source.sha256 is None:
-        found = file_sha256(partial)
         raise ExportError(
             f"{source.name}: nobody publishes a SHA-256 of {source.file}, found {found}; compare "
             f"it with what {source.page} shows for the file, then run again with "
             f"--download {source.name}={found}"
         )
-    if file_sha256(partial) != source.sha256:
-        raise _wrong_file(source, partial, source.sha256)
+    if found != source.sha256:
+        raise _wrong_file(source, partial, source.sha256, found)
 
 
-def _wrong_file(source: Source, partial: Path, wanted: str | None) -> ExportError:
+def _wrong_file(source: Source, partial: Path, wanted: str | None, found: str) -> ExportError:
     """Remove a file with the wrong hash; what to tell the user."""
-    found = file_sha256(partial)
     forget(partial)
     return ExportError(
         f"{source.url}: SHA-256 {wanted} was wanted, found {found}; the file was removed. Try "

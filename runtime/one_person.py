@@ -12,8 +12,8 @@
               the last place, then everywhere; in vain, so does one SEARCH_EVERY frames later, and
               so on at twice the distance up to SEARCH_AT_LEAST_EVERY
 
-A search costs 50 to 120 crops, about a second on two cores. The scores of weights that were never
-trained say nothing about where a person is: then the box stays the full frame.
+A search costs 50 to 120 crops; ``times`` of run.json says how long they took. The scores of weights
+that were never trained say nothing about where a person is: then the box stays the full frame.
 """
 
 from __future__ import annotations

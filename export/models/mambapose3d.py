@@ -7,8 +7,8 @@ body height, root-relative, because that is what it is trained on.
 
 Joints enter relative to the centre of their frame, in units of the person's size in the clip;
 where the centre is and how large the person are channels of their own. Without that, the pose of a
-small person is a tiny part of what a token holds: the network then sat on the mean pose more than
-three times as many windows (measured while training, 2 pairs of blocks).
+small person is a tiny part of what a token holds, and training stayed on the mean pose
+(docs/decisions/0007).
 
 Keys: those of PoseMamba, with ``Spatial_patch_to_embedding.weight`` (d, 9) in the order x, y,
 score, depth, flow x, flow y, centre x, centre y, size, and ``missing_embed`` (3, d) for score,

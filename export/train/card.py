@@ -7,7 +7,6 @@ everything on the card is measured with the weights as written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from mambapose.export.train import lift_curve, lift_eval, lift_state
 from mambapose.export.train.card_text import markdown
 from mambapose.export.train.motion import FILE
+from mambapose.runtime.bundle import file_sha256
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.lifting import BODY_HEIGHTS
 
@@ -32,15 +32,6 @@ CREDIT = (
     "with funding from NSF EIA-0196217."
 )
 BESIDE = ("network", "parameters", "frames", "split", "step", "hours", "windows")
-
-
-def sha256(path: Path) -> str:
-    """Of the file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def commit_here() -> str:
@@ -163,11 +154,11 @@ def ship(
         "pairs": content["plan"]["pairs"],
         "label": label,
         "headline": headline(accuracy),
-        "file": {"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size},
+        "file": {"name": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size},
         "precision": "fp16",
         "unit": BODY_HEIGHTS,
         "licence": LICENCE,
-        "data": [{"file": data.name, "sha256": sha256(data), "credit": CREDIT}],
+        "data": [{"file": data.name, "sha256": file_sha256(data), "credit": CREDIT}],
         "people": "No picture of a person, and no frame of pose2sim-single, was trained on.",
         "seed": content["plan"]["seed"],
         "plan": dict(content["plan"]),

@@ -6,16 +6,13 @@ Ctrl-C or at the end of --decay-steps, saves, and goes on with --resume as if it
 
 from __future__ import annotations
 
-import functools
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import click
@@ -36,7 +33,14 @@ from mambapose.export.train.motion import (
     clips_from_file,
     split_from_clips,
 )
-from mambapose.export.train.run_state import CHECKPOINT
+from mambapose.export.train.run_loop import (
+    Limits,
+    descend,
+    made_ahead,
+    scan_in_float32,
+    stop_requests,
+)
+from mambapose.export.train.run_state import CHECKPOINT, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 LINE_S = 60.0
@@ -102,43 +106,9 @@ def batch_of_step(plan: Plan, motions: Motions, step: int) -> Batch:
     return training_batch(motions, plan.seed, step, count, frames, cues=plan.takes_cues)
 
 
-class _Batches(torch.utils.data.Dataset[Batch]):
-    """Batches of consecutive steps, for worker processes."""
-
-    def __init__(self, plan: Plan, motions: Motions, first: int) -> None:
-        self._plan, self._motions, self._first = plan, motions, first
-
-    def __len__(self) -> int:
-        return 1 << 30
-
-    def __getitem__(self, index: int) -> Batch:
-        return batch_of_step(self._plan, self._motions, self._first + index)
-
-
-def _in_order(count: int) -> Iterator[int]:
-    yield from range(count)
-
-
-class _Order(torch.utils.data.Sampler[int]):
-    def __iter__(self) -> Iterator[int]:
-        return _in_order(1 << 30)
-
-
-def _leave_stopping_to_parent(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def batches(plan: Plan, motions: Motions, first: int, workers: int) -> Iterator[Batch]:
     """Batches from step ``first`` on, made ahead in ``workers`` processes when there are any."""
-    source = _Batches(plan, motions, first)
-    if not workers:
-        return (source[index] for index in range(len(source)))
-    loader = torch.utils.data.DataLoader(
-        source, batch_size=None, sampler=_Order(), num_workers=workers, prefetch_factor=4,
-        worker_init_fn=_leave_stopping_to_parent,
-    )  # fmt: skip
-    return iter(loader)
+    return made_ahead(lambda: partial(batch_of_step, plan, motions), first, workers)
 
 
 def train_step(state: State, batch: Batch) -> dict[str, float]:
@@ -148,56 +118,12 @@ def train_step(state: State, batch: Batch) -> dict[str, float]:
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
         found = lifted(state.model, inputs, plan.takes_cues)
     parts = losses(found, _on(device, batch.xyz))
-    for group in state.optimiser.param_groups:
-        group["lr"] = state.rate()
-    state.optimiser.zero_grad(set_to_none=True)
-    parts["total"].backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), plan.clip_norm)
-    if not bool(torch.isfinite(norm)):
-        raise ExportError(
-            f"finite gradients were wanted, step {state.step} has none; resume with a lower --rate"
-        )
-    state.optimiser.step()
-    state.step += 1
-    state.windows += len(batch.xyz)
-    state.update_average()
-    return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": float(norm)}
+    norm = descend(state, parts["total"], len(batch.xyz))
+    return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": norm}
 
 
 def _on(device: torch.device, value: np.ndarray) -> Tensor:
     return torch.from_numpy(value).to(device, non_blocking=True)
-
-
-@functools.cache
-def scan_in_float32(device: str) -> None:
-    """Under autocast the scan stays in float32, as in the published training."""
-    torch.library.register_autocast("mambapose::selective_scan", device, torch.float32)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a termination was asked for."""
-    asked: list[int] = []
-
-    def ask(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop, and how often to save and to measure, in seconds."""
-
-    minutes: float | None = None
-    steps: int | None = None
-    save_s: float = 300.0
-    measure_s: float = 1800.0
 
 
 def train(
@@ -256,7 +182,7 @@ def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
 
 def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
     """A quick look at the held-out activities with the mean weights."""
-    with lift_state.mean_weights(state) as model:
+    with mean_weights(state) as model:
         engine = TorchEngine(model, max(state.plan.frames), state.plan.takes_cues)
         found = held_out_metrics(engine, test, quick=True)
     mean = found["mean"]

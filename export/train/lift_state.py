@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,15 @@ from torch import Tensor, nn
 
 from mambapose.export.train.lift_curve import curves
 from mambapose.export.train.lift_networks import build, takes_cues
-from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
+from mambapose.export.train.run_state import (
+    CHECKPOINT,
+    FORMAT_VERSION,
+    RunState,
+    adamw,
+    write_checkpoint,
+)
 from mambapose.runtime.errors import ExportError
 
-FORMAT_VERSION = 1
 WEIGHTS_SUFFIX, RUN_KEY = ".safetensors", "run"
 BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
@@ -62,6 +66,9 @@ class State(RunState):
     plan: Plan
     windows: int = 0
 
+    def count(self, samples: int) -> None:
+        self.windows += samples
+
 
 def fresh(plan: Plan, device: torch.device) -> State:
     """A run at step 0."""
@@ -73,19 +80,8 @@ def fresh(plan: Plan, device: torch.device) -> State:
 
 def save(state: State, folder: Path) -> Path:
     """Write the checkpoint beside the old one and rename it."""
-    content = {
-        "format_version": FORMAT_VERSION,
-        "plan": {**asdict(state.plan), "frames": list(state.plan.frames)},
-        "step": state.step,
-        "seconds": state.seconds,
-        "windows": state.windows,
-        "decay": None if state.decay is None else list(state.decay),
-        "notes": state.notes,
-        "model": state.model.state_dict(),
-        "average": state.average,
-        "optimiser": state.optimiser.state_dict(),
-        "random": torch.get_rng_state(),
-    }
+    plan = {**asdict(state.plan), "frames": list(state.plan.frames)}
+    content = state.content(plan, windows=state.windows)
     return write_checkpoint(content, folder)
 
 
@@ -94,21 +90,7 @@ def resumed(folder: Path, device: torch.device) -> State:
     content = read(folder / CHECKPOINT)
     plan = plan_from_json(content["plan"])
     state = fresh(plan, device)
-    try:
-        state.model.load_state_dict(content["model"])
-        state.optimiser.load_state_dict(content["optimiser"])
-        state.average = {name: content["average"][name].to(device) for name in state.average}
-    except (KeyError, RuntimeError, ValueError) as err:
-        raise ExportError(
-            f"weights of {plan.network} were wanted in {folder / CHECKPOINT}, found others "
-            f"({str(err).splitlines()[0]}); start again with another --out"
-        ) from err
-    torch.set_rng_state(content["random"])
-    state.step, state.seconds, state.windows = (
-        content["step"], content["seconds"], content["windows"]
-    )  # fmt: skip
-    state.decay = None if content["decay"] is None else tuple(content["decay"])
-    state.notes = content["notes"]
+    state.restore(content, ("windows",), (plan.network, folder / CHECKPOINT))
     return state
 
 
@@ -219,16 +201,3 @@ def averaged_model(content: dict[str, Any]) -> tuple[Plan, nn.Module]:
     model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs)
     model.load_state_dict(content["average"])
     return plan, model.eval()
-
-
-@contextmanager
-def mean_weights(state: State) -> Iterator[nn.Module]:
-    """The network with its mean weights, in eval mode; the weights in training come back."""
-    kept = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    state.model.load_state_dict(state.average)
-    state.model.eval()
-    try:
-        yield state.model
-    finally:
-        state.model.load_state_dict(kept)
-        state.model.train()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ import torch
 from mambapose.export.models import mambapose_nano
 from mambapose.export.models.mambapose_nano import MambaPoseNano
 from mambapose.export.train import pose2d_state
-from mambapose.export.train.lift import Limits, peak_mib, scan_in_float32, stop_requests
+from mambapose.export.train.lift import peak_mib
 from mambapose.export.train.lift_curve import append_curve, cut_curve
-from mambapose.export.train.lift_state import mean_weights
-from mambapose.export.train.pose2d_data import Batch, batches, films_in
+from mambapose.export.train.pose2d_data import Batch, films_in, opened
 from mambapose.export.train.pose2d_loss import losses
 from mambapose.export.train.pose2d_state import Plan, State
 from mambapose.export.train.pose_metrics import as_row
-from mambapose.export.train.run_state import CHECKPOINT
+from mambapose.export.train.run_loop import (
+    Limits,
+    descend,
+    made_ahead,
+    scan_in_float32,
+    stop_requests,
+)
+from mambapose.export.train.run_state import CHECKPOINT, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 LINE_S = 60.0
@@ -75,20 +82,8 @@ def train_step(state: State, batch: Batch) -> dict[str, float]:
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
         answer = model.answer(planes, present)
     parts = losses(answer, xy, seen > 0, model.grid)
-    for group in state.optimiser.param_groups:
-        group["lr"] = state.rate()
-    state.optimiser.zero_grad(set_to_none=True)
-    parts["total"].backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
-    if not bool(torch.isfinite(norm)):
-        raise ExportError(
-            f"finite gradients were wanted, step {state.step} has none; resume with a lower --rate"
-        )
-    state.optimiser.step()
-    state.step += 1
-    state.samples += len(xy)
-    state.update_average()
-    return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": float(norm)}
+    norm = descend(state, parts["total"], len(xy))
+    return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": norm}
 
 
 def train(
@@ -101,7 +96,8 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     cut_curve(folder, state.step)
-    source = batches(state.recipe(stores, films), state.offset + state.step, workers)
+    recipe = state.recipe(stores, films)
+    source = made_ahead(partial(opened, recipe), state.offset + state.step, workers)
     begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps
     minute = _Minute()

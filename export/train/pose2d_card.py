@@ -22,14 +22,15 @@ from mambapose.export.train.card import (
     commit_here,
     half,
     portable,
-    sha256,
 )
 from mambapose.export.train.card_text import table
 from mambapose.export.train.lift_curve import CURVE, thinned
 from mambapose.export.train.lift_state import read
 from mambapose.export.train.pose2d_eval import report
+from mambapose.export.train.pose2d_state import so_far
 from mambapose.export.train.pose_metrics import ROW as METRICS
 from mambapose.export.train.pose_metrics import PoseMetrics, as_row
+from mambapose.runtime.bundle import file_sha256
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.skeleton import COCO17
 
@@ -120,17 +121,12 @@ def ship(
     accuracy = as_rows(report(model.eval(), assets, list(stores), count))
     missed = failures(accuracy)
     label = "demonstration" if missed else "trained"
-    before = content["notes"].get("before", {})
-    so_far = {
-        "step": content["step"], "offset": content["offset"],
-        "samples": content["samples"] + before.get("samples", 0),
-        "seconds": content["seconds"] + before.get("seconds", 0.0),
-        "commands": portable([*before.get("commands", []), *content["notes"]["commands"]]),
-    }  # fmt: skip
+    past = so_far(content)
+    past["commands"] = portable(past["commands"])
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{NETWORK}.safetensors"
     said = {"trained_by": "mambapose", "label": label, "licence": LICENCE}
-    save_file(weights, file, metadata={**said, "training": json.dumps(so_far)})
+    save_file(weights, file, metadata={**said, "training": json.dumps(past)})
     file.chmod(0o644)  # the library writes for its owner alone
     values = {
         "format_version": FORMAT_VERSION,
@@ -138,7 +134,7 @@ def ship(
         "network": NETWORK,
         "label": label,
         "headline": headline(accuracy),
-        "file": {"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size},
+        "file": {"name": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size},
         "precision": "fp16",
         "licence": LICENCE,
         "people": PEOPLE,
@@ -146,9 +142,9 @@ def ship(
         "plan": dict(content["plan"]),
         "commit": commit or commit_here(),
         "steps": content["offset"] + content["step"],
-        "hours": round(so_far["seconds"] / 3600, 3),
-        "samples": so_far["samples"],
-        "commands": so_far["commands"],
+        "hours": round(past["seconds"] / 3600, 3),
+        "samples": past["samples"],
+        "commands": past["commands"],
         "accuracy": accuracy,
         "held_out_crops": count if stores else 0,
         "curves": curves(run if run.is_dir() else run.parent),

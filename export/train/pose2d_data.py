@@ -7,18 +7,16 @@ in pixels of the whole crop.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from mambapose.export.train.pose2d_measure import estimated
 from mambapose.export.train.world.assets import FILM_FOLDER, read_films
 from mambapose.export.train.world.cache import Stores
-from mambapose.export.train.world.effects import estimated_depth, estimated_flow
 from mambapose.export.train.world.sample import CROP, Mixture, Sample, SampleSource
 
 SCALE = 2  # pixels of the whole crop per pixel of a sample
@@ -91,13 +89,9 @@ def batch_of(
     """Samples of half the size as a batch, with flow and depth as estimators give them."""
     flows, depths = [], []
     for sample, (has_flow, has_depth) in zip(samples, present, strict=True):
-        flow, depth = sample.flow.transpose(1, 2, 0), sample.depth[0]
-        if has_flow:
-            flow = estimated_flow(np.ascontiguousarray(flow), rng)
-        if has_depth:
-            depth = estimated_depth(depth, rng)
-        flows.append(SCALE * has_flow * flow.transpose(2, 0, 1))
-        depths.append(has_depth * depth[None])
+        flow, depth = estimated(sample, (has_flow, has_depth), rng)
+        flows.append(SCALE * has_flow * flow)
+        depths.append(has_depth * depth)
     return Batch(
         np.ascontiguousarray(np.stack([s.rgb for s in samples]).transpose(0, 3, 1, 2)),
         np.stack(flows).astype(np.float32),
@@ -108,43 +102,9 @@ def batch_of(
     )
 
 
-class _Loaded(torch.utils.data.Dataset[Batch]):
-    """Batches of consecutive steps, for worker processes; each opens the stores itself."""
-
-    def __init__(self, recipe: Recipe, first: int) -> None:
-        self._recipe, self._first = recipe, first
-        self._source: BatchSource | None = None
-
-    def __len__(self) -> int:
-        return 1 << 30
-
-    def __getitem__(self, index: int) -> Batch:
-        if self._source is None:
-            self._source = BatchSource(self._recipe)
-        return self._source.batch(self._first + index)
-
-
-def _leave_stopping_to_parent(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-class _Order(torch.utils.data.Sampler[int]):
-    def __iter__(self) -> Iterator[int]:
-        yield from range(1 << 30)
-
-
-def batches(recipe: Recipe, first: int, workers: int) -> Iterator[Batch]:
-    """Batches from number ``first`` on, made ahead in ``workers`` processes when there are any."""
-    source = _Loaded(recipe, first)
-    if not workers:
-        return (source[index] for index in range(len(source)))
-    loader = torch.utils.data.DataLoader(
-        source, batch_size=None, sampler=_Order(), num_workers=workers, prefetch_factor=4,
-        worker_init_fn=_leave_stopping_to_parent,
-    )  # fmt: skip
-    return iter(loader)
+def opened(recipe: Recipe) -> Callable[[int], Batch]:
+    """The function from a number to its batch; opens the stores."""
+    return BatchSource(recipe).batch
 
 
 def films_in(assets: Path | None) -> str | None:

@@ -225,9 +225,9 @@ def whole_crops(count: int) -> Crops:
 
 
 def estimated(
-    sample: Sample, present: tuple[int, int], rng: np.random.Generator
+    sample: Sample, present: tuple[float, float], rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Flow (2, 256, 192) and depth (1, 256, 192) as networks give them, where they are present."""
+    """Flow (2, H, W) and depth (1, H, W) as networks give them, where they are present."""
     flow, depth = sample.flow, sample.depth
     if present[0]:
         flow = estimated_flow(np.ascontiguousarray(flow.transpose(1, 2, 0)), rng).transpose(2, 0, 1)

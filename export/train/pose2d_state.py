@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mambapose.export.models import mambapose_nano
-from mambapose.export.train.lift_state import FORMAT_VERSION, read
+from mambapose.export.train.lift_state import read
 from mambapose.export.train.pose2d_data import Recipe
 from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
 from mambapose.runtime.errors import ExportError
@@ -42,6 +43,9 @@ class State(RunState):
     samples: int = 0
     offset: int = 0
 
+    def count(self, samples: int) -> None:
+        self.samples += samples
+
     def recipe(self, stores: tuple[str, ...], films: str | None) -> Recipe:
         """What batches are drawn from."""
         return Recipe(stores, films, self.plan.seed, self.plan.batch)
@@ -58,20 +62,8 @@ def fresh(plan: Plan, device: torch.device) -> State:
 
 def save(state: State, folder: Path) -> Path:
     """Write the checkpoint beside the old one and rename it."""
-    content = {
-        "format_version": FORMAT_VERSION,
-        "plan": {"network": "mambapose-nano", **asdict(state.plan)},
-        "step": state.step,
-        "seconds": state.seconds,
-        "samples": state.samples,
-        "offset": state.offset,
-        "decay": None if state.decay is None else list(state.decay),
-        "notes": state.notes,
-        "model": state.model.state_dict(),
-        "average": state.average,
-        "optimiser": state.optimiser.state_dict(),
-        "random": torch.get_rng_state(),
-    }
+    plan = {"network": "mambapose-nano", **asdict(state.plan)}
+    content = state.content(plan, samples=state.samples, offset=state.offset)
     return write_checkpoint(content, folder)
 
 
@@ -79,19 +71,7 @@ def resumed(folder: Path, device: torch.device) -> State:
     """The run saved in ``folder``; ExportError when there is none that this version can read."""
     content = read(folder)
     state = fresh(_plan(content, folder), device)
-    try:
-        state.model.load_state_dict(content["model"])
-        state.optimiser.load_state_dict(content["optimiser"])
-        state.average = {name: content["average"][name].to(device) for name in state.average}
-    except (KeyError, RuntimeError, ValueError) as err:
-        raise ExportError(
-            f"weights of mambapose-nano were wanted in {folder / CHECKPOINT}, found others "
-            f"({str(err).splitlines()[0]}); start again with another --out"
-        ) from err
-    torch.set_rng_state(content["random"])
-    for name in ("step", "seconds", "samples", "offset", "notes"):
-        setattr(state, name, content[name])
-    state.decay = None if content["decay"] is None else tuple(content["decay"])
+    state.restore(content, ("samples", "offset"), ("mambapose-nano", folder / CHECKPOINT))
     return state
 
 
@@ -118,7 +98,7 @@ def started_from(path: Path, plan: Plan, device: torch.device) -> State:
         content = read(path)
         _plan(content, path)
         weights = content["average"]
-        before = {name: content[name] for name in ("step", "samples", "seconds", "offset", "notes")}
+        before = so_far(content)
     try:
         state.model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as err:
@@ -130,6 +110,17 @@ def started_from(path: Path, plan: Plan, device: torch.device) -> State:
     state.offset = int(before.get("offset", 0)) + int(before.get("step", 0))
     state.notes = {"before": before}
     return state
+
+
+def so_far(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps, samples, seconds and commands of a checkpoint's run and of those it started from."""
+    before = content["notes"].get("before", {})
+    return {
+        "step": content["step"], "offset": content["offset"],
+        "samples": content["samples"] + before.get("samples", 0),
+        "seconds": content["seconds"] + before.get("seconds", 0.0),
+        "commands": [*before.get("commands", []), *content["notes"].get("commands", [])],
+    }  # fmt: skip
 
 
 def averaged_model(path: Path) -> mambapose_nano.MambaPoseNano:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mambapose.runtime.errors import ExportError
+
+FORMAT_VERSION = 1
 CHECKPOINT = "checkpoint.pt"
 # Not decayed, whatever their shape: constants of the scan and learned embeddings.
 UNDECAYED = ("A_log", "A_b_log", "A_logs", "dt_projs_bias", "embed")
@@ -67,6 +71,58 @@ class RunState:
                     self.average[name].lerp_(tensor, 1 - keep)
                 else:
                     self.average[name].copy_(tensor)
+
+    def count(self, samples: int) -> None:
+        """A step has seen so many more samples."""
+        raise NotImplementedError
+
+    def content(self, plan: Mapping[str, Any], **counts: int) -> dict[str, Any]:
+        """What a checkpoint holds; plan: as plain values; counts: of this kind of run."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "plan": dict(plan),
+            "step": self.step,
+            "seconds": self.seconds,
+            **counts,
+            "decay": None if self.decay is None else list(self.decay),
+            "notes": self.notes,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(
+        self, content: Mapping[str, Any], counts: Sequence[str], what: tuple[str, Path]
+    ) -> None:
+        """Take over a checkpoint's content; what: network and file, for the ExportError."""
+        device = next(self.model.parameters()).device
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.average = {name: content["average"][name].to(device) for name in self.average}
+        except (KeyError, RuntimeError, ValueError) as err:
+            raise ExportError(
+                f"weights of {what[0]} were wanted in {what[1]}, found others "
+                f"({str(err).splitlines()[0]}); start again with another --out"
+            ) from err
+        torch.set_rng_state(content["random"])
+        for name in ("step", "seconds", "notes", *counts):
+            setattr(self, name, content[name])
+        self.decay = None if content["decay"] is None else tuple(content["decay"])
+
+
+@contextmanager
+def mean_weights(state: RunState) -> Iterator[nn.Module]:
+    """The network with its mean weights, in eval mode; the weights in training come back."""
+    kept = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    state.model.load_state_dict(state.average)
+    state.model.eval()
+    try:
+        yield state.model
+    finally:
+        state.model.load_state_dict(kept)
+        state.model.train()
 
 
 def adamw(plan: RunPlan, model: nn.Module) -> torch.optim.Optimizer:

@@ -134,14 +134,13 @@ class SampleSource:
         cameras = tuple(camera.cropped(affine, self._size[::-1]) for camera in shot.cameras)
         empty = rng.random() < mixture.empty * mixture.strength
         canvas = self._backdrop(shot, (cameras[0], cameras[1], cameras[2]), rng)
-        layers = [(_depth_of(shot), shot, affine)]
+        layers = [] if empty else [(_depth_of(shot), shot, affine)]
         for _ in range(
             int(rng.random() < mixture.others) + int(rng.random() < 0.3 * mixture.others)
         ):
             layers.append(self._other(shot, affine, rng))
-        # The person last where the crop is to be empty: then it is the one left out.
-        layers.sort(key=lambda layer: (empty and layer[1] is shot, -layer[0]))
-        for _, layer, how in layers[:-1] if empty else layers:
+        layers.sort(key=lambda layer: -layer[0])
+        for _, layer, how in layers:
             _paint(canvas, layer, how, main=layer is shot)
         if rng.random() < mixture.occluders:
             _occlude(canvas, self._textures, rng)

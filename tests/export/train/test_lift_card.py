@@ -13,6 +13,7 @@ from mambapose.export import weights as shipped
 from mambapose.export.train import card, lift, lift_curve, lift_eval, lift_state
 from mambapose.export.train.lift_state import Plan
 from mambapose.export.train.motion import clips_from_file
+from mambapose.runtime.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 
 CPU = torch.device("cpu")
@@ -50,8 +51,8 @@ def written(
 def test_the_card_says_what_the_file_is(written: Path, motion_folder: Path) -> None:
     values = json.loads(written.with_name("some.lifter.json").read_text())
     file = written.with_name("some.lifter.safetensors")
-    assert values["file"]["sha256"] == card.sha256(file)
-    assert values["data"][0]["sha256"] == card.sha256(motion_folder / "cmu_17j_60hz.npz")
+    assert values["file"]["sha256"] == file_sha256(file)
+    assert values["data"][0]["sha256"] == file_sha256(motion_folder / "cmu_17j_60hz.npz")
     assert values["label"] == "demonstration"
     assert values["known_failures"][-1] == "fails in the dark"
     assert "not measured on pose2sim" in values["known_failures"]

@@ -19,7 +19,7 @@ from mambapose.export.train.lift_loss import SCALED, VELOCITY, losses
 from mambapose.export.train.lift_networks import NETWORKS, build, lifted, parameters, takes_cues
 from mambapose.export.train.lift_state import Plan
 from mambapose.export.train.motion import clips_from_file
-from mambapose.export.train.run_state import CHECKPOINT
+from mambapose.export.train.run_state import CHECKPOINT, mean_weights
 from mambapose.runtime.errors import ExportError
 
 CPU = torch.device("cpu")
@@ -239,7 +239,7 @@ def test_mean_weights_are_lent_and_given_back() -> None:
     state = lift_state.fresh(TINY, CPU)
     with torch.no_grad():
         state.model.head[1].bias.fill_(5.0)
-    with lift_state.mean_weights(state) as model:
+    with mean_weights(state) as model:
         assert not model.training
         assert torch.equal(model.head[1].bias, state.average["head.1.bias"])
     assert state.model.training

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 pytest.importorskip("cv2", reason="opencv is not installed (extra train)")
 
 from mambapose.export.models import mambapose_nano as nano
-from mambapose.export.train import pose2d, pose2d_data, pose2d_state
-from mambapose.export.train.lift import Limits
+from mambapose.export.train import pose2d, pose2d_measure, pose2d_state
 from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, batch_of
 from mambapose.export.train.pose2d_loss import losses, side_vectors, targets
 from mambapose.export.train.pose2d_measure import CLEAN, combination_metrics, held_out_source
 from mambapose.export.train.pose2d_state import Plan
+from mambapose.export.train.run_loop import Limits
 from mambapose.export.train.world.cache import Stores, write_store
 from mambapose.export.train.world.sample import SampleSource
 from mambapose.runtime.errors import ExportError
@@ -68,7 +68,7 @@ def test_joints_and_flow_are_in_pixels_of_the_whole_crop(
     stores: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clean figure is as tall in the crop as the runtime's boxes make it."""
-    monkeypatch.setattr(pose2d_data, "estimated_flow", lambda flow, _: flow)
+    monkeypatch.setattr(pose2d_measure, "estimated_flow", lambda flow, _: flow)
     source = SampleSource(Stores([Path(stores[0])]), seed=1, mixture=CLEAN, size=HALF)
     sample = source.sample(0)
     batch = batch_of([sample], np.ones((1, 2), np.float32), np.random.default_rng(0))

@@ -15,8 +15,8 @@ pytest.importorskip("cv2", reason="opencv is not installed (extra train)")
 from click.testing import CliRunner
 
 from mambapose.export.train import pose2d, pose2d_card, pose2d_cost, pose2d_state
-from mambapose.export.train.lift import Limits
 from mambapose.export.train.pose2d_state import Plan
+from mambapose.export.train.run_loop import Limits
 from mambapose.export.train.world.cache import write_store
 from mambapose.export.weights import read_card
 

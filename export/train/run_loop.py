@@ -1,0 +1,109 @@
+"""What every training loop does: batches made ahead, a step of the optimiser, when to stop."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from mambapose.export.train.run_state import RunState
+from mambapose.runtime.errors import ExportError
+
+Made = TypeVar("Made")
+
+
+class _Numbered(torch.utils.data.Dataset[Made], Generic[Made]):
+    """Batches of consecutive numbers; every process opens what makes them itself."""
+
+    def __init__(self, opened: Callable[[], Callable[[int], Made]], first: int) -> None:
+        self._opened, self._first = opened, first
+        self._make: Callable[[int], Made] | None = None
+
+    def __getitem__(self, index: int) -> Made:
+        if self._make is None:
+            self._make = self._opened()
+        return self._make(self._first + index)
+
+
+class _Order(torch.utils.data.Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        yield from range(1 << 30)
+
+
+def _leave_stopping_to_parent(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def made_ahead(
+    opened: Callable[[], Callable[[int], Made]], first: int, workers: int
+) -> Iterator[Made]:
+    """Batches from number ``first`` on, made ahead in ``workers`` processes when there are any.
+
+    opened: gives the function from a number to its batch; called once in every process.
+    """
+    source = _Numbered(opened, first)
+    if not workers:
+        return (source[index] for index in _Order())
+    loader = torch.utils.data.DataLoader(
+        source, batch_size=None, sampler=_Order(), num_workers=workers, prefetch_factor=4,
+        worker_init_fn=_leave_stopping_to_parent,
+    )  # fmt: skip
+    return iter(loader)
+
+
+def descend(state: RunState, loss: Tensor, samples: int) -> float:
+    """One step of the optimiser down ``loss``, and what counts it; the norm of the gradient."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = state.rate()
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.plan.clip_norm)
+    if not bool(torch.isfinite(norm)):
+        raise ExportError(
+            f"finite gradients were wanted, step {state.step} has none; resume with a lower --rate"
+        )
+    state.optimiser.step()
+    state.step += 1
+    state.count(samples)
+    state.update_average()
+    return float(norm)
+
+
+@functools.cache
+def scan_in_float32(device: str) -> None:
+    """Under autocast the scan stays in float32, as in the published training."""
+    torch.library.register_autocast("mambapose::selective_scan", device, torch.float32)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or a termination was asked for."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop, and how often to save and to measure, in seconds."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    save_s: float = 300.0
+    measure_s: float = 1800.0
