@@ -154,7 +154,7 @@ def look_at(store: Path, assets: Path | None) -> Look:
 
 def averaged(state: State) -> MambaPoseNano:
     """A copy of the network with its mean weights, in eval mode."""
-    with mean_weights(state) as model:  # type: ignore[arg-type]
+    with mean_weights(state) as model:
         copied = mambapose_nano.build(seed=state.plan.seed)
         copied.load_state_dict(model.state_dict())
     return copied
