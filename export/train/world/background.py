@@ -23,7 +23,8 @@ Image = NDArray[np.uint8]
 @dataclass(frozen=True)
 class Card:
     """A textured rectangle. corner: (3,) m of texture (0, 0); across, down: (3,) m along its width
-    and height; repeat: the texture tiles the whole plane, ``across`` and ``down`` wide.
+    and height; repeat: the texture tiles the whole plane, ``across`` and ``down`` wide; tones:
+    (1, 256, 3) what the levels of the texture become, None as they are.
     """
 
     texture: Image
@@ -31,6 +32,7 @@ class Card:
     across: Vectors
     down: Vectors
     repeat: bool = False
+    tones: Image | None = None
 
     def from_plane(self, camera: Camera) -> Vectors:
         """(3, 3) camera coordinates of (u, v, 1), u and v in 0..1."""
@@ -159,7 +161,10 @@ def _drawn(
         borderMode=cv2.BORDER_REFLECT if card.repeat else cv2.BORDER_REPLICATE,
     )  # fmt: skip
     image = np.asarray(drawn, np.uint8)
-    return _far_mean(image, card, camera, near) if card.repeat else image
+    if card.repeat:
+        image = _far_mean(image, card, camera, near)
+    # Last, on the few pixels that are seen: a texture has many more.
+    return image if card.tones is None else np.asarray(cv2.LUT(image, card.tones), np.uint8)
 
 
 def _flow_into(
@@ -205,30 +210,36 @@ def random_cards(
     right = np.array([-forward[2], 0.0, forward[0]])
     up = np.array([0.0, 1.0, 0.0])
 
-    def standing(texture: Image, foot: Vectors, wide: float, tall: float) -> Card:
-        corner = foot - right * wide / 2 + up * tall
-        return Card(texture, corner, right * wide, -up * tall)
+    def standing(
+        texture: Image, foot: Vectors, wide: float, tall: float, tones: Image | None
+    ) -> Card:
+        way = right if rng.random() < 0.5 else -right
+        corner = foot - way * wide / 2 + up * tall
+        return Card(texture, corner, way * wide, -up * tall, tones=tones)
 
     def choose() -> Image:
-        return recoloured(textures[int(rng.integers(len(textures)))], rng)
+        return textures[int(rng.integers(len(textures)))]
 
     indoors = rng.random() < 0.6
     if rng.random() < 0.9:
         size = float(rng.choice([0.6, 1.2, 2.5, 5.0]))
         grounds = floors(textures)
-        ground = recoloured(grounds[int(rng.integers(len(grounds)))], rng)
+        ground = grounds[int(rng.integers(len(grounds)))]
         corner = centre * (1, 0, 1)
-        cards.append(Card(ground, corner, right * size, forward * size, repeat=True))
+        across, down = right * size, forward * size
+        cards.append(Card(ground, corner, across, down, repeat=True, tones=random_tones(rng)))
     away = float(rng.uniform(0.5, 4.0) if indoors else rng.uniform(8, 40))
     foot = centre * (1, 0, 1) + forward * away
     if rng.random() < (0.35 if pictures else 0.0):
-        picture = recoloured(_cut(pictures[int(rng.integers(len(pictures)))], rng), rng, mild=True)
+        picture = _cut(pictures[int(rng.integers(len(pictures)))], rng)
         tall = (depth + away) * float(rng.uniform(1.0, 2.0))
         wide = tall * picture.shape[1] / picture.shape[0]
-        cards.append(standing(picture, foot - up * tall * rng.uniform(0, 0.3), wide, tall))
+        low = foot - up * tall * rng.uniform(0, 0.3)
+        cards.append(standing(picture, low, wide, tall, random_tones(rng, mild=True)))
     elif indoors:
         size = float(rng.choice([0.8, 1.5, 3.0]))
-        cards.append(Card(choose(), foot, right * size, -up * size, repeat=True))
+        across, down = right * size, -up * size
+        cards.append(Card(choose(), foot, across, down, repeat=True, tones=random_tones(rng)))
     for _ in range(int(rng.integers(0, 7))):
         tall = float(rng.choice([0.4, 0.9, 1.8, 3.0]) * rng.uniform(0.7, 1.4))
         wide = tall * float(np.exp(rng.normal(0, 0.6)))
@@ -236,32 +247,28 @@ def random_cards(
         side = float(rng.normal(0, 0.5) * (depth + behind))
         hung = float(rng.uniform(0.5, 2.0)) if rng.random() < 0.35 else 0.0
         place = centre * (1, 0, 1) + forward * behind + right * side + up * hung
-        texture = choose()
+        texture, tones = choose(), random_tones(rng)
         if pictures and rng.random() < 0.3:
-            texture = _cut(pictures[int(rng.integers(len(pictures)))], rng)
-        cards.append(standing(texture, place, wide, tall))
+            texture, tones = _cut(pictures[int(rng.integers(len(pictures)))], rng), None
+        cards.append(standing(texture, place, wide, tall, tones))
     return cards
 
 
 def _cut(picture: Image, rng: np.random.Generator) -> Image:
-    """A part of a picture, a third of it or more, mirrored half of the time."""
+    """A part of a picture, a third of it or more; a view."""
     height, width = picture.shape[:2]
     h, w = int(height * rng.uniform(0.5, 1)), int(width * rng.uniform(0.3, 1))
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    part = picture[top : top + h, left : left + w]
-    return np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part)
+    return picture[top : top + h, left : left + w]
 
 
-def recoloured(image: Image, rng: np.random.Generator, *, mild: bool = False) -> Image:
-    """The image under other gains and gamma per channel."""
-    import cv2
-
+def random_tones(rng: np.random.Generator, *, mild: bool = False) -> Image:
+    """(1, 256, 3) levels under other gains and gamma per channel."""
     spread = 0.06 if mild else 0.14
     gain = np.exp(rng.normal(0, spread, 3)) * np.exp(rng.normal(0, 2 * spread))
     gamma = float(np.exp(rng.normal(0, 0.25)))
     levels = np.linspace(0, 1, 256)[:, None] ** gamma * gain
-    table = (levels.clip(0, 1) * 255).astype(np.uint8)[None]
-    return np.asarray(cv2.LUT(image, table), np.uint8)
+    return np.asarray(levels.clip(0, 1) * 255, np.uint8)[None]
 
 
 def random_sky(size: tuple[int, int], rng: np.random.Generator) -> Image:

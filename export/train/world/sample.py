@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -301,8 +302,9 @@ def _random_affine(
     shot: Shot, mixture: Mixture, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Vectors, bool]:
     """(2, 3) from the shot's window to the crop, and whether it mirrors."""
-    rows, columns = np.nonzero(shot.person == 1)
-    box = np.array([columns.min(), rows.min(), columns.max(), rows.max()], np.float64)
+    here = shot.person == 1
+    rows, columns = np.flatnonzero(here.any(axis=1)), np.flatnonzero(here.any(axis=0))
+    box = np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float64)
     crop = crops_from_boxes(box[None], size)
     affine = crop.matrices[0]
     height, width = size
@@ -348,12 +350,22 @@ def _paint(canvas: _Canvas, shot: Shot, affine: Vectors, *, main: bool) -> None:
     here = person > 0
     numbers = person if main else np.where(person == DEAD, DEAD, person + 1).astype(np.uint8)
     np.copyto(canvas.person, numbers, where=here)
-    inverse = cv2.warpAffine(shot.inverse_depth.astype(np.float32), affine, size, flags=nearest)
-    np.copyto(canvas.inverse, inverse, where=here)
+    np.copyto(canvas.inverse, _nearest(shot.inverse_depth, affine, size), where=here)
     turn = affine[:, :2].T.astype(np.float32)
     for target_flow, flow in ((canvas.flow, shot.flow_before), (canvas.after, shot.flow_after)):
-        warped = cv2.warpAffine(flow.astype(np.float32), affine, size, flags=nearest)
-        np.copyto(target_flow, warped @ turn, where=here[..., None])
+        np.copyto(target_flow, _nearest(flow, affine, size) @ turn, where=here[..., None])
+
+
+def _nearest(
+    plane: NDArray[np.floating[Any]], affine: Vectors, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """(H, W, ...) the nearest pixels of a stored plane. Halves are moved as the bits they are:
+    only those that arrive become numbers."""
+    import cv2
+
+    bits = plane.view(np.int16) if plane.dtype == np.float16 else plane
+    moved = cv2.warpAffine(bits, affine, size, flags=cv2.INTER_NEAREST)
+    return np.asarray(moved.view(plane.dtype), np.float32)
 
 
 def _occlude(canvas: _Canvas, textures: Sequence[Image], rng: np.random.Generator) -> None:

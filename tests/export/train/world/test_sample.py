@@ -152,7 +152,7 @@ def test_a_flow_network_sees_the_same_motion(shots: list[Any], assets: Path) -> 
         lengths.append(np.linalg.norm(sample.flow, axis=0)[seen])
     error, length = np.concatenate(errors), np.concatenate(lengths)
     assert np.median(error) < 0.6 * np.median(length)
-    assert (error < length).mean() > 0.85  # nearer to the truth than no motion is
+    assert (error < length).mean() > 0.75  # nearer to the truth than no motion is
 
 
 def test_joint_depth_agrees_with_the_depth_picture(shots: list[Any]) -> None:
