@@ -12,9 +12,9 @@ from mambapose.benchmarks.scores import Score
 from mambapose.runtime.bundle import Bundle
 from mambapose.runtime.crop import values_at
 from mambapose.runtime.depth import DepthStage
-from mambapose.runtime.engine import Engine, load_engine
-from mambapose.runtime.flow import GRAPHS, DenseMap, FlowStage
-from mambapose.runtime.loading import oriented_graph
+from mambapose.runtime.engine import load_engine
+from mambapose.runtime.flow import DenseMap, FlowStage
+from mambapose.runtime.loading import opened_flow, oriented_graph
 from mambapose.runtime.sample import Truth
 from mambapose.runtime.types import Frame
 
@@ -26,24 +26,28 @@ def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list
     with ExitStack() as stack:
         scores = []
         if "flow" in bundle.stages:
-            parts = {name: _engine(stack, bundle, where, "flow", name, truth) for name in GRAPHS}
-            flow = FlowStage(parts, bundle.schedule.flow_iters)
+            opened = opened_flow(
+                bundle, portrait=_portrait(truth), backend=where.backend, device=where.device,
+                threads=where.threads,
+            )  # fmt: skip
+            flow = stack.enter_context(opened)
             scores.append(flow_score(flow, clip.name, kept, truth))
         if "depth" in bundle.stages:
-            depth = DepthStage(_engine(stack, bundle, where, "depth", "main", truth), 1)
+            graph = oriented_graph(
+                bundle.stages["depth"], "depth", "main", portrait=_portrait(truth)
+            )
+            loaded = load_engine(
+                bundle, "depth", graph, backend=where.backend, device=where.device,
+                threads=where.threads,
+            )  # fmt: skip
+            depth = DepthStage(stack.enter_context(loaded), 1)
             scores.append(depth_score(depth, clip.name, kept, truth))
     return scores
 
 
-def _engine(
-    stack: ExitStack, bundle: Bundle, where: Where, stage: str, base: str, truth: Truth
-) -> Engine:
+def _portrait(truth: Truth) -> bool:
     width, height = truth.size
-    graph = oriented_graph(bundle.stages[stage], stage, base, portrait=bool(height > width))
-    loaded = load_engine(
-        bundle, stage, graph, backend=where.backend, device=where.device, threads=where.threads
-    )
-    return stack.enter_context(loaded)
+    return bool(height > width)
 
 
 def flow_score(flow: FlowStage, name: str, frames: dict[int, Frame], truth: Truth) -> Score:

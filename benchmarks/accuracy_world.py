@@ -12,10 +12,9 @@ from mambapose.export.train import pose2d_measure as measure
 from mambapose.export.train.world.cache import Stores
 from mambapose.export.train.world.sample import CROP
 from mambapose.runtime.bundle import Bundle
-from mambapose.runtime.engine import Engine, load_engine
+from mambapose.runtime.engine import load_engine
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.flow import GRAPHS, FlowStage
-from mambapose.runtime.loading import oriented_graph
+from mambapose.runtime.loading import opened_flow
 
 
 def world_scores(
@@ -24,7 +23,11 @@ def world_scores(
     """Every combination of inputs on ``count`` held-out samples, then every fault on clean ones."""
     folders = list(stores)
     with ExitStack() as stack:
-        engine = stack.enter_context(_load(bundle, where, "pose2d", "main"))
+        loaded = load_engine(
+            bundle, "pose2d", "main", backend=where.backend, device=where.device,
+            threads=where.threads,
+        )  # fmt: skip
+        engine = stack.enter_context(loaded)
         size = tuple(engine.spec.inputs[0].shape[1:3])
         if size != CROP:
             raise EngineError(
@@ -33,11 +36,11 @@ def world_scores(
             )
         flow = None
         if "flow" in bundle.stages and Stores(folders).pair:
-            parts = {name: _load(bundle, where, "flow", name) for name in GRAPHS}
-            flow = FlowStage(
-                {name: stack.enter_context(part) for name, part in parts.items()},
-                bundle.schedule.flow_iters,
-            )
+            opened = opened_flow(
+                bundle, portrait=True, backend=where.backend, device=where.device,
+                threads=where.threads,
+            )  # fmt: skip
+            flow = stack.enter_context(opened)
         mixed = measure.held_out_source(folders, assets, measure.EVERYTHING)
         clean = measure.held_out_source(folders, assets, measure.CLEAN)
         found = measure.combination_metrics(engine, mixed, count, flow)
@@ -46,12 +49,3 @@ def world_scores(
     return scores + [
         pose_score("pose2d", f"{count} rendered, {name}", "rgb", m) for name, m in faulty.items()
     ]
-
-
-def _load(bundle: Bundle, where: Where, stage: str, base: str) -> Engine:
-    graph = base
-    if stage == "flow":  # crops stand upright
-        graph = oriented_graph(bundle.stages[stage], stage, base, portrait=True)
-    return load_engine(
-        bundle, stage, graph, backend=where.backend, device=where.device, threads=where.threads
-    )

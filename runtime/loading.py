@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from mambapose.runtime.bundle import MANIFEST, Bundle, StageEntry
 from mambapose.runtime.engine import Engine, load_detector, load_engine
 from mambapose.runtime.errors import BundleError
-from mambapose.runtime.flow import GRAPHS
+from mambapose.runtime.flow import GRAPHS, FlowStage
 from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
 
@@ -64,6 +65,28 @@ def open_pipeline(
         for engine in engines.values():
             engine.close()
         raise
+
+
+@contextmanager
+def opened_flow(
+    bundle: Bundle, *, portrait: bool, backend: str = "auto", device: str = "cpu",
+    threads: int | None = None,
+) -> Iterator[FlowStage]:  # fmt: skip
+    """The flow stage of a bundle for pictures of that orientation; BundleError without one."""
+    if "flow" not in bundle.stages:
+        raise BundleError(
+            f"a bundle with a flow stage was wanted, {bundle.path} holds: "
+            f"{', '.join(bundle.stages)}; export with --weights flow=FILE"
+        )
+    with ExitStack() as stack:
+        parts: dict[str, Engine] = {}
+        for base in GRAPHS:
+            graph = oriented_graph(bundle.stages["flow"], "flow", base, portrait=portrait)
+            parts[base] = load_engine(
+                bundle, "flow", graph, backend=backend, device=device, threads=threads
+            )
+            stack.enter_context(parts[base])
+        yield FlowStage(parts, bundle.schedule.flow_iters)
 
 
 def needed_graphs(

@@ -231,6 +231,7 @@ def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
 @click.option("--pairs", type=int, help="Pairs of blocks, where not the published number.")
 @click.option("--cues", is_flag=True, help="Give a baseline score, depth and flow too.")
 @click.option("--bf16", is_flag=True, help="Matrix products in bfloat16; the scan stays float32.")
+@click.option("--muon/--adamw", default=False, help="What trains the inner layers.")
 @click.option("--seed", type=int, default=0)
 @click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
 @click.option(
@@ -243,7 +244,7 @@ def main(
     network: str, data: Path, out: Path, minutes: float | None, steps: int | None,
     decay_steps: int | None, device: str, resume: bool, start_from: Path | None,
     split: str, frames: str, batch: int, rate: float, pairs: int | None, cues: bool,
-    bf16: bool, seed: int, workers: int, measure_minutes: float,
+    bf16: bool, muon: bool, seed: int, workers: int, measure_minutes: float,
 ) -> None:  # fmt: skip
     """Train a 2D-to-3D lifter; checkpoints resume exactly.
 
@@ -260,7 +261,7 @@ def main(
                 raise ExportError(f"{out} holds a run; go on with --resume or choose another --out")
             plan = Plan(
                 network, split, seed, _lengths(frames), batch, rate,
-                cues=cues, pairs=pairs, bf16=bf16,
+                cues=cues, pairs=pairs, bf16=bf16, muon=muon,
             )  # fmt: skip
             state = (
                 lift_state.fresh(plan, wanted)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mambapose.export.train.lift_curve import curves
 from mambapose.export.train.lift_networks import build, takes_cues
+from mambapose.export.train.muon import MuonAdamW
 from mambapose.export.train.run_state import (
     CHECKPOINT,
     FORMAT_VERSION,
@@ -28,6 +29,7 @@ from mambapose.export.train.run_state import (
 from mambapose.runtime.errors import ExportError
 
 WEIGHTS_SUFFIX, RUN_KEY = ".safetensors", "run"
+ENDS = ("Spatial_patch_to_embedding", "head")  # first and last layers
 BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
 
@@ -37,7 +39,7 @@ class Plan:
 
     batch: windows of the longest of ``frames``; shorter windows come in more, as many frames to a
     step. average: how much of the running mean of the weights a step keeps. pairs: of blocks,
-    where not the published number.
+    where not the published number. muon: inner layers are trained by Muon, the others by AdamW.
     """
 
     network: str
@@ -53,6 +55,7 @@ class Plan:
     cues: bool = False
     pairs: int | None = None
     bf16: bool = False
+    muon: bool = False
 
     @property
     def takes_cues(self) -> bool:
@@ -75,7 +78,8 @@ def fresh(plan: Plan, device: torch.device) -> State:
     model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs).train().to(device)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(plan.seed)
-    return State(plan, model, average, adamw(plan, model))
+    optimiser = MuonAdamW(plan, model, ENDS) if plan.muon else adamw(plan, model)
+    return State(plan, model, average, optimiser)
 
 
 def save(state: State, folder: Path) -> Path:

@@ -17,13 +17,14 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from mambapose.export.models import mambapose_nano
-from mambapose.export.models.mambapose_nano import MambaPoseNano
+from mambapose.export.models.mambapose_nano import Answer, MambaPoseNano
 from mambapose.export.train import pose2d_state
 from mambapose.export.train.lift import peak_mib
 from mambapose.export.train.lift_curve import append_curve, cut_curve
-from mambapose.export.train.pose2d_data import Batch, films_in, opened
+from mambapose.export.train.pose2d_data import Batch, Recipe, films_in, opened
 from mambapose.export.train.pose2d_loss import losses
 from mambapose.export.train.pose2d_state import Plan, State
 from mambapose.export.train.pose_metrics import as_row
@@ -40,6 +41,7 @@ from mambapose.runtime.errors import ExportError, MambaPoseError
 LINE_S = 60.0
 LOOK_CROPS, LOOK_AT = 75, ("rgb", "rgb+flow+depth")
 Look = Callable[[MambaPoseNano], dict[str, Any]]
+Forward = Callable[[Tensor, Tensor], Answer]
 
 
 @dataclass
@@ -68,9 +70,13 @@ class _Minute:
         }
 
 
-def train_step(state: State, batch: Batch) -> dict[str, float]:
-    """One step of the optimiser; the losses and the norm of the gradient."""
+def train_step(state: State, batch: Batch, answer: Forward | None = None) -> dict[str, float]:
+    """One step of the optimiser; the losses and the norm of the gradient.
+
+    answer: the network's own ``answer``, compiled.
+    """
     plan, model = state.plan, state.model
+    answer = answer or model.answer
     device = next(model.parameters()).device
     rgb, flow, depth, present, xy, seen = (
         torch.from_numpy(values).to(device, non_blocking=True)
@@ -80,30 +86,30 @@ def train_step(state: State, batch: Batch) -> dict[str, float]:
     planes = model.planes(rgb.float(), flow, depth, present)
     planes = planes.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
-        answer = model.answer(planes, present)
-    parts = losses(answer, xy, seen > 0, model.grid)
+        found = answer(planes, present)
+    parts = losses(found, xy, seen > 0, model.grid)
     norm = descend(state, parts["total"], len(xy))
     return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": norm}
 
 
 def train(
-    state: State, stores: tuple[str, ...], films: str | None, folder: Path, limits: Limits,
-    workers: int = 0, look: Look | None = None,
+    state: State, recipe: Recipe, folder: Path, limits: Limits,
+    workers: int = 0, look: Look | None = None, answer: Forward | None = None,
 ) -> int:  # fmt: skip
     """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0.
 
-    look: what is measured of the mean weights every ``limits.measure_s``.
+    look: what is measured of the mean weights every ``limits.measure_s``; answer: the network's
+    own, compiled.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cut_curve(folder, state.step)
-    recipe = state.recipe(stores, films)
     source = made_ahead(partial(opened, recipe), state.offset + state.step, workers)
     begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps
     minute = _Minute()
     with stop_requests() as asked:
         while not asked and not state.finished() and (until is None or state.step < until):
-            minute.add(train_step(state, next(source)))
+            minute.add(train_step(state, next(source), answer))
             now = time.monotonic()
             state.seconds += now - last
             last = now
@@ -163,6 +169,8 @@ def averaged(state: State) -> MambaPoseNano:
 @click.command(context_settings={"show_default": True})
 @click.option("--store", "stores", type=click.Path(exists=True, file_okay=False), multiple=True,
               required=True, help="Folder of export.train.render; may be repeated.")  # fmt: skip
+@click.option("--estimates", type=click.Path(exists=True, dir_okay=False),
+              help="File of export.train.estimates, for samples with real flow.")  # fmt: skip
 @click.option("--assets", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder with frames of free films for backgrounds.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True,
@@ -181,15 +189,18 @@ def averaged(state: State) -> MambaPoseNano:
 @click.option("--batch", type=click.IntRange(1), default=32)
 @click.option("--rate", type=float, default=2e-3, help="Learning rate.")
 @click.option("--bf16", is_flag=True, help="Products in bfloat16; the scan stays float32.")
+@click.option("--muon/--adamw", default=False, help="What trains the inner layers.")
+@click.option("--compile", "compiled", is_flag=True,
+              help="Compile the network first: needs a C++ compiler and a minute.")  # fmt: skip
 @click.option("--seed", type=int, default=0)
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
 @click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
 def main(
-    stores: tuple[str, ...], assets: Path | None, out: Path, held_out: Path | None,
-    measure_minutes: float, minutes: float | None,
+    stores: tuple[str, ...], estimates: str | None, assets: Path | None, out: Path,
+    held_out: Path | None, measure_minutes: float, minutes: float | None,
     steps: int | None, decay_steps: int | None, device: str, resume: bool,
-    start_from: Path | None, batch: int, rate: float, bf16: bool, seed: int,
-    threads: int | None, workers: int,
+    start_from: Path | None, batch: int, rate: float, bf16: bool, muon: bool, compiled: bool,
+    seed: int, threads: int | None, workers: int,
 ) -> None:  # fmt: skip
     """Train mambapose-nano; checkpoints resume exactly.
 
@@ -200,13 +211,13 @@ def main(
             raise ExportError("a CUDA device was wanted, torch finds none; use --device cpu")
         if threads is not None:
             torch.set_num_threads(threads)
-        plan = Plan(seed=seed, batch=batch, rate=rate, bf16=bf16)
+        plan = Plan(seed=seed, batch=batch, rate=rate, bf16=bf16, muon=muon)
         state = _state(plan, torch.device(device), out, resume, start_from)
         if decay_steps is not None:
             state.decay = (state.step, decay_steps)
         if state.plan.bf16:
             scan_in_float32(device)
-        films = films_in(assets)
+        recipe = state.recipe(stores, films_in(assets), estimates)
         words = " ".join(["python -m mambapose.export.train.pose2d", *sys.argv[1:]])
         version = str(torch.__version__)
         made = {"step": state.step, "command": words, "device": device, "torch": version}
@@ -214,7 +225,8 @@ def main(
         click.echo(f"mambapose-nano: step {state.step}, {torch.get_num_threads()} threads, {plan}")
         limits = Limits(minutes, steps, measure_s=60 * measure_minutes)
         look = None if held_out is None else look_at(held_out, assets)
-        number = train(state, stores, films, out, limits, workers, look)
+        answer = torch.compile(state.model.answer, dynamic=False) if compiled else None
+        number = train(state, recipe, out, limits, workers, look, answer)
     except MambaPoseError as err:
         click.echo(f"error: {err}", err=True)
         sys.exit(1)

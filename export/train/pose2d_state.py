@@ -13,14 +13,20 @@ from safetensors import SafetensorError, safe_open
 
 from mambapose.export.models import mambapose_nano
 from mambapose.export.train.lift_state import read
+from mambapose.export.train.muon import MuonAdamW
 from mambapose.export.train.pose2d_data import Recipe
 from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
 from mambapose.runtime.errors import ExportError
 
+ENDS = ("stem", "heat_head", "absent_head", "side_out")  # first and last layers
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What may not change while a run lasts, beside the stores it draws from."""
+    """What may not change while a run lasts, beside the stores it draws from.
+
+    muon: inner layers are trained by Muon, the others by AdamW.
+    """
 
     seed: int = 0
     batch: int = 32
@@ -30,6 +36,7 @@ class Plan:
     average: float = 0.999
     clip_norm: float = 5.0
     bf16: bool = False
+    muon: bool = False
 
 
 @dataclass
@@ -46,9 +53,11 @@ class State(RunState):
     def count(self, samples: int) -> None:
         self.samples += samples
 
-    def recipe(self, stores: tuple[str, ...], films: str | None) -> Recipe:
+    def recipe(
+        self, stores: tuple[str, ...], films: str | None, estimates: str | None = None
+    ) -> Recipe:
         """What batches are drawn from."""
-        return Recipe(stores, films, self.plan.seed, self.plan.batch)
+        return Recipe(stores, films, self.plan.seed, self.plan.batch, estimates)
 
 
 def fresh(plan: Plan, device: torch.device) -> State:
@@ -57,7 +66,8 @@ def fresh(plan: Plan, device: torch.device) -> State:
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(plan.seed)
-    return State(plan, model, average, adamw(plan, model))
+    optimiser = MuonAdamW(plan, model, ENDS) if plan.muon else adamw(plan, model)
+    return State(plan, model, average, optimiser)
 
 
 def save(state: State, folder: Path) -> Path:

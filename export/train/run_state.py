@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,17 @@ class RunPlan(Protocol):
     def average(self) -> float: ...
 
 
+class Optimiser(Protocol):
+    """What a loop needs of an optimiser; torch's have it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    def step(self) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
 @dataclass
 class RunState:
     """A run: its plan, the network, the running mean of its weights, the optimiser, the counts.
@@ -44,7 +55,7 @@ class RunState:
     plan: Any
     model: nn.Module
     average: dict[str, Tensor]
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
     step: int = 0
     seconds: float = 0.0
     decay: tuple[int, int] | None = None
@@ -125,11 +136,13 @@ def mean_weights(state: RunState) -> Iterator[nn.Module]:
         state.model.train()
 
 
-def adamw(plan: RunPlan, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and UNDECAYED are not decayed."""
+def adamw(plan: RunPlan, model: nn.Module, without: Collection[str] = ()) -> torch.optim.Optimizer:
+    """AdamW of all parameters but ``without``; biases, norms and UNDECAYED are not decayed."""
     whole: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
+        if name in without:
+            continue
         bare = parameter.ndim < 2 or name.endswith(UNDECAYED)
         (free if bare else whole).append(parameter)
     groups = [

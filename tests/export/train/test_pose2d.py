@@ -14,7 +14,7 @@ pytest.importorskip("cv2", reason="opencv is not installed (extra train)")
 
 from mambapose.export.models import mambapose_nano as nano
 from mambapose.export.train import pose2d, pose2d_measure, pose2d_state
-from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, batch_of
+from mambapose.export.train.pose2d_data import HALF, BatchSource, Recipe, batch_of_rows, row_of
 from mambapose.export.train.pose2d_loss import losses, side_vectors, targets
 from mambapose.export.train.pose2d_measure import CLEAN, combination_metrics, held_out_source
 from mambapose.export.train.pose2d_state import Plan
@@ -71,7 +71,8 @@ def test_joints_and_flow_are_in_pixels_of_the_whole_crop(
     monkeypatch.setattr(pose2d_measure, "estimated_flow", lambda flow, _: flow)
     source = SampleSource(Stores([Path(stores[0])]), seed=1, mixture=CLEAN, size=HALF)
     sample = source.sample(0)
-    batch = batch_of([sample], np.ones((1, 2), np.float32), np.random.default_rng(0))
+    present = np.ones((1, 2), np.float32)
+    batch = batch_of_rows([row_of(sample, present[0], np.random.default_rng(0))], present)
     assert batch.rgb.shape == (1, 3, *HALF)
     ankles, eyes = batch.xy[0, 15:17, 1].mean(), batch.xy[0, 1:3, 1].mean()
     assert 256 / 1.25 * 0.8 < ankles - eyes < 256 / 1.25
@@ -121,12 +122,12 @@ def test_resumes_exactly_and_learns(stores: tuple[str, ...], tmp_path: Path) -> 
     """20 steps in one go, and in two with a new process's worth of state between."""
     plan = Plan(batch=6, warmup=5, rate=1e-3)
     whole = pose2d_state.fresh(plan, CPU)
-    pose2d.train(whole, stores, None, tmp_path / "whole", Limits(steps=20))
+    pose2d.train(whole, whole.recipe(stores, None), tmp_path / "whole", Limits(steps=20))
     half = pose2d_state.fresh(plan, CPU)
-    pose2d.train(half, stores, None, tmp_path / "half", Limits(steps=8))
+    pose2d.train(half, half.recipe(stores, None), tmp_path / "half", Limits(steps=8))
     again = pose2d_state.resumed(tmp_path / "half", CPU)
     assert (again.step, again.samples) == (8, 48)
-    pose2d.train(again, stores, None, tmp_path / "half", Limits(steps=12))
+    pose2d.train(again, again.recipe(stores, None), tmp_path / "half", Limits(steps=12))
     for name, tensor in whole.average.items():
         assert torch.equal(tensor, again.average[name]), name
     lines = (tmp_path / "half" / "curve.jsonl").read_text().splitlines()
