@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import Card, facts_from_file, read_card
+from mambapose.export.weights import PERSON, Card, facts_from_file, read_card
 from mambapose.runtime.bundle import (
     STAGES,
     Bundle,
@@ -177,6 +177,13 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     facts = facts_from_file(file)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
+    if facts.joints == PERSON:
+        if stage.network.module != "posemamba":
+            raise ExportError(
+                f"{file}: joints of the picture were wanted for {stage.network.name}, the weights "
+                f"are for those of the {PERSON}; export them with --lift3d posemamba-s"
+            )
+        model.centred = True
     licence = facts.licence or stage.network.weights_licence
     weights = WeightsEntry(
         file.name,

@@ -7,7 +7,8 @@ The card, ``<network>.json``, is written by the training. What is read of it her
     headline  {name: number}, what a user should know of its accuracy
 
 A checkpoint, shipped or not, may say more of itself in its safetensors metadata: ``unit`` of a
-lifter's answer, ``label``, ``licence``.
+lifter's answer, ``joints`` it was trained on (``person``: in the person's own coordinates),
+``label``, ``licence``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
 FOLDER = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"
 LABELS = ("demonstration", "trained")
+PERSON = "person"
 MAX_HEADLINES = 8
 _REINSTALL = "install mambapose again, or give other weights with --weights"
 
@@ -33,6 +35,7 @@ class Facts:
     """What a checkpoint says of itself; None: nothing. half: every tensor is FP16."""
 
     unit: str | None = None
+    joints: str | None = None
     label: str | None = None
     licence: str | None = None
     half: bool = False
@@ -60,7 +63,7 @@ def shipped_weights(network: str) -> Path | None:
 def facts_from_file(path: Path) -> Facts:
     """What a checkpoint says of itself; only .safetensors files can.
 
-    ExportError when such a file is damaged or states a unit that is not known.
+    ExportError when such a file is damaged or states a unit or joints that are not known.
     """
     if path.suffix != SUFFIX:
         return Facts()
@@ -80,7 +83,13 @@ def facts_from_file(path: Path) -> Facts:
             f"{path}: unit {BODY_HEIGHTS} or {IMAGE_UNITS} was wanted in its metadata, found "
             f"{unit!r}; correct it where the file was written"
         )
-    return Facts(unit, _shown(said.get("label")), said.get("licence"), half)
+    joints = said.get("joints")
+    if joints not in (None, PERSON):
+        raise ExportError(
+            f"{path}: joints {PERSON} or none were wanted in its metadata, found {joints!r}; "
+            "correct it where the file was written"
+        )
+    return Facts(unit, joints, _shown(said.get("label")), said.get("licence"), half)
 
 
 def read_card(weights: Path) -> Card:

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from mambapose.export.checkpoints import KeyTable
 from mambapose.export.models.mambapose import standardised
-from mambapose.export.models.posemamba import JOINTS, PoseMamba, lift_graph
+from mambapose.export.models.posemamba import JOINTS, PoseMamba, lift_graph, person_coordinates
 from mambapose.export.models.seeds import seeded
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 CUES = ("score", "depth", "flow")
 CHANNELS = 9
-SMALLEST = 1e-3  # size of a person, in half widths of the picture; its square fits FP16
 PLACES = 0.5  # deviation of the first joint embeddings: as much as a joint's own place varies
 
 
@@ -57,14 +56,11 @@ class MambaPose3D(PoseMamba):
             for flag, cue in zip(flags, (score[..., None], depth[..., None], flow), strict=True)
         )
         absent = (present <= 0.5).to(flow.dtype) @ self.missing_embed
-        centre = keypoints.mean(2, keepdim=True)
-        inside = keypoints - centre
-        spread = inside.square().mean((1, 2, 3), keepdim=True)
-        size = torch.sqrt(torch.clamp(spread, min=SMALLEST**2))
+        inside, centre, size = person_coordinates(keypoints)
         whole = torch.cat([centre, size.expand_as(centre[..., :1])], -1)
         joints = torch.cat(
             [
-                inside / size,
+                inside,
                 score,
                 standardised(depth),
                 flow / size,

@@ -35,6 +35,7 @@ from mambapose.runtime.types import GraphSpec, TensorSpec
 JOINTS = 17
 ROUTES = 4
 EPS = 1e-6
+SMALLEST = 1e-3  # size of a person, in half widths of the picture; its square fits FP16
 
 # Token j also receives token WALK[j] of its frame: an added gather, not a permutation.
 WALK = (0, 0, 1, 2, 3, 0, 4, 5, 6, 8, 11, 12, 13, 8, 14, 15, 16)
@@ -185,11 +186,27 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class PoseMamba(nn.Module):
-    """(B, T, J, channels) -> (B, T, J, 3), T at most 243; joint 0 is not yet at the origin."""
+def person_coordinates(keypoints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Joints (B, T, J, 2) of a picture as a person's own: relative to the centre of their frame, in
+    units of the person's size in the clip; the centres (B, T, 1, 2) and the sizes (B, 1, 1, 1).
+    """
+    centre = keypoints.mean(2, keepdim=True)
+    inside = keypoints - centre
+    spread = inside.square().mean((1, 2, 3), keepdim=True)
+    size = torch.sqrt(torch.clamp(spread, min=SMALLEST**2))
+    return inside / size, centre, size
 
-    def __init__(self, width: int, depth: int, channels: int = 2) -> None:
+
+class PoseMamba(nn.Module):
+    """(B, T, J, channels) -> (B, T, J, 3), T at most 243; joint 0 is not yet at the origin.
+
+    centred: the weights were trained on ``person_coordinates``, not on joints of the picture as
+    the published ones; the network then changes them first.
+    """
+
+    def __init__(self, width: int, depth: int, channels: int = 2, *, centred: bool = False) -> None:
         super().__init__()
+        self.centred = centred
         self.Spatial_patch_to_embedding = nn.Linear(channels, width)
         self.Spatial_pos_embed = nn.Parameter(torch.empty(1, JOINTS, width))
         self.Temporal_pos_embed = nn.Parameter(torch.empty(1, MAX_CLIP, width))
@@ -202,6 +219,8 @@ class PoseMamba(nn.Module):
             nn.init.trunc_normal_(tensor, std=0.02)
 
     def forward(self, keypoints: Tensor) -> Tensor:
+        if self.centred:
+            keypoints = person_coordinates(keypoints)[0]
         return self.lift(self.Spatial_patch_to_embedding(keypoints))
 
     def lift(self, x: Tensor) -> Tensor:
@@ -263,9 +282,9 @@ def _swapped(x: Tensor) -> Tensor:
     return x.index_select(2, torch.tensor(MIRROR))
 
 
-def build(*, seed: int = 0, width: int = 64, depth: int = 10) -> PoseMamba:
+def build(*, seed: int = 0, width: int = 64, depth: int = 10, centred: bool = False) -> PoseMamba:
     """A seeded random PoseMamba with the official keys; depth counts pairs of blocks."""
-    return seeded(lambda: PoseMamba(width, depth), seed)
+    return seeded(lambda: PoseMamba(width, depth, centred=centred), seed)
 
 
 def graphs(

@@ -20,6 +20,7 @@ import torch
 from mambapose.export.train import lift_curve, lift_eval, lift_state
 from mambapose.export.train.card_text import markdown
 from mambapose.export.train.motion import FILE
+from mambapose.export.weights import PERSON
 from mambapose.runtime.bundle import file_sha256
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.lifting import BODY_HEIGHTS
@@ -143,6 +144,8 @@ def ship(
     file.parent.mkdir(parents=True, exist_ok=True)
     said = {"unit": BODY_HEIGHTS, "trained_by": "mambapose", "label": label, "licence": LICENCE,
             "credit": CREDIT}  # fmt: skip
+    if content["plan"]["network"] == "posemamba-s":
+        said["joints"] = PERSON
     save_file(weights, file, metadata={**said, **lift_state.metadata(content)})
     file.chmod(0o644)  # save_file leaves it to its owner alone
     data = data / FILE if data.is_dir() else data

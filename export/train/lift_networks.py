@@ -13,6 +13,7 @@ from mambapose.export.train import lift_baselines
 from mambapose.runtime.errors import ExportError
 
 NETWORKS = ("posemamba-s", "mambapose3d", *lift_baselines.BASELINES)
+TYPICAL_SIZE = 0.15  # median in training (lift_data), half widths of the picture
 INPUTS = ("keypoints", "score", "depth", "flow", "present")
 
 
@@ -29,8 +30,11 @@ def build(name: str, seed: int, *, cues: bool = False, pairs: int | None = None)
     if name in lift_baselines.BASELINES:
         return lift_baselines.build(name, seed=seed, cues=cues, pairs=pairs)
     depth = {} if pairs is None else {"depth": pairs}
-    module = mambapose3d if name == "mambapose3d" else posemamba
-    made: nn.Module = module.build(seed=seed, **depth)
+    made: nn.Module
+    if name == "mambapose3d":
+        made = mambapose3d.build(seed=seed, **depth)
+    else:
+        made = posemamba.build(seed=seed, centred=True, **depth)
     return made
 
 
@@ -43,6 +47,17 @@ def lifted(model: nn.Module, inputs: Mapping[str, Tensor], cues: bool) -> Tensor
         xyz: Tensor = model(*(inputs[name] for name in names)).float()
     root = torch.arange(xyz.shape[2], device=xyz.device)[:, None] == 0
     return torch.where(root, torch.zeros_like(xyz), xyz)
+
+
+def without_cues(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a centred posemamba-s that answers what mambapose3d answers without any cue to a
+    person of TYPICAL_SIZE in the middle of the picture."""
+    found = dict(weights)
+    first, bias = "Spatial_patch_to_embedding.weight", "Spatial_patch_to_embedding.bias"
+    columns, absent = found[first], found.pop("missing_embed")
+    found[first] = columns[:, :2].clone()
+    found[bias] = found[bias] + absent.sum(0) + TYPICAL_SIZE * columns[:, 8]
+    return found
 
 
 def parameters(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mambapose.export.train.lift_curve import curves
-from mambapose.export.train.lift_networks import build, takes_cues
+from mambapose.export.train.lift_networks import build, takes_cues, without_cues
 from mambapose.export.train.muon import MuonAdamW
 from mambapose.export.train.run_state import (
     CHECKPOINT,
@@ -149,7 +149,8 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
 
 
 def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
-    """A new run from the mean weights of another of the same kind, deeper or of longer windows.
+    """A new run from the mean weights of another of the same kind, deeper or of longer windows;
+    posemamba-s also from mambapose3d.
 
     Blocks that the other run lacks come last and start as the identity (their last maps are zero);
     frames that it lacks take positions stretched from those it has. Short and shallow first is
@@ -157,13 +158,16 @@ def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
     """
     content = read(folder)
     old = plan_from_json(content["plan"])
-    if (old.network, old.cues) != (plan.network, plan.cues):
+    source = content["average"]
+    if (old.network, plan.network) == ("mambapose3d", "posemamba-s"):
+        source = without_cues(source)
+    elif (old.network, old.cues) != (plan.network, plan.cues):
         raise ExportError(
             f"a run of {plan.network} was wanted to start from, {folder} is of {old.network}"
         )
     state = fresh(plan, device)
     weights = {name: tensor.cpu().clone() for name, tensor in state.average.items()}
-    known = {name: tensor for name, tensor in content["average"].items() if name in weights}
+    known = {name: tensor for name, tensor in source.items() if name in weights}
     for name in weights.keys() - known.keys():
         if name.endswith(("out_proj.weight", "fc2.weight", "fc2.bias")):
             weights[name].zero_()

@@ -158,6 +158,24 @@ def test_graph_agrees_with_torch_at_any_length(relative_error, short_graph, run_
     assert relative_error(found[:, :, 1:], wanted[:, :, 1:]) <= 1e-4
 
 
+def test_a_centred_network_sees_the_person_not_the_picture(relative_error, run_onnx):
+    """Weights of our own: in the graph joints are centred and scaled first (decision 0007)."""
+    model = posemamba.build(width=16, depth=1, seed=5, centred=True)
+    plain = posemamba.build(width=16, depth=1, seed=5)
+    x = keypoints(2, 5)
+    centre = x.mean(2, keepdims=True)
+    size = np.sqrt(np.square(x - centre).mean((1, 2, 3), keepdims=True))
+    with torch.no_grad():
+        wanted = plain(torch.from_numpy(((x - centre) / size).astype(np.float32))).numpy()
+        published = plain(torch.from_numpy(x)).numpy()
+    wanted[:, :, 0] = published[:, :, 0] = 0
+    graph = exported(model, 5)
+    for moved in (x, (1.7 * x + 0.4).astype(np.float32)):
+        found = run_onnx(graph, {"keypoints": moved}, None)["xyz"]
+        assert relative_error(found, wanted) <= 1e-4
+        assert relative_error(found, published) > 1e-2
+
+
 def test_flip_is_the_average_with_the_mirrored_mirror_image(relative_error, run_onnx):
     model = posemamba.build(width=16, depth=1, seed=5)
     x = keypoints(2, 5)

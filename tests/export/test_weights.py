@@ -167,6 +167,16 @@ def test_the_unit_is_that_of_the_weights(
     assert loaded.half
 
 
+def test_joints_are_those_the_weights_were_trained_on(tmp_path: Path) -> None:
+    file = ship(tmp_path / "w", {"unit": "body_height", "joints": "person"})
+    model = build.load_network(lifter(weights={"lift3d": file}), 0, print).model
+    assert model.centred
+    file = ship(tmp_path / "v", {"unit": "body_height"})
+    assert not build.load_network(lifter(weights={"lift3d": file}), 0, print).model.centred
+    with pytest.raises(ExportError, match=r"joints person or none were wanted .* found 'hip'"):
+        facts_from_file(ship(tmp_path / "u", {"joints": "hip"}))
+
+
 def test_a_unit_nobody_knows_is_refused(tmp_path: Path) -> None:
     path = ship(tmp_path / "w", {"unit": "inch"})
     with pytest.raises(ExportError, match=r"body_height or image was wanted .* found 'inch'"):

@@ -83,7 +83,7 @@ def test_the_card_can_be_read(written: Path) -> None:
 def test_the_export_takes_what_was_written(written: Path) -> None:
     file = written.with_name("some.lifter.safetensors")
     facts = shipped.facts_from_file(file)
-    assert facts == shipped.Facts("body_height", "demonstration", "Apache-2.0", half=True)
+    assert facts == shipped.Facts("body_height", None, "demonstration", "Apache-2.0", half=True)
     assert shipped.read_card(file).label == "demonstration"
 
 

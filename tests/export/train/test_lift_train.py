@@ -14,9 +14,17 @@ import torch
 from click.testing import CliRunner
 
 from mambapose.export.models import selective
+from mambapose.export.models.posemamba import person_coordinates
 from mambapose.export.train import lift, lift_curve, lift_state
 from mambapose.export.train.lift_loss import SCALED, VELOCITY, losses
-from mambapose.export.train.lift_networks import NETWORKS, build, lifted, parameters, takes_cues
+from mambapose.export.train.lift_networks import (
+    NETWORKS,
+    TYPICAL_SIZE,
+    build,
+    lifted,
+    parameters,
+    takes_cues,
+)
 from mambapose.export.train.lift_state import Plan
 from mambapose.export.train.motion import clips_from_file
 from mambapose.export.train.run_state import CHECKPOINT, mean_weights
@@ -198,6 +206,36 @@ def test_a_deeper_and_longer_run_starts_where_a_shallow_one_ended(
     again = lift_state.resumed(tmp_path / "long", CPU)
     assert again.plan == plan
     assert again.notes["before"]["plan"]["pairs"] == 1
+
+
+def test_the_lifters_inner_layers_can_be_muons(motion_folder: Path, tmp_path: Path) -> None:
+    plan = replace(TINY, muon=True)
+    unbroken = _run(motion_folder, tmp_path / "a", plan, 3)
+    _same(unbroken, _run(motion_folder, tmp_path / "b", plan, 1, 2))
+    plain = _run(motion_folder, tmp_path / "c", TINY, 3)
+    inner = "STEblocks.0.mlp.fc1.weight"
+    assert not torch.equal(plain.model.state_dict()[inner], unbroken.model.state_dict()[inner])
+    content, fresh = lift_state.read(tmp_path / "c"), lift_state.fresh(plan, CPU)
+    with pytest.raises(ExportError, match="found others"):  # the optimiser of the other kind
+        fresh.restore(content, ("windows",), ("mambapose3d", tmp_path))
+
+
+def test_posemamba_starts_as_mambapose3d_without_cues(motion_folder: Path, tmp_path: Path) -> None:
+    """The same answer for a person of TYPICAL_SIZE in the middle, and for the same person anywhere:
+    posemamba-s of our own sees joints in the person's coordinates."""
+    cued = _run(motion_folder, tmp_path, TINY, 2)
+    state = lift_state.started_from(tmp_path, replace(TINY, network="posemamba-s"), CPU)
+    assert state.notes["before"]["plan"]["network"] == "mambapose3d"
+    x = TYPICAL_SIZE * person_coordinates(torch.randn(2, 3, 17, 2))[0]
+    nothing = torch.zeros(2, 3, 17)
+    cues = nothing, nothing, torch.zeros(2, 3, 17, 2), torch.zeros(2, 3)
+    with torch.no_grad(), mean_weights(cued) as model:
+        wanted = model(x, *cues)
+        found = state.model.eval()(x)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        moved = state.model(2.5 * x + torch.tensor([0.3, -0.2]))
+        torch.testing.assert_close(moved, found, rtol=1e-3, atol=1e-4)
+        assert (model(2.5 * x + 0.3, *cues) - wanted).abs().max() > 1e-3
 
 
 def test_another_network_cannot_be_started_from(motion_folder: Path, tmp_path: Path) -> None:
