@@ -6,14 +6,11 @@ Ctrl-C or at the end of --decay-steps, saves, and goes on with --resume as if it
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -34,7 +31,9 @@ from mambapose.export.train.motion import (
     split_from_clips,
 )
 from mambapose.export.train.run_loop import (
+    LINE_S,
     Limits,
+    Minute,
     descend,
     made_ahead,
     scan_in_float32,
@@ -42,54 +41,6 @@ from mambapose.export.train.run_loop import (
 )
 from mambapose.export.train.run_state import CHECKPOINT, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
-
-LINE_S = 60.0
-
-
-@dataclass
-class _Minute:
-    """Sums since the last line."""
-
-    started: float = field(default_factory=time.monotonic)
-    steps: int = 0
-    windows: int = 0
-    frames: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, parts: Mapping[str, float], windows: int, frames: int) -> None:
-        self.steps += 1
-        self.windows += windows
-        self.frames += windows * frames
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def row(self, state: State) -> dict[str, Any]:
-        spent = max(time.monotonic() - self.started, 1e-9)
-        means = {name: round(value / max(self.steps, 1), 5) for name, value in self.sums.items()}
-        return {
-            "step": state.step,
-            "hours": round(state.seconds / 3600, 4),
-            **means,
-            "rate": state.rate(),
-            "windows_per_s": round(self.windows / spent, 2),
-            "frames_per_s": round(self.frames / spent, 1),
-            "peak_mib": round(peak_mib(state), 1),
-        }
-
-
-class HasModel(Protocol):
-    """A run in training, of whatever network."""
-
-    @property
-    def model(self) -> torch.nn.Module: ...
-
-
-def peak_mib(state: HasModel) -> float:
-    """Most memory used so far: of the GPU when the network is there, else of the process."""
-    device = next(state.model.parameters()).device
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def batch_shape(plan: Plan, step: int) -> tuple[int, int]:
@@ -141,12 +92,13 @@ def train(
     source = batches(state.plan, motions, state.step, workers)
     begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps
-    minute = _Minute()
+    minute = Minute()
     with stop_requests() as asked:
         while not asked and not state.finished() and (until is None or state.step < until):
             batch = next(source)
             parts = train_step(state, batch)
-            minute.add(parts, *batch.xyz.shape[:2])
+            windows, frames = batch.xyz.shape[:2]
+            minute.add(parts, windows, windows * frames)
             now = time.monotonic()
             state.seconds += now - last
             last = now
@@ -168,8 +120,10 @@ def train(
     return asked[0] if asked else 0
 
 
-def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
-    row = minute.row(state)
+def _report(state: State, folder: Path, minute: Minute) -> Minute:
+    row = minute.row(state, digits=5)
+    row["windows_per_s"] = round(minute.per_second(minute.samples), 2)
+    row["frames_per_s"] = round(minute.per_second(minute.frames), 1)
     lift_curve.append_curve(folder, row)
     click.echo(
         f"step {row['step']}  {row['hours']:.2f} h  total {row['total']:.4f}  "
@@ -177,7 +131,7 @@ def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
         f"norm {row['norm']:.2f}  {row['windows_per_s']:.1f} windows/s  "
         f"{row['frames_per_s']:.0f} frames/s  {row['peak_mib']:.0f} MiB"
     )
-    return _Minute()
+    return Minute()
 
 
 def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:

@@ -8,16 +8,13 @@ blocks.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
+from mambapose.export.train.cost import append_row, in_fresh_process, peak_mib, timed
 from mambapose.export.train.lift_loss import losses
 from mambapose.export.train.lift_networks import (
     INPUTS,
@@ -83,28 +80,6 @@ def named(network: str) -> tuple[str, int | None]:
     return name, int(pairs) if colon else None
 
 
-def timed(call: Callable[[], None], device: str) -> float:
-    """On a CPU the time of the processor, which others on the machine take no part of."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    start = clock()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (clock() - start) * 1e3
-
-
-def peak_mib(device: str, *, forget: bool = False) -> float:
-    """Most memory since it was last forgotten: of the GPU, else of the process (Linux)."""
-    if device == "cuda":
-        if forget:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / 2**20
-    if forget:  # what the imports took for a moment
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-
-
 @click.command(context_settings={"show_default": True})
 @click.option("--networks", default="posemamba-s,mambapose3d,transformer,tcn")
 @click.option("--frames", default="27,81,243")
@@ -133,16 +108,12 @@ def main(
         for length in lengths:
             for wanted in CASES:
                 words = [
-                    sys.executable, "-m", "mambapose.export.train.lift_sweep", "--case", wanted,
-                    "--networks", name, "--frames", str(length), "--batch", str(batch),
-                    "--device", device, "--repeats", str(repeats),
+                    "--case", wanted, "--networks", name, "--frames", str(length), "--batch",
+                    str(batch), "--device", device, "--repeats", str(repeats),
                 ]  # fmt: skip
-                line = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-                row = json.loads(line.splitlines()[-1])
+                row = in_fresh_process("mambapose.export.train.lift_sweep", words)
                 click.echo(f"{name:<14}{length:>5}{wanted:>10}{row['ms']:>10.1f}{row['mib']:>9.1f}")
-                if json_file is not None:
-                    with json_file.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                append_row(json_file, row)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from torch import Tensor
 from mambapose.export.models import mambapose_nano
 from mambapose.export.models.mambapose_nano import Answer, MambaPoseNano
 from mambapose.export.train import pose2d_state
-from mambapose.export.train.lift import peak_mib
 from mambapose.export.train.lift_curve import append_curve, cut_curve
 from mambapose.export.train.pose2d_data import Batch, Recipe, films_in, opened
 from mambapose.export.train.pose2d_loss import losses
 from mambapose.export.train.pose2d_state import Plan, State
 from mambapose.export.train.pose_metrics import as_row
 from mambapose.export.train.run_loop import (
+    LINE_S,
     Limits,
+    Minute,
     descend,
     made_ahead,
     scan_in_float32,
@@ -38,36 +38,9 @@ from mambapose.export.train.run_loop import (
 from mambapose.export.train.run_state import CHECKPOINT, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
-LINE_S = 60.0
 LOOK_CROPS, LOOK_AT = 75, ("rgb", "rgb+flow+depth")
 Look = Callable[[MambaPoseNano], dict[str, Any]]
 Forward = Callable[[Tensor, Tensor], Answer]
-
-
-@dataclass
-class _Minute:
-    """Sums since the last line."""
-
-    started: float = field(default_factory=time.monotonic)
-    steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, parts: Mapping[str, float]) -> None:
-        self.steps += 1
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def row(self, state: State) -> dict[str, Any]:
-        spent = max(time.monotonic() - self.started, 1e-9)
-        means = {name: round(value / max(self.steps, 1), 4) for name, value in self.sums.items()}
-        return {
-            "step": state.step,
-            "hours": round(state.seconds / 3600, 4),
-            **means,
-            "rate": state.rate(),
-            "samples_per_s": round(self.steps * state.plan.batch / spent, 1),
-            "peak_mib": round(peak_mib(state), 1),
-        }
 
 
 def train_step(state: State, batch: Batch, answer: Forward | None = None) -> dict[str, float]:
@@ -106,10 +79,10 @@ def train(
     source = made_ahead(partial(opened, recipe), state.offset + state.step, workers)
     begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps
-    minute = _Minute()
+    minute = Minute()
     with stop_requests() as asked:
         while not asked and not state.finished() and (until is None or state.step < until):
-            minute.add(train_step(state, next(source), answer))
+            minute.add(train_step(state, next(source), answer), state.plan.batch)
             now = time.monotonic()
             state.seconds += now - last
             last = now
@@ -130,15 +103,16 @@ def train(
     return asked[0] if asked else 0
 
 
-def _report(state: State, folder: Path, minute: _Minute) -> _Minute:
-    row = minute.row(state)
+def _report(state: State, folder: Path, minute: Minute) -> Minute:
+    row = minute.row(state, digits=4)
+    row["samples_per_s"] = round(minute.per_second(minute.samples), 1)
     append_curve(folder, row)
     click.echo(
         f"step {row['step']}  {row['hours']:.2f} h  total {row['total']:.3f}  "
         f"place {row['place']:.3f}  side {row['side']:.3f}  norm {row['norm']:.2f}  "
         f"{row['samples_per_s']:.0f} samples/s  {row['peak_mib']:.0f} MiB"
     )
-    return _Minute()
+    return Minute()
 
 
 def look_at(store: Path, assets: Path | None) -> Look:
@@ -222,7 +196,9 @@ def main(
         version = str(torch.__version__)
         made = {"step": state.step, "command": words, "device": device, "torch": version}
         state.notes.setdefault("commands", []).append(made)
-        click.echo(f"mambapose-nano: step {state.step}, {torch.get_num_threads()} threads, {plan}")
+        click.echo(
+            f"mambapose-nano: step {state.step}, {torch.get_num_threads()} threads, {state.plan}"
+        )
         limits = Limits(minutes, steps, measure_s=60 * measure_minutes)
         look = None if held_out is None else look_at(held_out, assets)
         answer = torch.compile(state.model.answer, dynamic=False) if compiled else None

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from mambapose.export.models import NETWORKS, vitpose
 from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from mambapose.export.train.lift_sweep import peak_mib, timed
+from mambapose.export.train.cost import append_row, in_fresh_process, peak_mib, timed
 from mambapose.export.train.world.sample import CROP
 
 
@@ -77,16 +75,10 @@ def main(networks: str, batch: int, repeats: int, json_file: Path | None, one: b
         return
     click.echo(f"{'network':<18}{'batch':>6}{'ms':>10}{'MiB':>9}")
     for name in names:
-        words = [
-            sys.executable, "-m", "mambapose.export.train.pose2d_cost", "--one", "--networks", name,
-            "--batch", str(batch), "--repeats", str(repeats),
-        ]  # fmt: skip
-        lines = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        row = json.loads(lines.splitlines()[-1])
+        words = ["--one", "--networks", name, "--batch", str(batch), "--repeats", str(repeats)]
+        row = in_fresh_process("mambapose.export.train.pose2d_cost", words)
         click.echo(f"{name:<18}{batch:>6}{row['ms']:>10.1f}{row['mib']:>9.1f}")
-        if json_file is not None:
-            with json_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        append_row(json_file, row)
 
 
 if __name__ == "__main__":

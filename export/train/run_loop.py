@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from mambapose.export.train.cost import peak_mib
 from mambapose.export.train.run_state import RunState
 from mambapose.runtime.errors import ExportError
 
+LINE_S = 60.0  # between two lines of a curve
 Made = TypeVar("Made")
 
 
@@ -57,6 +60,43 @@ def made_ahead(
         worker_init_fn=_leave_stopping_to_parent,
     )  # fmt: skip
     return iter(loader)
+
+
+@dataclass
+class Minute:
+    """Sums since the last line; samples: crops or windows, frames: of all windows."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    samples: int = 0
+    frames: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, parts: Mapping[str, float], samples: int, frames: int = 0) -> None:
+        """A step with its losses, and how much it saw."""
+        self.steps += 1
+        self.samples += samples
+        self.frames += frames
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def row(self, state: RunState, digits: int) -> dict[str, Any]:
+        """What every curve has."""
+        means = {
+            name: round(value / max(self.steps, 1), digits) for name, value in self.sums.items()
+        }
+        device = next(state.model.parameters()).device.type
+        return {
+            "step": state.step,
+            "hours": round(state.seconds / 3600, 4),
+            **means,
+            "rate": state.rate(),
+            "peak_mib": round(peak_mib(device), 1),
+        }
+
+    def per_second(self, count: int) -> float:
+        """The count over the time since the minute began."""
+        return count / max(time.monotonic() - self.started, 1e-9)
 
 
 def descend(state: RunState, loss: Tensor, samples: int) -> float:

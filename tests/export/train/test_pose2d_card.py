@@ -36,9 +36,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         {"step": 0, "command": "train it --data /home/me/cmu", "device": "cpu", "torch": "2"}
     ]
     look = pose2d.look_at(store, None)
-    pose2d.train(
-        state, (str(store),), None, folder / "run", Limits(steps=2, measure_s=0.0), look=look
-    )
+    recipe = state.recipe((str(store),), None)
+    pose2d.train(state, recipe, folder / "run", Limits(steps=2, measure_s=0.0), look=look)
     values = pose2d_card.ship(
         folder / "run", folder / "out", None, [store], count=4, known=["it sees discs"],
         costs=[{"network": "n", "parameters": 1, "batch": 2, "ms": 3.0, "mib": 4.0}],
