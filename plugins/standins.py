@@ -1,22 +1,26 @@
-"""Stand-ins for the compiled packages that public Mamba code imports: CPU machines lack them.
+"""Stand-ins for the packages that public Mamba code imports: machines without CUDA lack them.
 
-Inside ``with install_standins():`` an import of such a package finds our adapters; packages that
-are really installed are left alone. Code keeps what it imported there after the block ends.
+Inside ``with install_standins():`` an import of such a package finds our adapters and layers;
+packages that are really installed are left alone. Code keeps what it imported there after the
+block ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
-from mambapose.plugins import adapters
+from mambapose.plugins import adapters, mamba_layer
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -106,6 +110,55 @@ def _conv_backward(
     return (dx if given is None else given.copy_(dx)), dweight, dbias
 
 
+def _refusal(what: str, advice: str) -> type:
+    """A class that can be imported and named, but says why it cannot be made."""
+
+    def refuse(self: object, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"{what} was found, Mamba-1 was wanted; {advice}")
+
+    return type(what, (), {"__init__": refuse})
+
+
+class _Kernel:
+    """A triton kernel: it can be defined, decorated and indexed by its grid, not run."""
+
+    def __init__(self, function: Any) -> None:
+        self.__name__ = getattr(function, "__name__", "kernel")
+
+    def __getitem__(self, grid: object) -> _Kernel:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"triton kernel {self.__name__}: it runs on a GPU with triton only; take the code's "
+            "torch version of it"
+        )
+
+
+def _decorator(*arguments: Any, **_: Any) -> Any:
+    """triton's decorators, with arguments or bare."""
+    if len(arguments) == 1 and callable(arguments[0]):
+        return _Kernel(arguments[0])
+    return _Kernel
+
+
+class _Anything:
+    """What annotations and defaults of triton kernels name (``tl.constexpr``)."""
+
+    def __getattr__(self, name: str) -> _Anything:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> _Anything:
+        return self
+
+
+class GenerationMixin:
+    """mamba-ssm's text generation: a base class that adds nothing here."""
+
+
+_SSD = "export the network's Mamba-1 form, the scan of Mamba-2 (SSD) is another operator"
 _INTERFACE = {
     name: getattr(adapters, name)
     for name in (
@@ -117,19 +170,86 @@ _CONVOLUTION = {
     "causal_conv1d_fn": adapters.causal_conv1d_fn,
     "causal_conv1d_update": adapters.causal_conv1d_update,
 }
+_NORMS = {name: getattr(mamba_layer, name) for name in ("RMSNorm", "layer_norm_fn", "rms_norm_fn")}
+_CORE = {"fwd": _core_forward, "bwd": _core_backward}
+_MAMBA2 = {"Mamba2": _refusal("Mamba2", _SSD), "Mamba2Simple": _refusal("Mamba2Simple", _SSD)}
 STANDINS: Mapping[str, Mapping[str, Any]] = {
-    "mamba_ssm": {},
+    "mamba_ssm": {
+        "Mamba": mamba_layer.Mamba, "selective_scan_fn": adapters.selective_scan_fn,
+        "mamba_inner_fn": adapters.mamba_inner_fn, **_MAMBA2,
+    },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": _INTERFACE,
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.layer_norm": _NORMS,
+    "mamba_ssm.ops.triton.layernorm": _NORMS,
+    "mamba_ssm.modules": {},
+    "mamba_ssm.modules.mamba_simple": {"Mamba": mamba_layer.Mamba},
+    "mamba_ssm.modules.mamba2": _MAMBA2,
+    "mamba_ssm.modules.mamba2_simple": _MAMBA2,
+    "mamba_ssm.utils": {},
+    "mamba_ssm.utils.generation": {"GenerationMixin": GenerationMixin},
+    "mamba_ssm.utils.hf": {
+        name: _Kernel(None) for name in ("load_config_hf", "load_state_dict_hf")
+    },
     "causal_conv1d": _CONVOLUTION,
+    "causal_conv1d.causal_conv1d_interface": _CONVOLUTION,
     "causal_conv1d_cuda": {
         "causal_conv1d_fwd": _conv_forward,
         "causal_conv1d_bwd": _conv_backward,
     },
     "selective_scan_cuda": {"fwd": _scan_forward, "bwd": _scan_backward},
-    "selective_scan_cuda_core": {"fwd": _core_forward, "bwd": _core_backward},
-    "selective_scan_cuda_oflex": {"fwd": _core_forward, "bwd": _core_backward},
-}
+    "selective_scan_cuda_core": _CORE,
+    "selective_scan_cuda_oflex": _CORE,
+    "triton": {
+        "jit": _decorator, "autotune": _decorator, "heuristics": _decorator, "Config": _Anything(),
+        "cdiv": lambda x, y: -(-x // y),
+    },
+    "triton.language": {"constexpr": _Anything()},
+}  # fmt: skip
+
+
+@dataclass
+class StandIns:
+    """offered: the modules stood in for; used: what was taken from them, ``module.name``, in the
+    order of the first time."""
+
+    offered: tuple[str, ...]
+    used: list[str] = field(default_factory=list)
+
+
+class _StandIn(ModuleType):
+    """A module whose names are handed out, and noted, one by one."""
+
+    def __init__(self, name: str, noted: StandIns) -> None:
+        super().__init__(name, f"Stand-in of mambapose for {name}.")
+        self.__all__ = list(STANDINS[name])
+        self.__spec__ = ModuleSpec(name, None)
+        self.__dict__["_noted"] = noted
+
+    def __getattr__(self, name: str) -> Any:
+        offered = STANDINS[self.__name__]
+        if name in offered:
+            whole = f"{self.__name__}.{name}"
+            if whole not in (used := self.__dict__["_noted"].used):
+                used.append(whole)
+            return offered[name]
+        if self.__name__ == "triton.language" and not name.startswith("__"):
+            return _Anything()
+        raise AttributeError(f"module {self.__name__!r} (a stand-in) has no attribute {name!r}")
+
+
+# What torch decides once, when it first looks: whether triton is there.
+_TORCH_LOOKS = ("torch.utils._triton", "torch._inductor.runtime.hints",
+                "torch._inductor.runtime.triton_compat")  # fmt: skip
+
+
+def _let_torch_look() -> None:
+    """Before a stand-in for triton is seen, torch has to know that there is none."""
+    for name in _TORCH_LOOKS:
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            getattr(module, "has_triton_package", bool)()
 
 
 def _is_missing(package: str) -> bool:
@@ -137,14 +257,15 @@ def _is_missing(package: str) -> bool:
 
 
 @contextlib.contextmanager
-def install_standins() -> Iterator[tuple[str, ...]]:
-    """Names of the modules that are stood in for while the block runs."""
+def install_standins() -> Iterator[StandIns]:
+    """What is stood in for while the block runs, and what of it was used."""
     packages = {name.partition(".")[0] for name in STANDINS}
     missing = {package for package in packages if _is_missing(package)}
-    used = tuple(name for name in STANDINS if name.partition(".")[0] in missing)
-    for name in used:
-        module = ModuleType(name, f"Stand-in of mambapose for {name}.")
-        module.__dict__.update(STANDINS[name])
+    if "triton" in missing:
+        _let_torch_look()
+    noted = StandIns(tuple(name for name in STANDINS if name.partition(".")[0] in missing))
+    for name in noted.offered:
+        module = _StandIn(name, noted)
         if any(other.startswith(f"{name}.") for other in STANDINS):
             module.__path__ = []  # a package: its submodules are looked up in sys.modules
         sys.modules[name] = module
@@ -152,7 +273,7 @@ def install_standins() -> Iterator[tuple[str, ...]]:
         if parent:
             setattr(sys.modules[parent], child, module)
     try:
-        yield used
+        yield noted
     finally:
-        for name in used:
+        for name in noted.offered:
             sys.modules.pop(name, None)
