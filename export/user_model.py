@@ -1,0 +1,231 @@
+"""A network from the user's own code: found, built, and asked what it answers.
+
+    with user_code(folder) as noted:
+        model = built("package.module:factory", noted)
+        spec = contract("name", model, inputs_from_texts(["x:float32:N,243,17,2"]))
+
+While the block runs, the folder comes first on the import path and packages that need CUDA are
+stood in for (plugins/standins.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambapose.plugins.standins import StandIns, install_standins
+from mambapose.runtime.errors import ExportError
+from mambapose.runtime.types import GraphSpec, TensorSpec
+
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+FREE = 2  # size of a free dimension while outputs are asked for
+EXAMPLE = "x:float32:1,243,17,2"
+
+
+@contextlib.contextmanager
+def user_code(folder: Path) -> Iterator[StandIns]:
+    """The user's folder first on the import path, and stand-ins for what is missing here."""
+    known = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        with install_standins() as noted:
+            yield noted
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        # Another network may bring modules of the same names.
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).is_relative_to(folder):
+                del sys.modules[name]
+
+
+def inputs_from_texts(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """NAME:DTYPE:SIDES strings; a side is a whole number, or a name such as N for a free one."""
+    found = []
+    for text in texts:
+        name, _, rest = text.partition(":")
+        dtype, _, sides = rest.partition(":")
+        shape = tuple(_side(side.strip(), text) for side in sides.split(",")) if sides else ()
+        if not name.isidentifier() or dtype not in DTYPES or not shape:
+            raise ExportError(
+                f"--inputs NAME:DTYPE:SIDES was wanted, such as {EXAMPLE}, found {text!r}; the "
+                f"types are {', '.join(DTYPES)}"
+            )
+        found.append(TensorSpec(name, dtype, shape))
+    names = [spec.name for spec in found]
+    if not names or len(set(names)) != len(names):
+        raise ExportError(
+            f"--inputs for every input, each with its own name, were wanted, found "
+            f"{', '.join(names) or 'none'}"
+        )
+    return tuple(found)
+
+
+def _side(text: str, whole: str) -> int | str:
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    if text.isidentifier():
+        return text
+    raise ExportError(
+        f"a side of an input is a number from 1 on or a name, found {text!r} in {whole!r}"
+    )
+
+
+def built(reference: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """The network that ``package.module:name`` stands for, in eval mode.
+
+    name: a function or class that is called with ``options``, or a network. ExportError, with the
+    line of the user's code where there is one.
+    """
+    module_name, colon, name = reference.partition(":")
+    if not (module_name and colon and name):
+        raise ExportError(
+            f"--model package.module:name was wanted, found {reference!r}; name the function or "
+            "class that makes the network"
+        )
+    module = _imported(module_name)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            offered = [key for key in vars(module) if not key.startswith("_")]
+            raise ExportError(
+                f"{name} was wanted in {module_name}, which has no such name; it has: "
+                f"{', '.join(offered[:12]) or 'none'}"
+            )
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise ExportError(
+                f"{reference}: a function, a class or a network was wanted, found a "
+                f"{type(found).__name__}"
+            )
+        try:
+            found = found(**(options or {}))
+        except Exception as err:
+            raise ExportError(
+                f"{reference} was called and failed: {reason(err)}; give a function without "
+                "arguments that builds the network as it was trained"
+            ) from err
+    if not isinstance(found, nn.Module):
+        raise ExportError(
+            f"{reference}: a torch.nn.Module was wanted of it, found a {type(found).__name__}"
+        )
+    network: nn.Module = found.eval()
+    return network
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as err:
+        if err.name is not None and (name == err.name or name.startswith(f"{err.name}.")):
+            raise ExportError(
+                f"module {name} was wanted, none is found from {Path.cwd()}; run the command in "
+                "the folder of your code or add it to PYTHONPATH"
+            ) from err
+        raise ExportError(
+            f"module {name} was wanted, it imports {err.name}, which is not installed "
+            f"({place(err)}); install it"
+        ) from err
+    except Exception as err:
+        raise ExportError(f"module {name} was wanted, importing it failed: {reason(err)}") from err
+
+
+def contract(
+    name: str, model: nn.Module, inputs: tuple[TensorSpec, ...], names: Sequence[str] = ()
+) -> GraphSpec:
+    """Inputs and outputs of the network, found by calling it once with zeros.
+
+    names: of the outputs; otherwise the keys of a dictionary, else ``y``, or ``y0``, ``y1``.
+    A side that follows a free side of the inputs is free under the same name.
+    """
+    answers = [_outputs(model, inputs, free) for free in (FREE, FREE + 1)]
+    given = list(answers[0])
+    if names and len(names) != len(given):
+        raise ExportError(
+            f"names for {len(given)} outputs were wanted, found {len(names)}: {', '.join(names)}"
+        )
+    free = next((s for spec in inputs for s in spec.shape if isinstance(s, str)), None)
+    specs = []
+    for label, (key, one), other in zip(
+        names or given, answers[0].items(), answers[1].values(), strict=True
+    ):
+        dtype = str(one.dtype).removeprefix("torch.")
+        sides = zip(one.shape, other.shape, strict=True)
+        shape = tuple(a if a == b else _follows(a, b, free, key) for a, b in sides)
+        specs.append(TensorSpec(label, dtype, shape))
+    return GraphSpec(name, inputs, tuple(specs))
+
+
+def _follows(a: int, b: int, free: str | None, output: str) -> str:
+    if free is None or (a, b) != (FREE, FREE + 1):
+        raise ExportError(
+            f"output {output}: sides that are fixed or those of a free input side were wanted, one "
+            f"becomes {a} and {b} for {FREE} and {FREE + 1}; give --inputs whole numbers"
+        )
+    return free
+
+
+def _outputs(model: nn.Module, inputs: tuple[TensorSpec, ...], free: int) -> dict[str, Tensor]:
+    examples = [
+        torch.zeros(
+            [free if isinstance(side, str) else side for side in spec.shape],
+            dtype=getattr(torch, spec.dtype),
+        )
+        for spec in inputs
+    ]
+    try:
+        with torch.no_grad():
+            answer = model(*examples)
+    except Exception as err:
+        shapes = ", ".join(map(str, inputs))
+        raise ExportError(
+            f"the network was called with {shapes} and failed: {reason(err)}; give --inputs as its "
+            "forward takes them"
+        ) from err
+    return flattened(answer)
+
+
+def flattened(answer: Any) -> dict[str, Tensor]:
+    """Name -> tensor of what a network returned: a tensor, a tuple or list, or a dictionary."""
+    if isinstance(answer, Tensor):
+        return {"y": answer}
+    if isinstance(answer, Mapping):
+        named = dict(answer)
+    elif isinstance(answer, (tuple, list)):
+        named = {f"y{number}": value for number, value in enumerate(answer)}
+    else:
+        named = {"": answer}
+    kept = {str(name): value for name, value in named.items() if value is not None}
+    if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
+        kinds = ", ".join(type(value).__name__ for value in named.values())
+        raise ExportError(
+            f"tensors were wanted as the network's outputs, found {kinds or 'none'}; wrap it in a "
+            "module that returns a tensor or a tuple of them"
+        )
+    return kept
+
+
+def reason(err: BaseException) -> str:
+    """``TypeError: what it says (file.py:12)``, one line."""
+    said = (str(err).strip() or "no reason given").splitlines()[0][:300]
+    return f"{type(err).__name__}: {said} ({place(err)})"
+
+
+def place(err: BaseException) -> str:
+    """File and line of the innermost frame of code that is neither ours nor torch's."""
+    frames = traceback.extract_tb(err.__traceback__)
+    foreign = ("/torch/", "/mambapose/", "<frozen", "/importlib/", str(Path(__file__).parent))
+    theirs = [frame for frame in frames if not any(part in frame.filename for part in foreign)]
+    frame = (theirs or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
