@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import PERSON, Card, facts_from_file, read_card
+from mambapose.export.weights import PERSON, Card, Facts, facts_from_file, read_card
 from mambapose.runtime.bundle import (
     STAGES,
     Bundle,
@@ -107,42 +108,58 @@ def export_stage(
     plan: Plan, stage: StagePlan, network: Loaded, folder: Path, *, trt: bool = True
 ) -> StageEntry:
     """Write the graphs, weights and gate arrays of one stage into ``folder``; its description."""
+    return written_stage(
+        stage.stage, stage.network.name, network, stage_graphs(network.model, stage, plan), folder,
+        precision=plan.precision, options=stage_options(stage, network.unit),
+        flow_iters=plan.schedule.flow_iters, seed=plan.seed, trt=trt,
+    )  # fmt: skip
+
+
+def written_stage(
+    stage: str,
+    name: str,
+    network: Loaded,
+    torch_graphs: Mapping[str, tuple[torch.nn.Module, GraphSpec]],
+    folder: Path,
+    *,
+    precision: str,
+    options: Mapping[str, str | int | bool],
+    flow_iters: int,
+    seed: int,
+    trt: bool = True,
+) -> StageEntry:
+    """Export, verify and describe the graphs of a stage; name: of the network."""
     from mambapose.export.half import rounded
     from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
     from mambapose.export.verify import Exported, verify_stage
 
-    torch_graphs = stage_graphs(network.model, stage, plan)
     if network.half:
         torch_graphs = {
-            name: (rounded(module), spec) for name, (module, spec) in torch_graphs.items()
+            graph: (rounded(module), spec) for graph, (module, spec) in torch_graphs.items()
         }
-    metadata = {"mambapose.stage": stage.stage, "mambapose.network": stage.network.name}
+    metadata = {"mambapose.stage": stage, "mambapose.network": name}
     models = {
-        name: export_graph(module, spec, opset=OPSET, metadata=metadata)
-        for name, (module, spec) in torch_graphs.items()
+        graph: export_graph(module, spec, opset=OPSET, metadata=metadata)
+        for graph, (module, spec) in torch_graphs.items()
     }
-    files = save_graphs(models, folder / "stages", stage.stage, half=network.half, trt=trt)
+    files = save_graphs(models, folder / "stages", stage, half=network.half, trt=trt)
     exported = {
-        name: Exported(module, spec, files[name], has_scan(models[name]))
-        for name, (module, spec) in torch_graphs.items()
+        graph: Exported(module, spec, files[graph], has_scan(models[graph]))
+        for graph, (module, spec) in torch_graphs.items()
     }
     verified = verify_stage(
-        stage.stage,
-        exported,
-        flow_iters=plan.schedule.flow_iters,
-        library=compiled_operator(),
-        seed=plan.seed,
+        stage, exported, flow_iters=flow_iters, library=compiled_operator(), seed=seed
     )
     return StageEntry(
-        network=stage.network.name,
-        precision=plan.precision,
+        network=name,
+        precision=precision,
         params=sum(parameter.numel() for parameter in network.model.parameters()),
         weights=network.weights,
-        graphs=describe_graphs(folder, stage.stage, exported, verified.gate),
+        graphs=describe_graphs(folder, stage, exported, verified.gate),
         gate=verified.errors,
         opset=OPSET,
         scan_spec=SPEC if any(graph.has_scan for graph in exported.values()) else None,
-        options=stage_options(stage, network.unit),
+        options=options,
     )
 
 
@@ -174,7 +191,7 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
         file = download(stage.source, tell)
     if file is None:
         return Loaded(model, WeightsEntry(None, None, trained=False), usual)
-    facts = facts_from_file(file)
+    facts, given = facts_of_weights(file)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
     if facts.joints == PERSON:
@@ -185,10 +202,8 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
             )
         model.centred = True
     licence = facts.licence or stage.network.weights_licence
-    weights = WeightsEntry(
-        file.name,
-        file_sha256(file),
-        trained=True,
+    weights = dataclasses.replace(
+        given,
         licence=stage.source.licence if stage.source else licence,
         label=card.label,
         measured=card.headline,
@@ -197,6 +212,17 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
         tell(f"{stage.stage:7} {shipped_text(file.name, weights)}")
     unit = facts.unit if usual is not None and facts.unit is not None else usual
     return Loaded(model, weights, unit, facts.half)
+
+
+def facts_of_weights(file: Path) -> tuple[Facts, WeightsEntry]:
+    """What a checkpoint says of itself, and its entry in the bundle; ExportError without a file."""
+    if not file.is_file():
+        raise ExportError(f"a checkpoint file was wanted, found none at {file}; check the path")
+    facts = facts_from_file(file)
+    entry = WeightsEntry(
+        file.name, file_sha256(file), trained=True, licence=facts.licence, label=facts.label
+    )
+    return facts, entry
 
 
 def shipped_text(name: str, weights: WeightsEntry) -> str:

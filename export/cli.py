@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mambapose.runtime.bundle import MODEL
 from mambapose.runtime.commands import GroupedCommand, run_command
 
 EPILOG = (
@@ -20,6 +21,7 @@ class ExportCommand(GroupedCommand):
 
     headings = (
         ("What", ("target", "only", "pose2d", "lift3d", "flow", "depth", "detect", "precision")),
+        ("A network of your own", ("model", "inputs", "outputs", "stage")),
         ("Weights", ("weights", "download", "untrained", "seed")),
         ("Sizes", ("size", "flow_iters", "clip_frames", "flip")),
         ("Output", ("out", "overwrite", "dry_run", "verbose", "help")),
@@ -39,6 +41,15 @@ def _pairs(
             raise click.BadParameter(f"{stage} is given twice")
         pairs[stage] = text
     return pairs
+
+
+def _weights(
+    context: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """STAGE=FILE strings as a dict; a FILE alone, for --model, under MODEL."""
+    if len(values) == 1 and "=" not in values[0]:
+        return {MODEL: values[0]}
+    return _pairs(context, param, values)
 
 
 def _sizes(
@@ -64,11 +75,26 @@ def _sizes(
 @click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
 @click.option("--precision", type=click.Choice(["fp32"]), help="Number format of the graphs.")
 @click.option(
+    "--model",
+    metavar="MODULE:NAME",
+    help="Function or class of yours that makes a network, found from this folder or PYTHONPATH.",
+)
+@click.option(
+    "--inputs",
+    multiple=True,
+    metavar="NAME:TYPE:SIDES",
+    help="Input of --model, such as x:float32:N,243,17,2; a name is a free side; repeatable.",
+)
+@click.option("--outputs", metavar="NAMES", help="Names of its outputs, with commas between.")
+@click.option(
+    "--stage", metavar="NAME", help="Its place in the pipeline: pose2d or lift3d  [default: none]"
+)
+@click.option(
     "--weights",
     multiple=True,
     metavar="STAGE=FILE",
-    callback=_pairs,
-    help="Checkpoint of a stage, in place of the one that ships; repeatable.",
+    callback=_weights,
+    help="Checkpoint of a stage, in place of the one that ships; repeatable. FILE for --model.",
 )
 @click.option(
     "--download",
@@ -97,6 +123,14 @@ def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **a
     from mambapose.export.plan import make_plan
     from mambapose.runtime.targets import target_from_name
 
+    own = {name: asked.pop(name) for name in ("model", "inputs", "outputs", "stage")}
+    if own["model"] is not None:
+        _export_own(own, asked, out, overwrite)
+        return
+    if given := [name for name, value in own.items() if value]:
+        raise click.UsageError(f"--{given[0]} belongs to --model MODULE:NAME")
+    if MODEL in asked["weights"]:
+        raise click.UsageError(f"--weights STAGE=FILE was wanted, found {asked['weights'][MODEL]}")
     if _fetched_alone(asked["download"], dry_run):
         return
     target = target_from_name(asked.pop("target"))
@@ -107,6 +141,40 @@ def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **a
         click.echo("\n".join(plan.lines()))
     if not dry_run:
         _export(plan, out or Path(f"bundle-{target.name}"), overwrite)
+
+
+def _export_own(
+    own: dict[str, Any], asked: dict[str, Any], out: Path | None, overwrite: bool
+) -> None:
+    """A network of the user's own, alone or in its place among those that ship."""
+    from mambapose.runtime.bundle import MANIFEST
+    from mambapose.runtime.staging import check_destination
+    from mambapose.runtime.targets import target_from_name
+
+    weights = asked.pop("weights")
+    allowed = ("target", "seed", "precision", "verbose")
+    others = [name for name, value in asked.items() if value and name not in allowed]
+    others += [f"weights {stage}=..." for stage in weights if stage != MODEL]
+    if others:
+        raise click.UsageError(f"--{others[0].replace('_', '-')} has no meaning beside --model")
+    out = out or Path(f"bundle-{own['stage'] or MODEL}")
+    check_destination(out, overwrite=overwrite, marker=MANIFEST)
+    _check_installed()
+    from mambapose.export.bring import Brought, build_brought
+    from mambapose.export.user_model import inputs_from_texts
+
+    names = (own["outputs"] or "").split(",")
+    brought = Brought(
+        own["model"], inputs_from_texts(own["inputs"]), tuple(filter(None, map(str.strip, names))),
+        own["stage"] or MODEL, Path(weights[MODEL]) if weights else None, seed=asked["seed"],
+    )  # fmt: skip
+    target = target_from_name(asked["target"])
+    build_brought(brought, target, out, folder=Path.cwd(), overwrite=overwrite, tell=click.echo)
+    click.echo(f"wrote {out}")
+    alone = brought.stage == MODEL
+    click.echo(
+        f"next: mp-check {out}" if alone else f"next: mp-run --engine {out} VIDEO -o results"
+    )
 
 
 def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:

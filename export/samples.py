@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mambapose.runtime.bundle import MODEL
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
@@ -75,6 +76,8 @@ def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
         flags = np.ones(shape)
         flags[1:, -1] = 0  # the second person lacks one modality
         return flags.astype(np.float32)
+    if stage == MODEL:
+        return _of_any_meaning(tensor, shape, generator)
     if stage == "lift3d":
         people, frames = shape[:2]
         if tensor.name == "keypoints":
@@ -93,3 +96,12 @@ def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
     scale = {"flow": 2.0 * MOTION_PX, "depth": 1.0}.get(tensor.name, 255.0)
     # In whole 64ths, which zip well: the arrays stay in the bundle.
     return (np.round(64 * scale * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
+
+
+def _of_any_meaning(
+    tensor: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator
+) -> Array:
+    """Normal floats, bytes, and zeros and ones of other whole numbers: small enough to index."""
+    if tensor.dtype.startswith("float"):
+        return generator.standard_normal(shape).astype(tensor.dtype)
+    return generator.integers(0, 256 if tensor.dtype == "uint8" else 2, shape).astype(tensor.dtype)

@@ -31,7 +31,8 @@ from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 FORMAT_VERSION = 2
 NEW_IN_2 = ("label", "measured")  # of the weights; version 1 is read as if they said nothing
 MANIFEST = "bundle.json"
-STAGES = ("flow", "depth", "detect", "pose2d", "lift3d")
+MODEL = "model"  # a network of the user's that takes no place in the pipeline
+STAGES = ("flow", "depth", "detect", "pose2d", "lift3d", MODEL)
 
 
 @dataclass(frozen=True)

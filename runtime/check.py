@@ -73,7 +73,7 @@ def _weights_findings(bundle: Bundle) -> Iterator[Finding]:
         weights = stage.weights
         said = [f"{what} {number:g}" for what, number in weights.measured.items()]
         if text := ", ".join([*filter(None, [weights.label]), *said]):
-            yield Finding("weights", f"{name}, {weights.file}: {text}")
+            yield Finding("weights", f"{name}, {weights.file or 'no file'}: {text}")
 
 
 def stage_finding(bundle: Bundle, stage: str, backend: str, device: str = "cpu") -> Finding:

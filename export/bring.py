@@ -1,0 +1,226 @@
+"""``mp-export --model``: a network from the user's own code to a bundle.
+
+The bundle is like any other: ``mp-check`` runs it against the stored outputs of torch, ``mp-bench``
+measures it. In the stage ``model`` it stands alone; as pose2d or lift3d it has to answer what the
+pipeline asks (STAGES_BY_CONTRACT) and takes its place there, among the networks that ship.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambapose.export.build import (
+    Loaded,
+    created_now,
+    errors_text,
+    export_stage,
+    facts_of_weights,
+    load_network,
+    written_stage,
+)
+from mambapose.export.checkpoints import load_weights
+from mambapose.export.plan import Options, make_plan
+from mambapose.export.user_model import built, contract, flattened, user_code
+from mambapose.plugins.standins import StandIns
+from mambapose.runtime.bundle import (
+    MODEL,
+    STAGES,
+    Bundle,
+    StageEntry,
+    WeightsEntry,
+    tool_version,
+    write_bundle,
+)
+from mambapose.runtime.errors import ExportError
+from mambapose.runtime.lifting import IMAGE_UNITS
+from mambapose.runtime.targets import Target
+from mambapose.runtime.types import GraphSpec, TensorSpec
+
+AS_BUILT = "as built"  # label of weights that the user's code made or loaded itself
+Tell = Callable[[str], None]
+# Inputs (those after the first may be left out) and the output; H, W, h, w, T any numbers.
+STAGES_BY_CONTRACT: Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]] = {
+    "pose2d": (
+        (
+            TensorSpec("rgb", "uint8", ("N", "H", "W", 3)),
+            TensorSpec("flow", "float32", ("N", 2, "H", "W")),
+            TensorSpec("depth", "float32", ("N", 1, "H", "W")),
+            TensorSpec("present", "float32", ("N", 2)),
+        ),
+        TensorSpec("heatmaps", "float32", ("N", 17, "h", "w")),
+    ),
+    "lift3d": (
+        (
+            TensorSpec("keypoints", "float32", ("N", "T", 17, 2)),
+            TensorSpec("score", "float32", ("N", "T", 17)),
+            TensorSpec("depth", "float32", ("N", "T", 17)),
+            TensorSpec("flow", "float32", ("N", "T", 17, 2)),
+            TensorSpec("present", "float32", ("N", 3)),
+        ),
+        TensorSpec("xyz", "float32", ("N", "T", 17, 3)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What the user asked for. model: ``package.module:name``; outputs: their names, if any; stage:
+    of the bundle; weights: a checkpoint, or None for those the network was built with.
+    """
+
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...] = ()
+    stage: str = MODEL
+    weights: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Positional(nn.Module):
+    """The network with its outputs as a tuple in the order of the contract."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[TensorSpec, ...]) -> None:
+        super().__init__()
+        self.model = model
+
+        def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(flattened(model(*tensors)).values())
+
+        # torch.export takes free sides for named arguments only, not for ``*tensors``.
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        named = [inspect.Parameter(spec.name, kind) for spec in inputs]
+        forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def build_brought(
+    brought: Brought, target: Target, out: Path, *, folder: Path, overwrite: bool, tell: Tell
+) -> Bundle:
+    """The bundle of the network, written to ``out`` whole or not at all.
+
+    folder: of the user's code. ExportError and BundleError as the steps raise them.
+    """
+    with user_code(folder) as noted:
+        fill = partial(_fill, brought, target, noted, tell)
+        return write_bundle(out, fill, overwrite=overwrite)
+
+
+def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
+    torch.manual_seed(brought.seed)
+    model = built(brought.model, brought.options)
+    network = _loaded(brought, model)
+    spec = contract("main", model, brought.inputs, brought.outputs)
+    check_contract(brought.stage, spec)
+    options: dict[str, str | int | bool] = {}
+    schedule = target.schedule
+    if brought.stage == "lift3d":
+        options["unit"] = network.unit or IMAGE_UNITS
+        frames = int(spec.inputs[0].shape[1])
+        schedule = dataclasses.replace(schedule, clip_frames=frames, hop=max(1, frames // 3))
+    if brought.stage == "pose2d":
+        height, width = (int(side) for side in spec.inputs[0].shape[1:3])
+        schedule = dataclasses.replace(schedule, pose_size=(height, width))
+    graphs = {"main": (Positional(model, brought.inputs), spec)}
+    entry = written_stage(
+        brought.stage, brought.model, network, graphs, folder,
+        precision=target.precision, options=options, flow_iters=schedule.flow_iters,
+        seed=brought.seed,
+    )  # fmt: skip
+    _tell_what_happened(entry, noted, tell)
+    stages = {**_around(brought, target, tell, folder), brought.stage: entry}
+    return Bundle(
+        path=folder,
+        tool_version=tool_version(),
+        created=created_now(),
+        target=target.name,
+        schedule=schedule,
+        stages={name: stages[name] for name in STAGES if name in stages},
+    )
+
+
+def _around(brought: Brought, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:
+    """The other stages of the pipeline, with the networks that ship; none around a lone model."""
+    if brought.stage == MODEL:
+        return {}
+    plan = make_plan(target, Options(seed=brought.seed))
+    return {
+        part.stage: export_stage(plan, part, load_network(part, plan.seed, tell), folder)
+        for part in plan.stages
+        if part.stage != brought.stage
+    }
+
+
+def _loaded(brought: Brought, model: nn.Module) -> Loaded:
+    """The network with the weights of the file, or as it was built."""
+    if brought.weights is None:
+        return Loaded(model, WeightsEntry(None, None, trained=True, label=AS_BUILT))
+    facts, weights = facts_of_weights(brought.weights)
+    load_weights(model, brought.weights, network=brought.model)
+    return Loaded(model, weights, facts.unit, facts.half)
+
+
+def _tell_what_happened(entry: StageEntry, noted: StandIns, tell: Tell) -> None:
+    if noted.used:
+        tell(f"stood in for: {', '.join(noted.used)}")
+    scans = "no selective scan" if entry.scan_spec is None else "with selective scans"
+    tell(
+        f"{entry.network}: {entry.params / 1e6:.2f} M parameters, {scans}, "
+        f"{errors_text(entry.gate)}"
+    )
+
+
+def check_contract(stage: str, spec: GraphSpec) -> None:
+    """ExportError unless the network answers what the pipeline asks of the stage."""
+    if stage == MODEL:
+        return
+    if stage not in STAGES_BY_CONTRACT:
+        raise ExportError(
+            f"--stage {', '.join((MODEL, *STAGES_BY_CONTRACT))} was wanted for a network of your "
+            f"own, found {stage}"
+        )
+    known, output = STAGES_BY_CONTRACT[stage]
+    sides: dict[str, int | str] = {}
+    wanted = {tensor.name: tensor for tensor in known}
+    for found in spec.inputs:
+        if found.name not in wanted or not _fits(found, wanted[found.name], sides):
+            raise _mismatch(stage, f"input {found}", "; ".join(map(str, known)))
+    if spec.inputs[0].name != known[0].name:
+        raise _mismatch(stage, f"{spec.inputs[0]} as the first input", str(known[0]))
+    if len(spec.outputs) != 1 or not _fits(spec.outputs[0], output, sides):
+        found_outputs = "; ".join(map(str, spec.outputs))
+        raise _mismatch(stage, f"output {found_outputs}", str(output))
+
+
+def _fits(found: TensorSpec, wanted: TensorSpec, sides: dict[str, int | str]) -> bool:
+    """Name, dtype, and every side: N free, other letters one number wherever they stand."""
+    if (found.name, found.dtype, len(found.shape)) != (
+        wanted.name, wanted.dtype, len(wanted.shape),
+    ):  # fmt: skip
+        return False
+    for have, want in zip(found.shape, wanted.shape, strict=True):
+        if want == "N":
+            if not isinstance(have, str):
+                return False
+        elif isinstance(want, str):
+            if isinstance(have, str) or sides.setdefault(want, have) != have:
+                return False
+        elif have != want:
+            return False
+    return True
+
+
+def _mismatch(stage: str, found: str, wanted: str) -> ExportError:
+    return ExportError(
+        f"stage {stage}: {wanted} was wanted (N free), found {found}; name inputs with --inputs, "
+        f"outputs with --outputs, or leave --stage out"
+    )
