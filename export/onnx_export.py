@@ -51,6 +51,8 @@ def export_graph(
     """
     import torch
 
+    from mambapose.export.refusals import explained
+
     if opset not in OPSETS:
         raise ExportError(
             f"opset {OPSETS[0]} or {OPSETS[1]} was wanted, found {opset}; "
@@ -58,6 +60,7 @@ def export_graph(
         )
     inputs, shapes = _example_inputs(spec)
     module.eval()
+    program = None
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
@@ -76,6 +79,8 @@ def export_graph(
                 verbose=False,
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as err:
+        if (why := explained(err, program)) is not None:
+            raise ExportError(f"graph {spec.name}: {why}") from err
         first = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise ExportError(
             f"graph {spec.name} was wanted in ONNX, torch {torch.__version__} could not export it: "

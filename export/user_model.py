@@ -184,6 +184,8 @@ def _outputs(model: nn.Module, inputs: tuple[TensorSpec, ...], free: int) -> dic
         )
         for spec in inputs
     ]
+    kept = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    before = {name: tensor._version for name, tensor in kept.items()}
     try:
         with torch.no_grad():
             answer = model(*examples)
@@ -193,6 +195,11 @@ def _outputs(model: nn.Module, inputs: tuple[TensorSpec, ...], free: int) -> dic
             f"the network was called with {shapes} and failed: {reason(err)}; give --inputs as its "
             "forward takes them"
         ) from err
+    if changed := [name for name, tensor in kept.items() if tensor._version != before[name]]:
+        raise ExportError(
+            f"{changed[0]} changes in place when the network is called, an exported graph keeps "
+            "nothing between calls; take the state as an input and return it"
+        )
     return flattened(answer)
 
 
@@ -225,7 +232,12 @@ def reason(err: BaseException) -> str:
 def place(err: BaseException) -> str:
     """File and line of the innermost frame of code that is neither ours nor torch's."""
     frames = traceback.extract_tb(err.__traceback__)
-    foreign = ("/torch/", "/mambapose/", "<frozen", "/importlib/", str(Path(__file__).parent))
-    theirs = [frame for frame in frames if not any(part in frame.filename for part in foreign)]
+    theirs = [frame for frame in frames if not foreign_file(frame.filename)]
     frame = (theirs or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def foreign_file(name: str) -> bool:
+    """Whether a file is ours, torch's or Python's, not the user's."""
+    parts = ("/torch/", "/mambapose/", "<frozen", "/importlib/", str(Path(__file__).parent))
+    return any(part in name for part in parts)
