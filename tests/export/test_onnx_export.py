@@ -118,16 +118,27 @@ def test_a_module_that_breaks_its_contract_is_refused(outputs, found):
     assert found in str(err.value)
 
 
-def test_a_module_that_cannot_be_traced_is_refused_in_one_line():
-    class Branching(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + 1 if x.sum() > 0 else x - 1
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
 
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no such thing\nmore of it")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Branching(), r"graph main: a branch or a size .* \(test_onnx_export.py:\d+\)"),
+        (Failing(), r"graph main was wanted in ONNX, torch .* could not export it: no such thing;"),
+    ],
+)
+def test_a_module_that_cannot_be_traced_is_refused_in_one_line(module: nn.Module, message: str):
     x = TensorSpec("x", "float32", (2,))
-    with pytest.raises(
-        ExportError, match=r"graph main was wanted in ONNX, torch .* could not export it"
-    ) as err:
-        export_graph(Branching(), GraphSpec("main", (x,), (TensorSpec("y", "float32", (2,)),)))
+    with pytest.raises(ExportError, match=message) as err:
+        export_graph(module, GraphSpec("main", (x,), (TensorSpec("y", "float32", (2,)),)))
     assert "\n" not in str(err.value)
 
 
