@@ -1,0 +1,168 @@
+"""Small modules in the style of each public family of Mamba networks, through ``--model``.
+
+Written for these tests; the families themselves are in test_public_code.py, where present.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from mambapose.export.bring import Brought, build_brought
+from mambapose.export.user_model import inputs_from_texts
+from mambapose.runtime.bundle import MODEL, read_bundle
+from mambapose.runtime.targets import TARGETS
+
+# Autograd functions around the compiled extension, four routes over an image, N states.
+CROSS_SCAN = """
+import torch
+from torch import nn
+import selective_scan_cuda_core
+
+class Routes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        batch, channels, height, width = x.shape
+        routes = x.new_empty((batch, 4, channels, height * width))
+        routes[:, 0] = x.flatten(2)
+        routes[:, 1] = x.transpose(2, 3).flatten(2)
+        routes[:, 2:] = routes[:, :2].flip(-1)
+        return routes
+
+class Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, D, bias):
+        out, x, *rest = selective_scan_cuda_core.fwd(u, delta, A, B, C, D, bias, True, 1)
+        return out
+
+class Net(nn.Module):
+    def __init__(self, width=8, states={states}, rank=2):
+        super().__init__()
+        self.project = nn.Parameter(torch.randn(4, rank + 2 * states, width) * 0.2)
+        self.steps = nn.Parameter(torch.randn(4, width, rank))
+        self.bias = nn.Parameter(torch.randn(4 * width))
+        self.logs = nn.Parameter(torch.rand(4 * width, states))
+        self.skip = nn.Parameter(torch.ones(4 * width))
+        self.parts = [rank, states, states]
+
+    def forward(self, x):
+        batch, channels, height, width = x.shape
+        routes = Routes.apply(x)
+        parts = torch.einsum("bkdl,kcd->bkcl", routes, self.project)
+        dt, B, C = parts.split(self.parts, 2)
+        dt = torch.einsum("bkrl,kdr->bkdl", dt, self.steps)
+        y = Scan.apply(
+            routes.flatten(1, 2), dt.flatten(1, 2).contiguous(), -self.logs.exp(),
+            B.contiguous(), C.contiguous(), self.skip, self.bias)
+        y = y.view(batch, 4, channels, -1)
+        y = y[:, :2] + y[:, 2:].flip(-1)
+        columns = y[:, 1].view(batch, channels, width, height).transpose(2, 3).flatten(2)
+        return (y[:, 0] + columns).view(batch, channels, height, width)
+"""
+# Bidirectional with the fused inner function and flips, fused add and norm between the layers.
+INNER = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn_no_out_proj
+from mamba_ssm.ops.triton.layer_norm import RMSNorm, rms_norm_fn
+
+class Way(nn.Module):
+    def __init__(self, inner, rank, states):
+        super().__init__()
+        self.conv = nn.Conv1d(inner, inner, 4, groups=inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.logs = nn.Parameter(torch.rand(inner, states))
+        self.D = nn.Parameter(torch.ones(inner))
+
+    def forward(self, xz):
+        return mamba_inner_fn_no_out_proj(
+            xz, self.conv.weight, self.conv.bias, self.x_proj.weight, self.dt_proj.weight,
+            -torch.exp(self.logs.float()), None, None, self.D.float(),
+            delta_bias=self.dt_proj.bias.float(), delta_softplus=True)
+
+class Layer(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.norm, self.into = RMSNorm(width), nn.Linear(width, 4 * width, bias=False)
+        self.ahead, self.back = Way(2 * width, 2, 4), Way(2 * width, 2, 4)
+        self.out = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, hidden, residual):
+        hidden, residual = rms_norm_fn(
+            hidden, self.norm.weight, self.norm.bias, residual=residual, prenorm=True,
+            residual_in_fp32=True, eps=self.norm.eps)
+        xz = self.into(hidden).transpose(1, 2)
+        y = self.ahead(xz) + self.back(xz.flip([-1])).flip([-1])
+        return F.linear(y.transpose(1, 2) / 2, self.out.weight), residual
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+
+    def forward(self, x):
+        residual = None
+        for layer in self.layers:
+            x, residual = layer(x, residual)
+        return x + residual
+"""
+# Half the channels scanned, half convolved; the scan function called with B and C per step.
+MIXED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from einops import rearrange
+from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+class Net(nn.Module):
+    def __init__(self, width=8, states=4, rank=2):
+        super().__init__()
+        half = width // 2
+        self.into, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.x_proj = nn.Linear(half, rank + 2 * states, bias=False)
+        self.dt_proj = nn.Linear(rank, half)
+        self.logs, self.D = nn.Parameter(torch.rand(half, states)), nn.Parameter(torch.ones(half))
+        self.conv = nn.Conv1d(half, half, 3, padding="same", groups=half)
+        self.parts = [rank, states, states]
+
+    def forward(self, x):
+        u, z = rearrange(self.into(x), "b l d -> b d l").chunk(2, dim=1)
+        u = F.silu(self.conv(u))
+        dt, B, C = self.x_proj(rearrange(u, "b d l -> (b l) d")).split(self.parts, -1)
+        length = u.shape[-1]
+        dt = rearrange(self.dt_proj(dt), "(b l) d -> b d l", l=length)
+        B, C = (rearrange(p, "(b l) n -> b n l", l=length).contiguous() for p in (B, C))
+        y = selective_scan_fn(
+            u, dt, -torch.exp(self.logs), B, C, self.D, z=None, delta_softplus=True,
+            delta_bias=self.dt_proj.bias.float(), return_last_state=None)
+        return self.out(rearrange(torch.cat([y, z], 1), "b d l -> b l d"))
+"""
+FAMILIES = {
+    "vmamba, 16 states": (CROSS_SCAN.replace("{states}", "16"), "x:float32:1,8,6,4", 1),
+    "vmamba, 1 state": (CROSS_SCAN.replace("{states}", "1"), "x:float32:1,8,6,4", 1),
+    "vim": (INNER, "x:float32:N,11,8", 4),
+    "mambavision": (MIXED, "x:float32:2,9,8", 1),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family: str, tmp_path: Path) -> None:
+    code, inputs, scans = FAMILIES[family]
+    if "einops" in code:
+        pytest.importorskip("einops", reason="einops, which this style uses, is not installed")
+    (tmp_path / "family_net.py").write_text(code)
+    out = tmp_path / "bundle"
+    build_brought(
+        Brought("family_net:Net", inputs_from_texts([inputs])), TARGETS["cpu"], out,
+        folder=tmp_path, overwrite=False, tell=lambda _: None,
+    )  # fmt: skip
+    bundle = read_bundle(out)
+    entry = bundle.stage(MODEL)
+    assert entry.gate["relative"] < 1e-4
+    assert entry.gate.get("native_vs_function", 0.0) < 1e-4
+    graph = onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False).graph
+    assert sum(node.op_type == "SelectiveScan" for node in graph.node) == scans
