@@ -43,7 +43,7 @@ BEST, REFINEMENTS = 3, 2
 # Mean scores over the joints: of a person to begin with, to go on with, and beyond doubt. A network
 # in training gave 0.66 and more on the sample clip, up to 0.26 on the same scene without anybody.
 FOUND, KEPT, SURE = 0.25, 0.15, 0.5
-VISIBLE = 0.6  # a joint counts from this share of the mean score, at most from MIN_SCORE
+VISIBLE = 0.8  # a joint counts from this share of the mean score, at most from MIN_SCORE
 INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
 WIDER = 1.5
 GAIN = 1.1  # a wider box must score this much better than the present one
