@@ -116,11 +116,12 @@ def measure(side: Side, job: Job, floor_kib: int) -> Row:
 
 
 def own_sides(bundle: Bundle) -> Iterator[Side]:
-    """Each stage alone, then the whole chain."""
+    """Each stage alone, then the whole chain where there is one."""
     parts = tuple((bundle, stage) for stage in bundle.stages)
     for part in parts:
         yield Side(part[1], "stage", (part,))
-    yield Side("pipeline", "pipeline", parts, kind="pipeline")
+    if "pose2d" in bundle.stages:
+        yield Side("pipeline", "pipeline", parts, kind="pipeline")
 
 
 def baseline_sides(vs: str, bundle: Bundle) -> Iterator[Side]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mambapose.benchmarks.comparison import size_of
+from mambapose.benchmarks.comparison import own_sides, size_of
 from mambapose.export.bring import AS_BUILT, Brought, build_brought, check_contract
 from mambapose.export.cli import main
 from mambapose.export.user_model import inputs_from_texts
@@ -105,6 +105,7 @@ def test_a_lone_network_is_a_bundle_like_any_other(folder: Path) -> None:
     inputs, outputs = read_gate(bundle, graph)
     assert np.abs(outputs["xyz"]).max() > 0
     assert size_of(bundle, MODEL) == "9x17x2"
+    assert [side.label for side in own_sides(bundle)] == [MODEL]  # no pipeline to measure
     # Any number of people, as the contract says.
     with load_engine(bundle, MODEL, "main") as engine:
         three = engine.run({"keypoints": np.repeat(inputs["keypoints"][:1], 3, 0)})["xyz"]
