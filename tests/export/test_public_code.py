@@ -8,6 +8,7 @@ their code is in this repository.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from mambapose.export.bring import Brought, build_brought
-from mambapose.export.models import posemamba
+from mambapose.export.models import posemamba, vim
 from mambapose.export.user_model import built, inputs_from_texts, user_code
 from mambapose.runtime.bundle import MODEL, Bundle, read_bundle
 from mambapose.runtime.targets import TARGETS
@@ -90,7 +91,7 @@ def exported(case: Public, root: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     asked = Brought("public_factory:make", inputs_from_texts([case.inputs]))
     out = tmp_path / "bundle"
-    monkeypatch.delitem(__import__("sys").modules, "public_factory", raising=False)
+    monkeypatch.delitem(sys.modules, "public_factory", raising=False)
     build_brought(
         asked, TARGETS["cpu"], out, folder=root, overwrite=False, tell=lambda _: None
     )  # fmt: skip
@@ -112,23 +113,40 @@ def test_exports_unmodified(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert sum(node.op_type == "SelectiveScan" for node in graph.node) == case.scans
 
 
+def their_answer(
+    case: Public, x: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: float
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Weights, moved a little from where they start, and answer of the public code."""
+    (tmp_path / "public_factory.py").write_text(case.code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "public_factory", raising=False)
+    with user_code(checkout(case)), torch.no_grad():
+        theirs = built("public_factory:make")
+        for parameter in theirs.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+        return theirs.state_dict(), theirs(x)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_posemamba_equals_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights in their code and in ours."""
-    case = CASES["posemamba"]
-    root = checkout(case)
-    (tmp_path / "public_factory.py").write_text(case.code)
-    monkeypatch.syspath_prepend(str(tmp_path))
     torch.manual_seed(0)
     x = torch.randn(2, 27, 17, 2)
-    with user_code(root), torch.no_grad():
-        theirs = built("public_factory:make")
-        for parameter in theirs.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        wanted = theirs(x)
-        weights = theirs.state_dict()
+    weights, wanted = their_answer(CASES["posemamba"], x, tmp_path, monkeypatch, 0.05)
     ours = posemamba.build(depth=2)
     ours.load_state_dict(weights)
     with torch.no_grad():
         found = ours(x)
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_vim_equals_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 224, 224)
+    weights, wanted = their_answer(CASES["vim"], x, tmp_path, monkeypatch, 0.02)
+    ours = vim.build()
+    ours.load_state_dict(weights)
+    with torch.no_grad():
+        found = ours.classify(ours(x))
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
