@@ -89,18 +89,25 @@ class Brought:
 class Positional(nn.Module):
     """The network with its outputs as a tuple in the order of the contract."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-        def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return tuple(flattened(model(*tensors)).values())
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flattened(self.model(*inputs)).values())
 
-        # torch.export takes free sides for named arguments only, not for ``*tensors``.
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        named = [inspect.Parameter(spec.name, kind) for spec in inputs]
-        forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-        self.forward = forward
+
+def positional(model: nn.Module, inputs: tuple[TensorSpec, ...]) -> Positional:
+    """Positional whose inputs have names: torch.export gives free sides to those only."""
+
+    class Named(Positional):
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(*inputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [inspect.Parameter(name, kind) for name in ("self", *(spec.name for spec in inputs))]
+    Named.forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    return Named(model)
 
 
 def build_brought(
@@ -130,7 +137,7 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
     if brought.stage == "pose2d":
         height, width = (int(side) for side in spec.inputs[0].shape[1:3])
         schedule = dataclasses.replace(schedule, pose_size=(height, width))
-    graphs = {"main": (Positional(model, brought.inputs), spec)}
+    graphs = {"main": (positional(model, brought.inputs), spec)}
     entry = written_stage(
         brought.stage, brought.model, network, graphs, folder,
         precision=target.precision, options=options, flow_iters=schedule.flow_iters,

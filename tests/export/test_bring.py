@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -146,6 +147,29 @@ def test_weights_are_loaded_strictly(folder: Path) -> None:
                 overwrite=False, tell=lambda _: None,
             )  # fmt: skip
         assert not (folder / "none").exists()
+
+
+def test_half_weights_are_stored_as_they_came(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    from mambapose.export.user_model import built, user_code
+
+    with user_code(folder):
+        torch.manual_seed(8)
+        network = built("brought_net:Lifter")
+    save_file({k: v.half() for k, v in network.state_dict().items()}, folder / "h.safetensors")
+    out = folder / "bundle"
+    asked = brought(weights=folder / "h.safetensors")
+    build_brought(asked, TARGETS["cpu"], out, folder=folder, overwrite=False, tell=lambda _: None)
+    bundle = read_bundle(out)
+    entry = bundle.stage(MODEL)
+    graph = onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False).graph
+    assert any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+    inputs, outputs = read_gate(bundle, entry.graphs["main"])
+    network.load_state_dict({k: v.half().float() for k, v in network.state_dict().items()})
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(inputs["keypoints"])).numpy()
+    np.testing.assert_allclose(outputs["y"], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_several_inputs_and_named_outputs(folder: Path) -> None:
