@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +27,14 @@ def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list
     with ExitStack() as stack:
         scores = []
         if "flow" in bundle.stages:
-            opened = opened_flow(
-                bundle, portrait=_portrait(truth), backend=where.backend, device=where.device,
-                threads=where.threads,
-            )  # fmt: skip
+            opened = opened_flow(bundle, portrait=_portrait(truth), **asdict(where))
             flow = stack.enter_context(opened)
             scores.append(flow_score(flow, clip.name, kept, truth))
         if "depth" in bundle.stages:
             graph = oriented_graph(
                 bundle.stages["depth"], "depth", "main", portrait=_portrait(truth)
             )
-            loaded = load_engine(
-                bundle, "depth", graph, backend=where.backend, device=where.device,
-                threads=where.threads,
-            )  # fmt: skip
+            loaded = load_engine(bundle, "depth", graph, **asdict(where))
             depth = DepthStage(stack.enter_context(loaded), 1)
             scores.append(depth_score(depth, clip.name, kept, truth))
     return scores

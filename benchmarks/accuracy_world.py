@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from mambapose.benchmarks.accuracy_video import Where
@@ -23,11 +24,7 @@ def world_scores(
     """Every combination of inputs on ``count`` held-out samples, then every fault on clean ones."""
     folders = list(stores)
     with ExitStack() as stack:
-        loaded = load_engine(
-            bundle, "pose2d", "main", backend=where.backend, device=where.device,
-            threads=where.threads,
-        )  # fmt: skip
-        engine = stack.enter_context(loaded)
+        engine = stack.enter_context(load_engine(bundle, "pose2d", "main", **asdict(where)))
         size = tuple(engine.spec.inputs[0].shape[1:3])
         if size != CROP:
             raise EngineError(
@@ -36,11 +33,7 @@ def world_scores(
             )
         flow = None
         if "flow" in bundle.stages and Stores(folders).pair:
-            opened = opened_flow(
-                bundle, portrait=True, backend=where.backend, device=where.device,
-                threads=where.threads,
-            )  # fmt: skip
-            flow = stack.enter_context(opened)
+            flow = stack.enter_context(opened_flow(bundle, portrait=True, **asdict(where)))
         mixed = measure.held_out_source(folders, assets, measure.EVERYTHING)
         clean = measure.held_out_source(folders, assets, measure.CLEAN)
         found = measure.combination_metrics(engine, mixed, count, flow)

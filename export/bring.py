@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +81,6 @@ class Brought:
     outputs: tuple[str, ...] = ()
     stage: str = MODEL
     weights: Path | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -124,7 +122,7 @@ def build_brought(
 
 def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
     torch.manual_seed(brought.seed)
-    model = built(brought.model, brought.options)
+    model = built(brought.model)
     network = _loaded(brought, model)
     spec = contract("main", model, brought.inputs, brought.outputs)
     check_contract(brought.stage, spec)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-
-from mambapose.export.user_model import foreign_file, place
 
 _NO_FORM = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -49,3 +49,23 @@ def _place_of(operator: str, program: Any) -> str:
                 file, line = frames[-1]
                 return f"{file.rpartition('/')[2]}:{line}"
     return "in code that torch does not name"
+
+
+def reason(err: BaseException) -> str:
+    """``TypeError: what it says (file.py:12)``, one line."""
+    said = (str(err).strip() or "no reason given").splitlines()[0][:300]
+    return f"{type(err).__name__}: {said} ({place(err)})"
+
+
+def place(err: BaseException) -> str:
+    """File and line of the innermost frame of code that is neither ours nor torch's."""
+    frames = traceback.extract_tb(err.__traceback__)
+    theirs = [frame for frame in frames if not foreign_file(frame.filename)]
+    frame = (theirs or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def foreign_file(name: str) -> bool:
+    """Whether a file is ours, torch's or Python's, not the user's."""
+    parts = ("/torch/", "/mambapose/", "<frozen", "/importlib/", str(Path(__file__).parent))
+    return any(part in name for part in parts)

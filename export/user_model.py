@@ -1,7 +1,7 @@
 """A network from the user's own code: found, built, and asked what it answers.
 
     with user_code(folder) as noted:
-        model = built("package.module:factory", noted)
+        model = built("package.module:factory")
         spec = contract("name", model, inputs_from_texts(["x:float32:N,243,17,2"]))
 
 While the block runs, the folder comes first on the import path and packages that need CUDA are
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambapose.export.refusals import place, reason
 from mambapose.plugins.standins import StandIns, install_standins
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
-FREE = 2  # size of a free dimension while outputs are asked for
+FREE = 2  # size of the first free side while outputs are asked for; one more the second time
 EXAMPLE = "x:float32:1,243,17,2"
 
 
@@ -81,10 +81,10 @@ def _side(text: str, whole: str) -> int | str:
     )
 
 
-def built(reference: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+def built(reference: str) -> nn.Module:
     """The network that ``package.module:name`` stands for, in eval mode.
 
-    name: a function or class that is called with ``options``, or a network. ExportError, with the
+    name: a function or class that is called without arguments, or a network. ExportError, with the
     line of the user's code where there is one.
     """
     module_name, colon, name = reference.partition(":")
@@ -110,7 +110,7 @@ def built(reference: str, options: Mapping[str, Any] | None = None) -> nn.Module
                 f"{type(found).__name__}"
             )
         try:
-            found = found(**(options or {}))
+            found = found()
         except Exception as err:
             raise ExportError(
                 f"{reference} was called and failed: {reason(err)}; give a function without "
@@ -144,42 +144,51 @@ def _imported(name: str) -> ModuleType:
 def contract(
     name: str, model: nn.Module, inputs: tuple[TensorSpec, ...], names: Sequence[str] = ()
 ) -> GraphSpec:
-    """Inputs and outputs of the network, found by calling it once with zeros.
+    """Inputs and outputs of the network, found by calling it twice with zeros.
 
     names: of the outputs; otherwise the keys of a dictionary, else ``y``, or ``y0``, ``y1``.
     A side that follows a free side of the inputs is free under the same name.
     """
-    answers = [_outputs(model, inputs, free) for free in (FREE, FREE + 1)]
+    free = dict.fromkeys(s for spec in inputs for s in spec.shape if isinstance(s, str))
+    sizes = {side: FREE + number for number, side in enumerate(free)}
+    answers = [
+        _outputs(model, inputs, {side: size + more for side, size in sizes.items()})
+        for more in (0, 1)
+    ]
     given = list(answers[0])
     if names and len(names) != len(given):
         raise ExportError(
             f"names for {len(given)} outputs were wanted, found {len(names)}: {', '.join(names)}"
         )
-    free = next((s for spec in inputs for s in spec.shape if isinstance(s, str)), None)
     specs = []
     for label, (key, one), other in zip(
         names or given, answers[0].items(), answers[1].values(), strict=True
     ):
         dtype = str(one.dtype).removeprefix("torch.")
         sides = zip(one.shape, other.shape, strict=True)
-        shape = tuple(a if a == b else _follows(a, b, free, key) for a, b in sides)
+        shape = tuple(a if a == b else _follows(a, b, sizes, key) for a, b in sides)
         specs.append(TensorSpec(label, dtype, shape))
     return GraphSpec(name, inputs, tuple(specs))
 
 
-def _follows(a: int, b: int, free: str | None, output: str) -> str:
-    if free is None or (a, b) != (FREE, FREE + 1):
-        raise ExportError(
-            f"output {output}: sides that are fixed or those of a free input side were wanted, one "
-            f"becomes {a} and {b} for {FREE} and {FREE + 1}; give --inputs whole numbers"
-        )
-    return free
+def _follows(a: int, b: int, sizes: Mapping[str, int], output: str) -> str:
+    """The free side that has these two sizes."""
+    for side, size in sizes.items():
+        if (a, b) == (size, size + 1):
+            return side
+    tried = ", ".join(f"{side} {size} and {size + 1}" for side, size in sizes.items())
+    raise ExportError(
+        f"output {output}: sides that are fixed or those of a free input side were wanted, one "
+        f"becomes {a} and {b} for {tried}; give --inputs whole numbers"
+    )
 
 
-def _outputs(model: nn.Module, inputs: tuple[TensorSpec, ...], free: int) -> dict[str, Tensor]:
+def _outputs(
+    model: nn.Module, inputs: tuple[TensorSpec, ...], free: Mapping[str, int]
+) -> dict[str, Tensor]:
     examples = [
         torch.zeros(
-            [free if isinstance(side, str) else side for side in spec.shape],
+            [free[side] if isinstance(side, str) else side for side in spec.shape],
             dtype=getattr(torch, spec.dtype),
         )
         for spec in inputs
@@ -221,23 +230,3 @@ def flattened(answer: Any) -> dict[str, Tensor]:
             "module that returns a tensor or a tuple of them"
         )
     return kept
-
-
-def reason(err: BaseException) -> str:
-    """``TypeError: what it says (file.py:12)``, one line."""
-    said = (str(err).strip() or "no reason given").splitlines()[0][:300]
-    return f"{type(err).__name__}: {said} ({place(err)})"
-
-
-def place(err: BaseException) -> str:
-    """File and line of the innermost frame of code that is neither ours nor torch's."""
-    frames = traceback.extract_tb(err.__traceback__)
-    theirs = [frame for frame in frames if not foreign_file(frame.filename)]
-    frame = (theirs or frames)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
-
-
-def foreign_file(name: str) -> bool:
-    """Whether a file is ours, torch's or Python's, not the user's."""
-    parts = ("/torch/", "/mambapose/", "<frozen", "/importlib/", str(Path(__file__).parent))
-    return any(part in name for part in parts)

@@ -158,6 +158,11 @@ class GenerationMixin:
     """mamba-ssm's text generation: a base class that adds nothing here."""
 
 
+def _no_hub(*_: Any, **__: Any) -> NoReturn:
+    """mamba-ssm's downloads from a hub of models."""
+    raise NotImplementedError("a file of weights was wanted, found a model of a hub; download it")
+
+
 _SSD = "export the network's Mamba-1 form, the scan of Mamba-2 (SSD) is another operator"
 _INTERFACE = {
     name: getattr(adapters, name)
@@ -189,9 +194,7 @@ STANDINS: Mapping[str, Mapping[str, Any]] = {
     "mamba_ssm.modules.mamba2_simple": _MAMBA2,
     "mamba_ssm.utils": {},
     "mamba_ssm.utils.generation": {"GenerationMixin": GenerationMixin},
-    "mamba_ssm.utils.hf": {
-        name: _Kernel(None) for name in ("load_config_hf", "load_state_dict_hf")
-    },
+    "mamba_ssm.utils.hf": {"load_config_hf": _no_hub, "load_state_dict_hf": _no_hub},
     "causal_conv1d": _CONVOLUTION,
     "causal_conv1d.causal_conv1d_interface": _CONVOLUTION,
     "causal_conv1d_cuda": {

@@ -18,6 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from mambapose.export.models.mambapose_nano import POOL
 from mambapose.export.train.pose2d_measure import stage_flow
 from mambapose.export.train.pose_metrics import MIRROR
 from mambapose.export.train.world.assets import FILM_FOLDER, read_films
@@ -29,7 +30,6 @@ from mambapose.runtime.flow import FlowStage
 from mambapose.runtime.loading import opened_flow
 
 FORMAT_VERSION = 1
-HALF = 2  # crop pixels per pixel kept
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def finished(sample: Sample, flow: FlowStage) -> Estimates:
     """A sample of the whole size (256x192) from a store of pairs, with its flow estimated."""
     import cv2
 
-    size = (CROP[1] // HALF, CROP[0] // HALF)
+    size = (CROP[1] // POOL, CROP[0] // POOL)
     found = np.ascontiguousarray(stage_flow(flow, sample).transpose(1, 2, 0))
     rgb, moved, depth = (
         cv2.resize(plane, size, interpolation=cv2.INTER_AREA)

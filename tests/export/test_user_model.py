@@ -82,10 +82,10 @@ def test_a_network_is_built_and_its_contract_found(folder: Path) -> None:
     assert spec.inputs == (TensorSpec("x", "float32", ("N", 9, 16)),)
 
 
-def test_options_and_names_of_outputs(folder: Path) -> None:
+def test_names_of_outputs(folder: Path) -> None:
     with user_code(folder):
-        model = built("pose_net:Net", {"width": 8})
-        fixed = inputs_from_texts(["x:float32:1,5,8"])
+        model = built("pose_net:Net")
+        fixed = inputs_from_texts(["x:float32:1,5,16"])
         spec = contract("main", model, fixed, ["joints", "score"])
     assert [str(output) for output in spec.outputs] == [
         "joints: float32 (1, 5, 3)", "score: float32 (1, 5)",
@@ -143,6 +143,12 @@ def test_inputs_are_read_strictly() -> None:
             inputs_from_texts(texts)
 
 
+def test_two_free_sides_are_told_apart() -> None:
+    inputs = inputs_from_texts(["x:float32:N,T,4"])
+    spec = contract("main", Answers(lambda x: (x.sum(0), x.sum(1))), inputs)
+    assert [output.shape for output in spec.outputs] == [("T", 4), ("N", 4)]
+
+
 class Answers(nn.Module):
     """Returns what it was made with, or the result of calling it."""
 
@@ -167,7 +173,7 @@ def test_a_call_that_fails_or_grows_is_said() -> None:
     inputs = inputs_from_texts(["x:float32:N,4"])
     with pytest.raises(ExportError, match=r"with x: float32 \(N, 4\) and failed: RuntimeError"):
         contract("main", Answers(lambda x: x @ torch.zeros(5, 2)), inputs)
-    with pytest.raises(ExportError, match="one becomes 4 and 6 for 2 and 3"):
+    with pytest.raises(ExportError, match="one becomes 4 and 6 for N 2 and 3"):
         contract("main", Answers(lambda x: x.repeat(2, 1)), inputs)
 
 
