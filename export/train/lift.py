@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambapose.export.train import lift_curve, lift_state
+from mambapose.export.models.posemamba import PoseMamba
+from mambapose.export.train import lift_curve, lift_growth, lift_state
 from mambapose.export.train.lift_data import Batch, Motions, mean_pose, training_batch
 from mambapose.export.train.lift_eval import TorchEngine
 from mambapose.export.train.lift_loss import losses
@@ -41,6 +42,8 @@ from mambapose.export.train.run_loop import (
 )
 from mambapose.export.train.run_state import CHECKPOINT, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
+
+SETTLED_WINDOWS, SETTLED_FRAMES = 16, 27  # 7344 tokens for a matrix of 64 by 64
 
 
 def batch_shape(plan: Plan, step: int) -> tuple[int, int]:
@@ -227,6 +230,8 @@ def main(
         if state.plan.bf16:
             scan_in_float32(device)
         clips = clips_from_file(data)
+        if start_from is not None and not resume:
+            _settle(state, clips)
         if state.plan.network == "mean":
             steps = _set_mean_pose(state, clips)
         _note_command(state, device)
@@ -240,6 +245,21 @@ def main(
         click.echo(f"error: {err}", err=True)
         sys.exit(1)
     sys.exit(128 + number if number else 0)
+
+
+def _settle(state: State, clips: tuple[MotionClip, ...]) -> None:
+    """A deeper network than the one it starts from begins with that one's answers."""
+    if not isinstance(state.model, PoseMamba):
+        return
+    motions = Motions(split_from_clips(clips, state.plan.split).train)
+    cues = state.plan.takes_cues
+    batch = training_batch(
+        motions, state.plan.seed, 0, SETTLED_WINDOWS, min(SETTLED_FRAMES, max(state.plan.frames)),
+        cues=cues,
+    )  # fmt: skip
+    if count := lift_growth.settle(state.model, batch, cues):
+        state.average = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+        click.echo(f"{count} new pairs of blocks pass on what they are given")
 
 
 def _set_mean_pose(state: State, clips: tuple[MotionClip, ...]) -> int:

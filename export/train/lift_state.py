@@ -152,9 +152,9 @@ def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
     """A new run from the mean weights of another of the same kind, deeper or of longer windows;
     posemamba-s also from mambapose3d.
 
-    Blocks that the other run lacks come last and start as the identity (their last maps are zero);
-    frames that it lacks take positions stretched from those it has. Short and shallow first is
-    several times as many windows an hour.
+    Blocks that the other run lacks come last and start as the identity (their last maps are zero),
+    for ``lift_growth`` to make up for the norms behind them; frames that it lacks take positions
+    stretched from those it has. Short and shallow first is several times as many windows an hour.
     """
     content = read(folder)
     old = plan_from_json(content["plan"])
