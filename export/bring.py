@@ -1,8 +1,9 @@
 """``mp-export --model``: a network from the user's own code to a bundle.
 
 The bundle is like any other: ``mp-check`` runs it against the stored outputs of torch, ``mp-bench``
-measures it. In the stage ``model`` it stands alone; as pose2d or lift3d it has to answer what the
-pipeline asks (STAGES_BY_CONTRACT) and takes its place there, among the networks that ship.
+measures it. In the stage ``model`` it stands alone; as flow, depth, pose2d or lift3d it has to
+answer what the pipeline asks (STAGES_BY_CONTRACT) and takes its place there, among the networks
+that ship.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mambapose.export.build import (
     written_stage,
 )
 from mambapose.export.checkpoints import load_weights
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import SIZE_NAMES, Options, make_plan
 from mambapose.export.user_model import built, contract, flattened, user_code
 from mambapose.plugins.standins import StandIns
 from mambapose.runtime.bundle import (
@@ -41,13 +42,25 @@ from mambapose.runtime.bundle import (
 )
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.lifting import IMAGE_UNITS
-from mambapose.runtime.targets import Target
+from mambapose.runtime.targets import Schedule, Target
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 AS_BUILT = "as built"  # label of weights that the user's code made or loaded itself
 Tell = Callable[[str], None]
-# Inputs (those after the first may be left out) and the output; H, W, h, w, T any numbers.
+MAY_LACK = ("flow", "depth", "score", "present")  # inputs that a network may do without
+# Inputs and the output; H, W, h, w, T any numbers.
 STAGES_BY_CONTRACT: Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]] = {
+    "flow": (
+        (
+            TensorSpec("image1", "uint8", (1, "H", "W", 3)),
+            TensorSpec("image2", "uint8", (1, "H", "W", 3)),
+        ),
+        TensorSpec("flow", "float32", (1, 2, "H", "W")),
+    ),
+    "depth": (
+        (TensorSpec("image", "uint8", (1, "H", "W", 3)),),
+        TensorSpec("depth", "float32", (1, 1, "H", "W")),
+    ),
     "pose2d": (
         (
             TensorSpec("rgb", "uint8", ("N", "H", "W", 3)),
@@ -127,14 +140,9 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
     spec = contract("main", model, brought.inputs, brought.outputs)
     check_contract(brought.stage, spec)
     options: dict[str, str | int | bool] = {}
-    schedule = target.schedule
     if brought.stage == "lift3d":
         options["unit"] = network.unit or IMAGE_UNITS
-        frames = int(spec.inputs[0].shape[1])
-        schedule = dataclasses.replace(schedule, clip_frames=frames, hop=max(1, frames // 3))
-    if brought.stage == "pose2d":
-        height, width = (int(side) for side in spec.inputs[0].shape[1:3])
-        schedule = dataclasses.replace(schedule, pose_size=(height, width))
+    schedule = _schedule(target.schedule, brought.stage, spec)
     graphs = {"main": (positional(model, brought.inputs), spec)}
     entry = written_stage(
         brought.stage, brought.model, network, graphs, folder,
@@ -151,6 +159,18 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
         schedule=schedule,
         stages={name: stages[name] for name in STAGES if name in stages},
     )
+
+
+def _schedule(usual: Schedule, stage: str, spec: GraphSpec) -> Schedule:
+    """The target's schedule with the size of the network's input."""
+    if stage == MODEL:
+        return usual
+    sides = spec.inputs[0].shape
+    if stage == "lift3d":
+        frames = int(sides[1])
+        return dataclasses.replace(usual, clip_frames=frames, hop=max(1, frames // 3))
+    size = {SIZE_NAMES[stage]: (int(sides[1]), int(sides[2]))}
+    return dataclasses.replace(usual, **size)  # type: ignore[arg-type]
 
 
 def _around(brought: Brought, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:
@@ -201,6 +221,9 @@ def check_contract(stage: str, spec: GraphSpec) -> None:
             raise _mismatch(stage, f"input {found}", "; ".join(map(str, known)))
     if spec.inputs[0].name != known[0].name:
         raise _mismatch(stage, f"{spec.inputs[0]} as the first input", str(known[0]))
+    have = {tensor.name for tensor in spec.inputs}
+    if lacking := [item for item in known if item.name not in (*have, *MAY_LACK)]:
+        raise _mismatch(stage, f"no input {lacking[0].name}", "; ".join(map(str, known)))
     if len(spec.outputs) != 1 or not _fits(spec.outputs[0], output, sides):
         found_outputs = "; ".join(map(str, spec.outputs))
         raise _mismatch(stage, f"output {found_outputs}", str(output))
@@ -225,7 +248,8 @@ def _fits(found: TensorSpec, wanted: TensorSpec, sides: dict[str, int | str]) ->
 
 
 def _mismatch(stage: str, found: str, wanted: str) -> ExportError:
+    free = "N free" if "N" in wanted else "no side free"
     return ExportError(
-        f"stage {stage}: {wanted} was wanted (N free), found {found}; name inputs with --inputs, "
+        f"stage {stage}: {wanted} was wanted ({free}), found {found}; name inputs with --inputs, "
         f"outputs with --outputs, or leave --stage out"
     )

@@ -87,7 +87,9 @@ def _sizes(
 )
 @click.option("--outputs", metavar="NAMES", help="Names of its outputs, with commas between.")
 @click.option(
-    "--stage", metavar="NAME", help="Its place in the pipeline: pose2d or lift3d  [default: none]"
+    "--stage",
+    metavar="NAME",
+    help="Its place in the pipeline: flow, depth, pose2d or lift3d  [default: none]",
 )
 @click.option(
     "--weights",

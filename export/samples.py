@@ -62,7 +62,10 @@ def walking_figure(people: int, frames: int, seed: int) -> Array:
 
 
 def sample_inputs(stage: str, spec: GraphSpec, seed: int) -> dict[str, Array]:
-    """Inputs of a graph that needs no other graph's outputs: depth, pose2d, lift3d, detect."""
+    """Inputs of a graph that needs no other graph's outputs: all but RAFT's."""
+    if stage == "flow":
+        height, width = (int(side) for side in spec.inputs[0].shape[1:3])
+        return dict(zip(("image1", "image2"), image_pair(height, width, seed), strict=True))
     return {
         tensor.name: _sample(stage, tensor, seed + index)
         for index, tensor in enumerate(spec.inputs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mambapose.export.samples import identity_grid, image_pair, sample_inputs
 from mambapose.runtime.engine import Engine
 from mambapose.runtime.errors import EngineError, ExportError
+from mambapose.runtime.flow import PAIR
 from mambapose.runtime.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.types import Array, GraphSpec
 
@@ -73,7 +74,7 @@ def verify_stage(
             share = graph_errors("", inputs, outputs, plain(name, inputs))["relative"]
             _raise_to(errors, {"native_vs_function": share})
         gate[name] = (inputs, outputs)
-    if stage == "flow":
+    if stage == "flow" and PAIR not in graphs:
         for suffix in _suffixes(graphs):
             found, wanted = (
                 _flow_chain(run, graphs, suffix, flow_iters, seed) for run in (best, torch_run)
@@ -138,7 +139,7 @@ def open_graph(file: Path, library: Path | None = None) -> Engine:
 def _stage_inputs(
     stage: str, graphs: Mapping[str, Exported], run: Run, seed: int
 ) -> dict[str, Arrays]:
-    if stage == "flow":
+    if stage == "flow" and PAIR not in graphs:
         found: dict[str, Arrays] = {}
         for suffix in _suffixes(graphs):
             found.update(_flow_inputs(run, graphs, suffix, seed))

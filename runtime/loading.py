@@ -10,7 +10,7 @@ from pathlib import Path
 from mambapose.runtime.bundle import MANIFEST, Bundle, StageEntry
 from mambapose.runtime.engine import Engine, load_detector, load_engine
 from mambapose.runtime.errors import BundleError
-from mambapose.runtime.flow import GRAPHS, FlowStage
+from mambapose.runtime.flow import GRAPHS, PAIR, FlowStage
 from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
 
@@ -80,8 +80,7 @@ def opened_flow(
         )
     with ExitStack() as stack:
         parts: dict[str, Engine] = {}
-        for base in GRAPHS:
-            graph = oriented_graph(bundle.stages["flow"], "flow", base, portrait=portrait)
+        for base, graph in flow_graphs(bundle, portrait=portrait).items():
             parts[base] = load_engine(
                 bundle, "flow", graph, backend=backend, device=device, threads=threads
             )
@@ -102,15 +101,24 @@ def needed_graphs(
     if "detect" in bundle.stages:
         needed.append(("detect", "detect", "main"))
     if options.flow and "flow" in bundle.stages and "flow" in wanted:
-        for base in GRAPHS:
-            graph = oriented_graph(bundle.stages["flow"], "flow", base, portrait=portrait)
-            needed.append((f"flow.{base}", "flow", graph))
+        graphs = flow_graphs(bundle, portrait=portrait)
+        needed += [(f"flow.{base}", "flow", graph) for base, graph in graphs.items()]
     if options.depth and "depth" in bundle.stages and "depth" in wanted:
         graph = oriented_graph(bundle.stages["depth"], "depth", "main", portrait=portrait)
         needed.append(("depth", "depth", graph))
     bundle.graph("pose2d", "main")  # the one stage that must be there
     needed += [(name, name, "main") for name in takers]
     return needed
+
+
+def flow_graphs(bundle: Bundle, *, portrait: bool) -> dict[str, str]:
+    """Part of the flow stage -> graph that suits the clip: RAFT's four, or that of both images."""
+    stage = bundle.stages["flow"]
+    alone = any(graph.partition("@")[0] == PAIR for graph in stage.graphs)
+    return {
+        base: oriented_graph(stage, "flow", base, portrait=portrait)
+        for base in ((PAIR,) if alone else GRAPHS)
+    }
 
 
 def oriented_graph(stage: StageEntry, name: str, base: str, *, portrait: bool) -> str:

@@ -31,7 +31,7 @@ from mambapose.runtime.decode import joints_from_heatmaps
 from mambapose.runtime.depth import DepthStage
 from mambapose.runtime.detect import Detector
 from mambapose.runtime.engine import Engine
-from mambapose.runtime.flow import GRAPHS, DenseMap, FlowStage, fixed_size
+from mambapose.runtime.flow import DenseMap, FlowStage, fixed_size
 from mambapose.runtime.lifting import (
     BODY_HEIGHTS,
     Lifter,
@@ -88,7 +88,7 @@ class _Dense:
 
 class Pipeline:
     """Runs engines by name: ``pose2d``, and if present ``flow.encode``, ``flow.corr``,
-    ``flow.step``, ``flow.upsample``, ``depth``, ``lift3d``, ``detect``.
+    ``flow.step``, ``flow.upsample`` (or ``flow.main`` alone), ``depth``, ``lift3d``, ``detect``.
 
     A dense stage that no pose network takes in is not run. The pipeline closes the engines.
     """
@@ -107,9 +107,13 @@ class Pipeline:
         self._depth: DepthStage | None = None
         takers = [engines[name] for name in ("pose2d", "lift3d") if name in engines]
         wanted = dense_inputs(engine.spec for engine in takers)
-        if options.flow and "flow.encode" in engines and "flow" in wanted:
-            parts = {name: engines[f"flow.{name}"] for name in GRAPHS}
-            self._flow = FlowStage(parts, options.flow_iters or schedule.flow_iters)
+        flow = {
+            name.removeprefix("flow."): engine
+            for name, engine in engines.items()
+            if name.startswith("flow.")
+        }
+        if options.flow and flow and "flow" in wanted:
+            self._flow = FlowStage(flow, options.flow_iters or schedule.flow_iters)
         if options.depth and "depth" in engines and "depth" in wanted:
             self._depth = DepthStage(engines["depth"], options.depth_every or schedule.depth_every)
         self._detector = Detector(engines["detect"]) if "detect" in engines else None

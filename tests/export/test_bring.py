@@ -203,6 +203,53 @@ def test_a_lifter_takes_its_place_in_the_pipeline(
         assert pipeline is not None
 
 
+def test_flow_and_depth_take_their_places_in_the_pipeline(folder: Path) -> None:
+    """Flow sees this frame and the one before, depth this frame; both reach the pose network."""
+    from mambapose.runtime.flow import FlowStage
+    from mambapose.runtime.loading import open_pipeline, opened_flow
+    from mambapose.runtime.types import Frame
+
+    (folder / "dense_nets.py").write_text(DENSE)
+    sides = "uint8:1,48,64,3"
+    for stage, name, inputs in (
+        ("flow", "Moved", ["--inputs", f"image1:{sides}", "--inputs", f"image2:{sides}"]),
+        ("depth", "Bright", ["--inputs", f"image:{sides}"]),
+    ):
+        main(
+            ["--model", f"dense_nets:{name}", *inputs, "--outputs", stage, "--stage", stage,
+             "--out", stage]
+        )  # fmt: skip
+        bundle = read_bundle(folder / stage)
+        assert list(bundle.stages) == [stage, "pose2d", "lift3d"]
+        assert getattr(bundle.schedule, f"{stage}_size") == (48, 64)
+        assert stage_finding(bundle, stage, "onnxruntime").ok
+        with open_pipeline(bundle, (128, 96)) as pipeline:
+            frames = [Frame(np.full((96, 128, 3), 40 * k, np.uint8), k, k / 30) for k in range(3)]
+            assert len(list(pipeline.run(frames))) == 3
+            assert pipeline.times.summary()[stage]["runs"] == 3
+    with opened_flow(read_bundle(folder / "flow"), portrait=False) as flow:
+        assert isinstance(flow, FlowStage)
+        assert flow.run(frames[1].image) is None
+        found = flow.run(frames[2].image)
+        assert found is not None
+        assert found.values.shape == (2, 48, 64)
+        np.testing.assert_array_equal(found.values, 40.0)  # this frame less the one before
+        flow.forget()
+        assert flow.run(frames[2].image) is None
+
+
+DENSE = """
+import torch
+
+class Moved(torch.nn.Module):
+    def forward(self, image1, image2):
+        change = (image1.float() - image2.float()).mean(-1)
+        return torch.stack([change, change], 1)
+
+class Bright(torch.nn.Module):
+    def forward(self, image):
+        return image.float().mean(-1)[:, None] / 255
+"""
 LIFT = GraphSpec(
     "main",
     (TensorSpec("keypoints", "float32", ("N", 9, 17, 2)),),
@@ -220,7 +267,11 @@ LIFT = GraphSpec(
         ("lift3d", None, [("xyz", "float32", ("N", 8, 17, 3))], "found output xyz"),
         ("lift3d", None, [("y", "float32", ("N", 9, 17, 3))], "found output y"),
         ("pose2d", None, None, "found input keypoints"),
-        ("flow", None, None, "--stage model, pose2d, lift3d was wanted"),
+        ("flow", None, None, r"\(no side free\), found input keypoints"),
+        ("flow", [("image1", "uint8", (1, 48, 64, 3))], None, "found no input image2"),
+        ("depth", [("image", "uint8", (1, 48, 64, 3))], None, "found output xyz"),
+        ("depth", [("image", "uint8", ("N", 48, 64, 3))], None, "found input image"),
+        ("detect", None, None, "--stage model, flow, depth, pose2d, lift3d was wanted"),
     ],
 )
 def test_a_place_has_a_contract(

@@ -61,9 +61,9 @@ def test_image1_is_this_frame_and_image2_the_one_before():
 
 
 def test_coordinates_start_at_the_identity_and_pass_through_every_step():
-    flow, _ = stage(iterations=4, flow=lambda inputs: np.zeros((1, 2, 128, 160), np.float32))
+    flow, parts = stage(iterations=4, flow=lambda inputs: np.zeros((1, 2, 128, 160), np.float32))
     found = []
-    flow._engines["upsample"].function = lambda inputs: (
+    parts["upsample"].function = lambda inputs: (
         found.append(inputs["coords"]) or {"flow": np.zeros((1, 2, 128, 160), np.float32)}
     )
     flow.run(picture(0))
@@ -82,13 +82,13 @@ def test_forgetting_costs_one_frame_of_flow():
 
 
 def test_the_upsampler_gets_the_hidden_state_only_when_it_wants_it():
-    flow, parts = stage()
+    _, parts = stage()
     large = fake(
         "upsample",
         [tensor("coords", 1, 2, 16, 20), tensor("hidden", 1, 2, 16, 20)],
         [tensor("flow", 1, 2, 128, 160)],
     )
-    flow._engines = {**parts, "upsample": large}
+    flow = FlowStage({**parts, "upsample": large}, 3)
     flow.run(picture(0))
     flow.run(picture(1))
     assert large.calls == 1
