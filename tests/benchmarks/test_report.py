@@ -30,7 +30,7 @@ BASE = replace(CHAIN, label="vitpose-b", group="baseline", peak_mib=120.0, p50_m
 
 
 def test_ratio_of_the_pipeline_is_printed_with_its_goal() -> None:
-    (line,) = report.ratios([CHAIN, BASE], (), "vitpose-b")
+    (line,) = report.ratios([CHAIN, BASE], (), ("vitpose-b",))
     assert "peak memory 0.50x" in line
     assert "latency 0.50x" in line
 
@@ -39,7 +39,7 @@ def test_tiers_compare_rows_of_the_tier_group_only() -> None:
     ours = replace(CHAIN, label="a", group="tier", peak_mib=10.0)
     theirs = replace(CHAIN, label="b", group="tier", peak_mib=40.0)
     decoy = replace(theirs, group="size sweep", peak_mib=1.0)
-    (line,) = report.ratios([decoy, ours, theirs], (("a", "b"),), None)
+    (line,) = report.ratios([decoy, ours, theirs], (("a", "b"),), ())
     assert "0.25x" in line
 
 
