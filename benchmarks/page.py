@@ -16,7 +16,7 @@ from mambapose.benchmarks.comparison import TIERS
 from mambapose.benchmarks.gpu.bars import last_run
 from mambapose.benchmarks.jobs import Row, row_from_dict
 from mambapose.benchmarks.report import cells, columns, ratios
-from mambapose.benchmarks.sweeps import GROUPS, held_against
+from mambapose.benchmarks.sweeps import GROUPS, held_against, shares
 
 BASELINE = "vitpose-b"
 INTRO = """# Measured
@@ -78,13 +78,13 @@ def sweep_lines(rows: Sequence[Row]) -> list[str]:
 
 
 SWEEP_INTRO = """\
-Networks with random weights at every size, in processes as above. Frames are those the pipeline
-takes from one call: the hop of a lifter with a window of T frames, a third of it; one of a lifter
-that goes frame by frame (step), of an image network, and of a video network, which encodes the new
-frame and answers one. `transformer:5` is a yardstick without weights: attention among joints, then
-among frames, five times. The last two columns are how many times the time per frame and the peak
-memory of the network it stands beside a network takes: the yardstick of the same size with the
-nearest number of parameters, of the same run."""
+Every network at every size it takes, in processes as above. Frames are those the pipeline takes
+from one call: of a lifter with a window of T frames its hop, a third of T; of a lifter that goes
+frame by frame (step) one; of an image network one, and of a video network, which encodes the new
+frame and then looks at its window, one. `transformer:5` is a yardstick without weights: attention
+among the joints of a frame, then among the frames of a joint, five times. Time and memory, the last
+two columns, are those of a frame and the peak over those of the yardstick in column three: the one
+of the same size with the nearest number of parameters, measured in the same run."""
 
 SWEEP_HEADS = (
     "network", "size", "beside", "params M", "p50 ms", "frames", "ms/frame", "peak MiB", "time",
@@ -94,14 +94,13 @@ SWEEP_HEADS = (
 
 def _sweep_cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     beside = held_against(row, rows)
-    times = (f"{row.frame_ms / other.frame_ms:.2f}x" for other in beside)
-    memory = (f"{row.peak_mib / other.peak_mib:.2f}x" for other in beside)
     alike = {other.size for other in beside} == {row.size}
     names = (other.label if alike else f"{other.label} {other.size}" for other in beside)
+    each = [[f"{share:.2f}x" for share in shares(row, other)] for other in beside]
     return (
         row.label, row.size, "<br>".join(names), f"{row.params / 1e6:.2f}", f"{row.p50_ms:.1f}",
-        str(row.frames), f"{row.frame_ms:.2f}", f"{row.peak_mib:.1f}", "<br>".join(times),
-        "<br>".join(memory),
+        str(row.frames), f"{row.frame_ms:.2f}", f"{row.peak_mib:.1f}",
+        "<br>".join(time for time, _ in each), "<br>".join(memory for _, memory in each),
     )  # fmt: skip
 
 

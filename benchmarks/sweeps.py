@@ -190,20 +190,26 @@ def _unlike(row: Row, other: Row) -> float:
     return max(row.params, other.params) / min(row.params, other.params)
 
 
+def shares(row: Row, other: Row) -> tuple[float, float]:
+    """Time per frame (of a call where a row states no frames) and peak memory of a row over those
+    of another.
+    """
+    row_ms, other_ms = (r.p50_ms if r.frame_ms is None else r.frame_ms for r in (row, other))
+    return row_ms / other_ms, row.peak_mib / other.peak_mib
+
+
 def ratios(rows: Sequence[Row]) -> list[str]:
     """A sentence for every row of a sweep and its yardstick."""
     swept = [row for row in rows if row.group in GROUPS.values()]
-    return [
-        f"{row.label} / {other.label} at {other.size}: peak memory "
-        f"{row.peak_mib / other.peak_mib:.2f}x, time per frame "
-        f"{_frame_ms(row) / _frame_ms(other):.2f}x"
-        for row in swept
-        for other in held_against(row, swept)
-    ]
-
-
-def _frame_ms(row: Row) -> float:
-    return row.p50_ms if row.frame_ms is None else row.frame_ms
+    lines = []
+    for row in swept:
+        for other in held_against(row, swept):
+            time, memory = shares(row, other)
+            lines.append(
+                f"{row.label} / {other.label} at {other.size}: peak memory {memory:.2f}x, "
+                f"time per frame {time:.2f}x"
+            )
+    return lines
 
 
 def sizes_from_text(text: str) -> tuple[tuple[int, int], ...]:
