@@ -122,45 +122,52 @@ def sides(
         only = [candidate.size for candidate in chosen if candidate.size is not None]
         every = list(dict.fromkeys((*(given if len(only) < len(chosen) else ()), *only)))
         known = {candidate.label for candidate in chosen}
-        names = yardsticks_of(stage, chosen, every[0]) if chosen else []
+        names = yardsticks_of(stage, chosen)
         chosen += [_named(name) for name in names if name not in known]
         for size in every:
             for candidate in chosen:
                 yield from _sides_at(candidate, size, first=size == every[0])
 
 
-def yardsticks_of(stage: str, chosen: Sequence[Candidate], size: Size) -> list[str]:
-    """What the candidates of a stage are held against."""
+def yardsticks_of(stage: str, chosen: Sequence[Candidate]) -> list[str]:
+    """What the candidates of a stage are held against; nothing where there is none."""
     if stage == "pose2d":
-        return list(POSE_YARDSTICKS)
+        return list(POSE_YARDSTICKS) if chosen else []
     others = [candidate for candidate in chosen if not yardsticks.is_transformer(candidate.label)]
-    names = (yardsticks.transformer_like(_params(candidate, size)) for candidate in others)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(yardsticks.transformer_like(_params(other)) for other in others))
 
 
-def _params(candidate: Candidate, size: Size) -> int:
-    if candidate.bundle is not None:
-        return candidate.bundle.stages[candidate.part].params
-    return exported(candidate.label, size).stages[candidate.stage].params
+def _params(candidate: Candidate) -> int:
+    bundle, part = candidate.bundle, candidate.part
+    if bundle is None:
+        bundle, part = exported(candidate.label), candidate.stage
+    return bundle.stages[part].params
 
 
 def _sides_at(candidate: Candidate, size: Size, *, first: bool) -> Iterator[Side]:
-    """The candidate at a size, nothing where it has another; frame by frame it has none, so it is
-    measured at the first.
+    """The candidate at a size, nothing where it has another; a lifter that goes frame by frame has
+    none and stands at the first.
     """
     group = GROUPS[candidate.stage]
     if candidate.size not in (None, size):
         return
-    if candidate.bundle is None:
-        bundle = exported(candidate.label, size)
-        if first or not is_step(bundle, candidate.stage):
-            yield Side(candidate.label, group, ((bundle, candidate.stage),))
-    else:
+    if candidate.bundle is not None:
         part = (candidate.bundle, candidate.part)
         text, frames = f"{size[0]}x{size[1]}" if isinstance(size, tuple) else f"T={size}", 1
         if isinstance(size, int):
             frames = max(1, size // 3)  # the hop that a lifter of this window has in a pipeline
         yield Side(candidate.label, group, (part,), size=text, frames=frames)
+    elif not _goes_frame_by_frame(candidate):
+        yield Side(candidate.label, group, ((exported(candidate.label, size), candidate.stage),))
+    elif first:
+        yield Side(candidate.label, group, ((exported(candidate.label), candidate.stage),))
+
+
+def _goes_frame_by_frame(candidate: Candidate) -> bool:
+    """True for a lifter whose graph, exported without a window, is a step."""
+    if candidate.stage != "lift3d" or yardsticks.is_transformer(candidate.label):
+        return False
+    return is_step(exported(candidate.label), candidate.stage)
 
 
 def is_yardstick(row: Row) -> bool:
