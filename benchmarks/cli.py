@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -10,24 +11,40 @@ from mambapose.runtime.commands import run_command
 
 PARTS = ("sample", "pose2d", "video", "world", "lift3d")
 EPILOG = "Example: mp-bench --vs vitpose-b --plot bench.png"
+Measured = Callable[..., None]
+
+
+def measured(function: Measured) -> Measured:
+    """The options of every command that measures networks in processes of their own."""
+    options = (
+        click.option("--backend", default="onnxruntime", show_default=True, help="Of every row."),
+        click.option("--device", default="cpu", show_default=True, help="Of every row."),
+        click.option("--threads", default=2, show_default=True, help="Threads inside one graph."),
+        click.option("--iterations", default=20, show_default=True, help="Calls, at least."),
+        click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines."),
+        click.option("--plot", "plot_file", metavar="FILE", type=Path, help="Write one PNG here."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.group(invoke_without_command=True, epilog=EPILOG)
 @click.option("--engine", metavar="BUNDLE", type=Path, help="Bundle  [default: the one that ships]")
-@click.option("--vs", metavar="BUNDLE|NAME", help="Baseline: a bundle, or a network name.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="Backend of both sides.")
-@click.option("--device", default="cpu", show_default=True, help="Device of both sides.")
-@click.option("--threads", default=2, show_default=True, help="Threads inside one graph.")
-@click.option("--iterations", default=20, show_default=True, help="Calls measured, at least.")
+@click.option(
+    "--vs",
+    multiple=True,
+    metavar="BUNDLE|NAME",
+    help="Baseline: a bundle, or a network name; repeatable.",
+)
 @click.option("--sweep/--no-sweep", default=True, show_default=True, help="Sweep sizes and T.")
 @click.option("--budget", metavar="33ms,4GiB", help="Limits of the pipeline: pass or fail.")
-@click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines here.")
-@click.option("--plot", "plot_file", metavar="FILE", type=Path, help="Write one PNG here.")
+@measured
 @click.pass_context
 def command(
     context: click.Context,
     engine: Path | None,
-    vs: str | None,
+    vs: tuple[str, ...],
     backend: str,
     device: str,
     threads: int,
@@ -39,8 +56,9 @@ def command(
 ) -> None:
     """Measure a bundle, each row in a fresh process, beside a baseline.
 
-    Memory is the peak above an empty backend process. `mp-bench scan` measures the operator,
-    `mp-bench accuracy` how right the answers are.
+    Memory is the peak above an empty backend process. `mp-bench networks` measures networks over
+    window and input size, `mp-bench scan` the operator, `mp-bench accuracy` how right the answers
+    are.
     """
     if context.invoked_subcommand is not None:
         return
@@ -52,6 +70,39 @@ def command(
     job = Job("stages", backend=backend, device=device, threads=threads, iterations=iterations)
     if not bench(engine, vs, job, sweep, budget, json_file, plot_file):
         raise SystemExit(1)
+
+
+@command.command(epilog="Example: mp-bench networks posemamba-s posemamba-b --clip-frames 81,243")
+@click.argument("names", nargs=-1, metavar="[NETWORK|BUNDLE]...")
+@click.option(
+    "--clip-frames", default="27,81,243", show_default=True, metavar="T,T", help="Of lifters."
+)
+@click.option(
+    "--sizes",
+    default="256x192,384x288,512x384",
+    show_default=True,
+    metavar="HxW,HxW",
+    help="Of 2D networks.",
+)
+@measured
+def networks(
+    names: tuple[str, ...], clip_frames: str, sizes: str, backend: str, device: str, threads: int,
+    iterations: int, json_file: Path | None, plot_file: Path | None,
+) -> None:  # fmt: skip
+    """Measure lifters over the window T and 2D networks over the input size, each in a fresh
+    process: parameters, time of a call and of a frame, peak memory.
+
+    A lifter stands beside a transformer of about its parameters (transformer:PAIRS), a 2D network
+    beside ViTPose-S and -B. A network of your own is measured at the size in its BUNDLE. Without
+    names: the networks that ship, posemamba-s and mambapose-tiny.
+    """
+    from mambapose.benchmarks.compare import bench_networks
+    from mambapose.benchmarks.jobs import Job
+    from mambapose.benchmarks.sweeps import clips_from_text, sizes_from_text
+
+    job = Job("stages", backend=backend, device=device, threads=threads, iterations=iterations)
+    asked = sizes_from_text(sizes), clips_from_text(clip_frames)
+    bench_networks(names, *asked, job, json_file, plot_file)
 
 
 @command.command()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
 
-from mambapose.benchmarks import comparison, report
-from mambapose.benchmarks.jobs import Job
+from mambapose.benchmarks import comparison, report, sweeps
+from mambapose.benchmarks.jobs import Job, Row
+from mambapose.benchmarks.sides import measure_all
 from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.loading import shipped_bundle
 
 
 def bench(
     engine: Path,
-    vs: str | None,
+    vs: Sequence[str],
     job: Job,
     sweep: bool,
     budget: str | None,
@@ -23,23 +26,56 @@ def bench(
     """Print the table; write what was asked for. False when the budget is not kept."""
     limits = report.limits_from_text(budget) if budget else report.Limits()
     bundle = read_bundle(engine)
-    rows = comparison.compare(bundle, vs, job, sweep=sweep and vs is not None, tell=click.echo)
-    about = {**report.machine(), "backend": job.backend, "bundle": bundle.hash}
-    click.echo(f"{about['cpu']}, {job.backend}, {job.threads} threads, commit {about['commit']}")
-    for line in report.table(rows):
-        click.echo(line)
-    for line in report.ratios(rows, comparison.TIERS, vs):
-        click.echo(line)
+    rows = comparison.compare(bundle, vs, job, sweep=sweep and bool(vs), tell=click.echo)
+    names = [comparison.shown_name(name) for name in vs]
+    sentences = [*report.ratios(rows, comparison.TIERS, names), *sweeps.ratios(rows)]
+    show(rows, sentences, job, {"bundle": bundle.hash}, json_file, plot_file)
     verdicts = report.verdicts(rows, limits)
     for sentence, kept in verdicts:
         click.echo(f"{sentence} {'ok' if kept else 'FAIL'}")
+    return all(kept for _, kept in verdicts)
+
+
+def bench_networks(
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    clips: Sequence[int],
+    job: Job,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Print the table of the networks over their sizes; write what was asked for.
+
+    Without names: those of the bundle that ships, and what stands beside them by default.
+    """
+    candidates = sweeps.candidate_list(names)
+    if not names:
+        candidates = sweeps.default_candidates(read_bundle(shipped_bundle()))
+    # Listed first: an export that fails shows before minutes of measuring.
+    sides = list(sweeps.sides(candidates, sizes, clips))
+    rows = measure_all(sides, job, click.echo)
+    show(rows, sweeps.ratios(rows), job, {}, json_file, plot_file)
+
+
+def show(
+    rows: Sequence[Row],
+    sentences: Iterable[str],
+    job: Job,
+    about: Mapping[str, object],
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Print the machine, the table and the sentences; write the files that were asked for."""
+    about = {**report.machine(), "backend": job.backend, **about}
+    click.echo(f"{about['cpu']}, {job.backend}, {job.threads} threads, commit {about['commit']}")
+    for line in (*report.table(rows), *sentences):
+        click.echo(line)
     if json_file is not None:
         report.write_json_lines(rows, json_file, about)
         click.echo(f"wrote {len(rows)} rows to {json_file}")
     if plot_file is not None:
         report.plot(rows, plot_file)
         click.echo(f"wrote {plot_file}")
-    return all(kept for _, kept in verdicts)
 
 
 def bench_scan(json_file: Path | None) -> bool:

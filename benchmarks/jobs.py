@@ -35,7 +35,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Memory in MiB above an empty backend process, times in ms."""
+    """One line of the table. Memory in MiB above an empty backend process, times in ms of a call.
+
+    frames: whose answers the pipeline takes from one call; None where nothing tells.
+    """
 
     label: str
     group: str
@@ -49,11 +52,23 @@ class Row:
     p99_ms: float
     calls: int
     threads: int
+    frames: int | None = None
+
+    @property
+    def frame_ms(self) -> float | None:
+        """p50 of a call, shared among its frames."""
+        return None if self.frames is None else self.p50_ms / self.frames
 
 
 def job_from_dict(values: Mapping[str, Any]) -> Job:
     """The job a JSON object describes; unknown keys are errors."""
     return Job(**{**values, "parts": tuple(map(tuple, values.get("parts", ())))})
+
+
+def row_from_dict(values: Mapping[str, Any]) -> Row:
+    """The row a line of results holds beside its machine; TypeError when a number is missing."""
+    names = Row.__dataclass_fields__
+    return Row(**{name: value for name, value in values.items() if name in names})
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from mambapose.benchmarks.comparison import TIERS
 from mambapose.benchmarks.gpu.bars import last_run
-from mambapose.benchmarks.jobs import Row
-from mambapose.benchmarks.report import COLUMNS, cells, ratios
+from mambapose.benchmarks.jobs import Row, row_from_dict
+from mambapose.benchmarks.report import cells, columns, ratios
+from mambapose.benchmarks.sweeps import GROUPS, held_against, shares
 
 BASELINE = "vitpose-b"
 INTRO = """# Measured
@@ -40,21 +41,67 @@ def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]], left: i
 
 
 def comparison_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Memory and latency: the machine, the goals, the table."""
-    fields = Row.__dataclass_fields__
-    rows = [Row(**{name: item[name] for name in fields}) for item in found]
+    """Memory and latency: the machine, the goals, the table, then what grows with the input."""
+    every = [row_from_dict(item) for item in found]
+    swept = [row for row in every if is_swept(row)]
+    rows = [row for row in every if not is_swept(row)]
     about = found[0]
-    heads = ("group", *(name for name, _ in COLUMNS))
+    shown = columns(rows)
+    heads = ("group", *(name for name, _ in shown))
+    texts = ((row.group, *cells(row)[: len(shown)]) for row in rows)
     lines = [
         "## Memory and latency",
         "",
         f"{about['cpu']}, {about['threads']} threads, ONNX Runtime {about['onnxruntime']}, "
         f"commit {about['commit']}, {about['date'][:10]}.",
         "",
-        *(f"- {sentence}" for sentence in ratios(rows, TIERS, BASELINE)),
+        *(f"- {sentence}" for sentence in ratios(rows, TIERS, (BASELINE,))),
         "",
+        *markdown_table(heads, texts, 4),
     ]
-    return lines + markdown_table(heads, ((row.group, *cells(row)) for row in rows), 4)
+    return lines + (sweep_lines(swept) if swept else [])
+
+
+def is_swept(row: Row) -> bool:
+    """True for a row of the tables of sweeps; rows of before frames were counted stay outside."""
+    return row.group in GROUPS.values() and row.frames is not None
+
+
+def sweep_lines(rows: Sequence[Row]) -> list[str]:
+    """Lifters over the window, 2D networks over the crop, each beside its yardstick."""
+    lines = ["", "### Over the window and the crop", "", SWEEP_INTRO]
+    for group in GROUPS.values():
+        texts = [_sweep_cells(row, rows) for row in rows if row.group == group]
+        if texts:
+            lines += ["", *markdown_table(SWEEP_HEADS, texts, 3)]
+    return lines
+
+
+SWEEP_INTRO = """\
+Every network at every size it takes, in processes as above. Frames are those the pipeline takes
+from one call: of a lifter with a window of T frames its hop, a third of T; of a lifter that goes
+frame by frame (step) one; of an image network one, and of a video network, which encodes the new
+frame and then looks at its window, one. `transformer:5` is a yardstick without weights: attention
+among the joints of a frame, then among the frames of a joint, five times. Time and memory, the last
+two columns, are those of a frame and the peak over those of the yardstick in column three: the one
+of the same size with the nearest number of parameters, measured in the same run."""
+
+SWEEP_HEADS = (
+    "network", "size", "beside", "params M", "p50 ms", "frames", "ms/frame", "peak MiB", "time",
+    "memory",
+)  # fmt: skip
+
+
+def _sweep_cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    beside = held_against(row, rows)
+    alike = {other.size for other in beside} == {row.size}
+    names = (other.label if alike else f"{other.label} {other.size}" for other in beside)
+    each = [[f"{share:.2f}x" for share in shares(row, other)] for other in beside]
+    return (
+        row.label, row.size, "<br>".join(names), f"{row.params / 1e6:.2f}", f"{row.p50_ms:.1f}",
+        str(row.frames), f"{row.frame_ms:.2f}", f"{row.peak_mib:.1f}",
+        "<br>".join(time for time, _ in each), "<br>".join(memory for _, memory in each),
+    )  # fmt: skip
 
 
 def scan_section(found: Sequence[Mapping[str, Any]]) -> list[str]:

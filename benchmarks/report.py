@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mambapose.benchmarks.exported import stage_of
 from mambapose.benchmarks.jobs import Row
 from mambapose.runtime.errors import MambaPoseError
 
@@ -25,6 +26,7 @@ COLUMNS = (
     ("p90 ms", 9),
     ("p99 ms", 9),
 )
+FRAME_COLUMNS = (("frames", 6), ("ms/frame", 9))
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,14 @@ def commit() -> str:
     return name if ours and name else "unknown"
 
 
+def columns(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
+    """Heads and greatest widths; those of a frame only where a row states its frames."""
+    stated = any(row.frames is not None for row in rows)
+    return COLUMNS + FRAME_COLUMNS if stated else COLUMNS
+
+
 def cells(row: Row) -> tuple[str, ...]:
-    """The texts of one row, in the order of COLUMNS."""
+    """The texts of one row, in the order of COLUMNS, then of FRAME_COLUMNS."""
     return (
         row.label,
         row.network,
@@ -106,17 +114,20 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.p50_ms:.1f}",
         f"{row.p90_ms:.1f}",
         f"{row.p99_ms:.1f}",
+        "" if row.frames is None else str(row.frames),
+        "" if row.frame_ms is None else f"{row.frame_ms:.2f}",
     )
 
 
 def table(rows: Iterable[Row]) -> list[str]:
     """The rows as aligned text, grouped."""
     every = list(rows)
-    texts = [cells(row) for row in every]
-    heads = [name for name, _ in COLUMNS]
+    shown = columns(every)
+    texts = [cells(row)[: len(shown)] for row in every]
+    heads = [name for name, _ in shown]
     widths = [
         min(limit, max(len(head), *(len(text[i]) for text in texts)))
-        for i, (head, limit) in enumerate(COLUMNS)
+        for i, (head, limit) in enumerate(shown)
     ]
 
     def line(values: Sequence[str]) -> str:
@@ -141,23 +152,41 @@ def named(rows: Iterable[Row], label: str, group: str | None = None) -> Row | No
     return next((r for r in rows if r.label == label and group in (None, r.group)), None)
 
 
-def ratios(rows: Sequence[Row], tiers: Sequence[tuple[str, str]], vs: str | None) -> list[str]:
-    """Sentences that hold the measured rows against the project's goals."""
+def ratios(
+    rows: Sequence[Row], tiers: Sequence[tuple[str, str]], baselines: Sequence[str]
+) -> list[str]:
+    """Sentences that hold the measured rows against the project's goals and the baselines."""
     lines = []
     for ours, theirs in tiers:
         a, b = named(rows, ours, "tier"), named(rows, theirs, "tier")
         if a and b:
-            lines.append(
-                f"{ours} / {theirs}: peak memory {a.peak_mib / b.peak_mib:.2f}x (goal below 1), "
-                f"latency {a.p50_ms / b.p50_ms:.2f}x"
-            )
-    chain, base = named(rows, "pipeline"), named(rows, vs or "", "baseline")
-    if chain and base:
-        lines.append(
-            f"whole pipeline / {vs}: peak memory {chain.peak_mib / base.peak_mib:.2f}x "
-            f"(goal at most 0.6), latency {chain.p50_ms / base.p50_ms:.2f}x"
-        )
+            lines.append(f"{ours} / {theirs}: {_costs(a, b, 'below 1')}")
+    chain = named(rows, "pipeline")
+    stages = [row for row in rows if row.group == "stage"]
+    for baseline in baselines:
+        base = named(rows, baseline, "baseline")
+        own = None if base is None else named(rows, stage_of(baseline), "stage")
+        if base and len(stages) == 1:
+            lines.append(f"{stages[0].network} / {baseline}: {_costs(stages[0], base)}")
+        elif base and chain and stage_of(baseline) == "pose2d":
+            lines.append(f"whole pipeline / {baseline}: {_costs(chain, base, 'at most 0.6')}")
+        elif base and own:
+            lines.append(f"{own.network} / {baseline}: {_costs(own, base)}")
+        for row in (*stages, *filter(None, [chain])):
+            if (other := named(rows, f"{baseline} {row.label}", "baseline")) is not None:
+                lines.append(f"{row.label} / {other.label}: {_costs(row, other)}")
     return lines
+
+
+def _costs(a: Row, b: Row, goal: str = "") -> str:
+    """``peak memory 0.50x (goal below 1), latency 0.42x``; per frame where the two answer unlike
+    numbers of frames.
+    """
+    times, what = (a.p50_ms, b.p50_ms), "latency"
+    if a.frame_ms is not None and b.frame_ms is not None and a.frames != b.frames:
+        times, what = (a.frame_ms, b.frame_ms), "time per frame"
+    held = f" (goal {goal})" if goal else ""
+    return f"peak memory {a.peak_mib / b.peak_mib:.2f}x{held}, {what} {times[0] / times[1]:.2f}x"
 
 
 def verdicts(rows: Sequence[Row], limits: Limits) -> list[tuple[str, bool]]:

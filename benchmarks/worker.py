@@ -2,7 +2,8 @@
 
 Prints one JSON object. Peak memory is VmHWM of the whole process, so nothing else may have run in
 it; the caller subtracts the peak of the ``empty`` job, a process whose backend has run one tiny
-graph. Latencies are wall-clock milliseconds of one call (a frame's worth of work of a stage).
+graph. Latencies are wall-clock milliseconds of one call: the work of a stage on one more frame, or
+on one window of a lifter.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def first_orientation(graphs: dict[str, GraphSpec]) -> list[str]:
 
 
 def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
-    """A function that does one frame's (or window's) work of a stage."""
+    """A function that does a stage's work on one frame or window: each graph once, flow's more."""
     entry = bundle.stages[stage]
     names = first_orientation({name: graph.spec for name, graph in entry.graphs.items()})
     engines = {
@@ -98,8 +99,21 @@ def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
     }
     if stage == "flow":
         return flow_step(engines, bundle.schedule.flow_iters)
-    (engine,) = engines.values()
-    return graph_step(engine)
+    return in_turn([graph_step(engine) for engine in engines.values()])
+
+
+def in_turn(steps: Sequence[Step]) -> Step:
+    """A function that does all steps, one after another.
+
+    Of a video network: encode the new frame, then answer for the window. A graph gets noise where
+    another graph of the stage, or its own last call, would have given features or a state.
+    """
+
+    def once() -> None:
+        for step in steps:
+            step()
+
+    return once
 
 
 def timed(step: Step, job: Job) -> list[float]:
@@ -130,12 +144,7 @@ def run_stages(job: Job) -> dict[str, Any]:
         stage_step(read_bundle(Path(folder), verify=False), stage, job)
         for folder, stage in job.parts
     ]
-
-    def once() -> None:
-        for step in steps:
-            step()
-
-    return {"times_ms": timed(once, job)}
+    return {"times_ms": timed(in_turn(steps), job)}
 
 
 def run_pipeline(job: Job) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""The CUDA kernels built for the host, as the tests of plugins build them."""
+"""The CUDA kernels built for the host, as tests of plugins build them; bundles that run nothing."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from mambapose.runtime.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.targets import Schedule
+from mambapose.runtime.types import GraphSpec, TensorSpec
 
 PLUGIN_FIXTURES = Path(__file__).resolve().parents[1] / "plugins" / "conftest.py"
 
@@ -39,3 +43,32 @@ def shim(shim_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield shim_library
     for function in cached:
         function.cache_clear()
+
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    """A function that describes a bundle of one stage, whose graph files are two bytes each."""
+
+    def make(
+        stage: str,
+        graphs: dict[str, tuple[TensorSpec, ...]],
+        *,
+        name: str = "net",
+        params: int = 1_000_000,
+        schedule: Schedule | None = None,
+    ) -> Bundle:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        entries = {}
+        for graph, inputs in graphs.items():
+            file = f"{stage}-{graph}.onnx"
+            (folder / file).write_bytes(b"on")
+            entries[graph] = GraphEntry(GraphSpec(graph, inputs, ()), file, "0" * 64)
+        weights = WeightsEntry(None, None, trained=False)
+        entry = StageEntry(name, "fp32", params, weights, entries)
+        return Bundle(folder, "0", "2026", "cpu", schedule or Schedule(), {stage: entry})
+
+    return make

@@ -1,4 +1,4 @@
-"""``mp-bench`` without --engine measures the bundle that ships."""
+"""What the words of ``mp-bench`` ask for; without --engine it measures the bundle that ships."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mambapose.benchmarks import accuracy, compare
+from mambapose.benchmarks import accuracy, compare, sweeps
 from mambapose.benchmarks.cli import command
+from mambapose.benchmarks.jobs import Job
 from mambapose.runtime import loading
-from mambapose.runtime.errors import BundleError
+from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.errors import BundleError, MambaPoseError
 
 
 @pytest.mark.parametrize("words", [[], ["accuracy"]])
@@ -34,3 +36,42 @@ def test_the_bundle_that_ships_is_the_default(
     assert CliRunner().invoke(command, words).exit_code == 0
     assert CliRunner().invoke(command, [*words, "--engine", "mine"]).exit_code == 0
     assert measured == [tmp_path, Path("mine")]
+
+
+def test_networks_and_baselines_reach_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(compare, "bench_networks", lambda *given: asked.append(given))
+    monkeypatch.setattr(compare, "bench", lambda *given: asked.append(given) or True)
+    words = ["networks", "posemamba-s", "mine", "--clip-frames", "9", "--sizes", "64x48"]
+    done = CliRunner().invoke(command, [*words, "--threads", "1", "--json", "rows"])
+    assert done.exit_code == 0, done.output
+    names, sizes, clips, job, json_file, plot_file = asked.pop()
+    assert (names, sizes, clips) == (("posemamba-s", "mine"), ((64, 48),), (9,))
+    assert (job.threads, json_file, plot_file) == (1, Path("rows"), None)
+    done = CliRunner().invoke(command, ["--engine", "a", "--vs", "b", "--vs", "vitpose-b"])
+    assert done.exit_code == 0, done.output
+    assert asked.pop()[1] == ("b", "vitpose-b")
+    assert isinstance(
+        CliRunner().invoke(command, ["networks", "--sizes", "7"]).exception, MambaPoseError
+    )
+    assert not asked
+
+
+def test_without_names_the_networks_that_ship_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[str] = []
+    monkeypatch.setattr(compare, "measure_all", lambda sides, *rest: [])
+    monkeypatch.setattr(compare, "show", lambda *rest: None)
+    monkeypatch.setattr(
+        compare.sweeps,
+        "sides",
+        lambda candidates, *sizes: swept.extend(c.label for c in candidates) or [],
+    )
+    compare.bench_networks((), (), (), Job("stages"), None, None)
+    shipped = read_bundle(loading.shipped_bundle())
+    assert swept == [
+        *(entry.network for entry in shipped.stages.values()),
+        *sweeps.LIFTERS,
+        *sweeps.POSE_NETWORKS,
+    ]

@@ -33,6 +33,34 @@ def test_a_missed_bar_is_published_as_missed() -> None:
     assert scan_section([row])[-1].split("|")[4].strip() == "missed"
 
 
+def test_sweeps_have_tables_beside_their_yardsticks() -> None:
+    from dataclasses import asdict, replace
+
+    from mambapose.benchmarks.jobs import Row
+    from mambapose.benchmarks.page import comparison_section
+
+    stage = Row("lift3d", "stage", "net", "T=27", 10**6, 4.0, 10.0, 18.0, 19.0, 20.0, 20, 2, 9)
+    window = replace(stage, label="net", group="T sweep")
+    like = replace(window, label="transformer:5", peak_mib=5.0, p50_ms=9.0)
+    longer = replace(like, size="T=81", p50_ms=54.0, frames=27)
+    step = replace(window, label="causal", size="step", p50_ms=2.0, frames=1)
+    crop = replace(window, label="mambapose-tiny", group="size sweep", size="64x48", frames=1)
+    about = {"cpu": "c", "onnxruntime": "1", "commit": "abc", "date": "2026-01-01T00:00:00"}
+    rows = [stage, window, step, like, longer, crop, replace(crop, label="vitpose-s")]
+    text = "\n".join(comparison_section([{**asdict(row), **about} for row in rows]))
+    first, rest = text.split("### Over the window and the crop")
+    assert "| stage | lift3d | net | T=27 | 1.00 | 4.0 | 10.0 | 18.0 | 19.0 | 20.0 | 9 |" in first
+    assert "sweep" not in first
+    assert "| net | T=27 | transformer:5 | 1.00 | 18.0 | 9 | 2.00 | 10.0 | 2.00x | 2.00x |" in rest
+    assert (
+        "| causal | step | transformer:5 T=27<br>transformer:5 T=81 | 1.00 | 2.0 | 1 | 2.00 | 10.0 "
+        "| 2.00x<br>1.00x | 2.00x<br>2.00x |"
+    ) in rest
+    assert "| transformer:5 | T=27 |  | 1.00 | 9.0 | 9 | 1.00 | 5.0 |  |  |" in rest
+    assert "| mambapose-tiny | 64x48 | vitpose-s | " in rest
+    assert rest.count("| network | size | beside |") == 2
+
+
 MACHINE = {
     "name": "NVIDIA Test 1", "multiprocessors": 132, "clock_hz": 1.98e9, "bandwidth": 4.3e12,
     "nvcc": "13.0.88", "torch": "2.11", "commit": "abc", "date": "2026-01-02T00:00:00",

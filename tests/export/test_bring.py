@@ -9,7 +9,8 @@ import onnx
 import pytest
 import torch
 
-from mambapose.benchmarks.comparison import own_sides, size_of
+from mambapose.benchmarks.comparison import own_sides
+from mambapose.benchmarks.sides import size_of
 from mambapose.export.bring import AS_BUILT, Brought, build_brought, check_contract
 from mambapose.export.cli import main
 from mambapose.export.user_model import inputs_from_texts

@@ -1,0 +1,77 @@
+"""Networks named on the command line of ``mp-bench``, exported on the spot and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import mambapose.export
+import mambapose.plugins
+from mambapose.benchmarks import yardsticks
+from mambapose.export.models import NETWORKS
+from mambapose.runtime.bundle import Bundle, read_bundle
+from mambapose.runtime.errors import BundleError
+
+Size = tuple[int, int] | int  # (H, W) of an image stage, T of a lifter
+
+
+def source_digest() -> str:
+    """Changes whenever the code that exports changes, so a cached bundle is never stale."""
+    digest = hashlib.sha256(Path(yardsticks.__file__).read_bytes())
+    for package in (mambapose.export, mambapose.plugins):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def cache_folder() -> Path:
+    """Where baselines exported on the spot are kept."""
+    return Path.home() / ".cache" / "mambapose" / "bench" / source_digest()
+
+
+def stage_of(name: str) -> str:
+    """The stage of a network of the registry or of a yardstick; BundleError for another name."""
+    if yardsticks.is_transformer(name):
+        return "lift3d"
+    if name not in NETWORKS:
+        raise BundleError(
+            f"a bundle folder, {yardsticks.TRANSFORMER}:PAIRS or a network was wanted, found "
+            f"{name}; the networks are {', '.join(NETWORKS)}"
+        )
+    return NETWORKS[name].stage
+
+
+def exported(name: str, size: Size | None = None) -> Bundle:
+    """A one-stage bundle of a named network with seeded random weights, exported once.
+
+    Latency and memory do not depend on the values of the weights. size: None for the target's own.
+    """
+    stage = stage_of(name)
+    if find_spec("torch") is None:
+        raise BundleError(
+            f"{name} has to be exported to be measured, which needs torch; "
+            "install '.[export]' or give a bundle folder instead of a name"
+        )
+    text = "x".join(map(str, size)) if isinstance(size, tuple) else str(size or "")
+    folder = cache_folder() / "_".join(filter(None, (name.replace(":", "-"), text)))
+    if not (folder / "bundle.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", *export_words(name, stage, text), "--out", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise BundleError(f"exporting {name} for the comparison failed: {reason}")
+    return read_bundle(folder, verify=False)
+
+
+def export_words(name: str, stage: str, size: str) -> list[str]:
+    """The module to run and its arguments; size: ``HxW``, ``T`` or nothing."""
+    sizes = {"": [], "lift3d": [f"--clip-frames={size}"]}
+    chosen = sizes.get(stage if size else "", [f"--size={stage}={size}"])
+    if yardsticks.is_transformer(name):
+        return ["mambapose.benchmarks.yardsticks", name, *chosen]
+    words = ["mambapose.export.cli", "--target", "cpu", "--untrained"]
+    return [*words, "--only", stage, f"--{stage}", name, *chosen]
