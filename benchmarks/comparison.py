@@ -15,6 +15,7 @@ import mambapose.plugins
 from mambapose.benchmarks.chain import sample_frames
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
 from mambapose.runtime.bundle import MODEL, Bundle, read_bundle
+from mambapose.runtime.causal_lifting import STEP
 from mambapose.runtime.errors import BundleError
 
 # Tier by tier, the comparison the project is held to: ours, then the baseline of the same tier.
@@ -75,8 +76,12 @@ def exported(network: str, stage: str, *options: str) -> Bundle:
 
 
 def size_of(bundle: Bundle, stage: str) -> str:
-    """``256x192`` of an image stage, ``T=81`` of a lifter, every fixed side of a user's model."""
-    shape = next(iter(bundle.stages[stage].graphs.values())).spec.inputs[0].shape
+    """``256x192`` of an image stage, ``T=81`` of a lifter, ``step`` of a causal one, every fixed
+    side of a user's model."""
+    spec = next(iter(bundle.stages[stage].graphs.values())).spec
+    shape = spec.inputs[0].shape
+    if spec.name == STEP:
+        return STEP
     if stage == MODEL:
         return "x".join(str(side) for side in shape if not isinstance(side, str))
     return f"T={shape[1]}" if stage == "lift3d" else f"{shape[1]}x{shape[2]}"
