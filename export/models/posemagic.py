@@ -50,15 +50,12 @@ from mambapose.export.models.vim import TAPS, Mixer
 from mambapose.export.sizes import check_clip
 from mambapose.runtime.causal_lifting import STEP, next_name
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.skeleton import H36M17
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 CHANNELS = 6  # x, y, score, centre x, centre y, size
 BEFORE = 2  # frames the causal graph convolution looks back
 STATE = ("scan_state", "conv_state", "graph_state")  # of all layers, in the order of Carried
-
-# The bones of Human3.6M-17.
-BONES = ((0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (5, 6), (0, 7), (7, 8), (8, 9), (9, 10),
-         (8, 11), (11, 12), (12, 13), (8, 14), (14, 15), (15, 16))  # fmt: skip
 
 
 class Carried(NamedTuple):
@@ -232,7 +229,7 @@ def skeleton() -> Tensor:
     """(J, J) the bones and every joint itself, each row and column divided by the root of its sum
     (Kipf and Welling, 2017)."""
     joined = torch.eye(JOINTS)
-    for one, other in BONES:
+    for one, other in H36M17.edges:
         joined[one, other] = joined[other, one] = 1
     root = joined.sum(0).rsqrt()
     return root[:, None] * joined * root
