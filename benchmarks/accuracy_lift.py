@@ -10,6 +10,7 @@ from mambapose.export.train.lift_measure import held_out_metrics, pose2sim_metri
 from mambapose.export.train.motion import clips_from_file, split_from_clips
 from mambapose.export.train.pose2sim import FOLDER
 from mambapose.runtime.bundle import Bundle
+from mambapose.runtime.causal_lifting import STEP
 from mambapose.runtime.engine import load_engine
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.lifting import BODY_HEIGHTS
@@ -30,9 +31,10 @@ def lift_scores(bundle: Bundle, where: Where, assets: Path, *, quick: bool) -> l
     are measured in body heights, so not for weights that answer in another unit.
     """
     unit = lift_unit(bundle)
+    graph = STEP if STEP in bundle.stage("lift3d").graphs else "main"
     scores = []
     with load_engine(
-        bundle, "lift3d", "main", backend=where.backend, device=where.device, threads=where.threads
+        bundle, "lift3d", graph, backend=where.backend, device=where.device, threads=where.threads
     ) as engine:
         takes_cues = any(item.name == "present" for item in engine.spec.inputs)
         combinations = CUES if takes_cues else {"joints": (0, 0, 0)}

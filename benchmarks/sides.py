@@ -10,10 +10,10 @@ from mambapose.benchmarks.exported import cache_folder
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
 from mambapose.benchmarks.worker import base_name
 from mambapose.runtime.bundle import MODEL, Bundle
+from mambapose.runtime.causal_lifting import STEP
 
 CHAIN_FRAMES = 30  # at least one hop of the lifter
 MIB = 1024.0 * 1024.0
-STEP = "step"  # the graph of a lifter that goes frame by frame and carries its state
 
 
 @dataclass(frozen=True)

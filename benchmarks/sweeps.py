@@ -14,10 +14,11 @@ from pathlib import Path
 from mambapose.benchmarks import yardsticks
 from mambapose.benchmarks.exported import Size, exported, stage_of
 from mambapose.benchmarks.jobs import Row
-from mambapose.benchmarks.sides import STEP, Side, is_step, size_of, window_of
+from mambapose.benchmarks.sides import Side, is_step, size_of, window_of
 from mambapose.export.models import NETWORKS
 from mambapose.export.sizes import check_clip, check_size
 from mambapose.runtime.bundle import MODEL, Bundle, read_bundle
+from mambapose.runtime.causal_lifting import STEP
 from mambapose.runtime.errors import BundleError, MambaPoseError
 
 SIZES: tuple[tuple[int, int], ...] = ((256, 192), (384, 288), (512, 384))

@@ -20,6 +20,7 @@ import numpy as np
 from mambapose.benchmarks.jobs import Job, job_from_dict
 from mambapose.runtime.bundle import Bundle, read_bundle
 from mambapose.runtime.engine import Engine, load_engine
+from mambapose.runtime.flow import PAIR
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 Step = Callable[[], None]
@@ -97,7 +98,7 @@ def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
         )
         for name in names
     }
-    if stage == "flow":
+    if stage == "flow" and PAIR not in engines:
         return flow_step(engines, bundle.schedule.flow_iters)
     return in_turn([graph_step(engine) for engine in engines.values()])
 

@@ -91,7 +91,8 @@ class Plan:
         s = self.schedule
         lines = [f"target {self.target.name}, {self.precision}, {self.target.backend}"]
         for stage in self.stages:
-            size = " ".join(f"{h}x{w}" for h, w in stage.sizes) or f"T={s.clip_frames}"
+            window = "frame by frame" if stage.network.causal else f"T={s.clip_frames}"
+            size = " ".join(f"{h}x{w}" for h, w in stage.sizes) or window
             weights = "weights that ship" if stage.shipped else f"weights {stage.weights}"
             if stage.source is not None:
                 weights = f"download {stage.source}"
@@ -241,6 +242,13 @@ def _stage_plan(
     if weights is None and source is None:
         weights = shipped = shipped_weights(name)
     flip = options.flip and stage == "lift3d"
+    if stage == "lift3d" and NETWORKS[name].causal:
+        for option, given in (("--flip", flip), ("--clip-frames", options.clip_frames)):
+            if given:
+                raise ExportError(
+                    f"{option} is for lifters of a window, {name} goes on frame by frame; leave it "
+                    "out"
+                )
     return StagePlan(stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None)
 
 

@@ -1,8 +1,9 @@
 """Every exported graph against the torch module it came from, before a bundle exists.
 
 Each graph runs in ONNX Runtime with the compiled operator where it is built, and always in the
-portable function form, on seeded inputs; flow also runs as the whole chain of graphs. The errors
-go into bundle.json, the inputs and FP32 outputs into its gate folder.
+portable function form, on seeded inputs; flow also runs as the whole chain of graphs, and a
+causal lifter frame by frame against the whole sequence in torch. The errors go into bundle.json,
+the inputs and FP32 outputs into its gate folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mambapose.export.samples import identity_grid, image_pair, sample_inputs
+import numpy as np
+
+from mambapose.export.samples import (
+    PEOPLE,
+    identity_grid,
+    image_pair,
+    sample_inputs,
+    walking_figure,
+)
+from mambapose.runtime.causal_lifting import STEP, next_name
 from mambapose.runtime.engine import Engine
 from mambapose.runtime.errors import EngineError, ExportError
 from mambapose.runtime.flow import PAIR
@@ -25,7 +35,13 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, Array]
 Run = Callable[[str, Arrays], dict[str, Array]]  # graph name, inputs -> outputs
 NATIVE_LIMIT = 1e-4
-LIMITS = {**FP32_LIMITS, "native_vs_function": NATIVE_LIMIT}
+SEQUENCE_LIMIT = 1e-4  # ten times what any network here was measured at
+SEQUENCE_FRAMES = 27  # of a causal lifter, one by one and at once
+LIMITS = {
+    **FP32_LIMITS,
+    "native_vs_function": NATIVE_LIMIT,
+    "steps_vs_sequence": SEQUENCE_LIMIT,
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,8 @@ def verify_stage(
                 _flow_chain(run, graphs, suffix, flow_iters, seed) for run in (best, torch_run)
             )
             _raise_to(errors, graph_errors(stage, {}, {"flow": found}, {"flow": wanted}))
+    if stage == "lift3d" and STEP in graphs:
+        _raise_to(errors, {"steps_vs_sequence": _sequence_error(best, graphs[STEP], seed)})
     if problem := exceeded(errors, LIMITS):
         raise ExportError(
             f"stage {stage}: the exported graphs differ from torch ({problem}); "
@@ -144,7 +162,49 @@ def _stage_inputs(
         for suffix in _suffixes(graphs):
             found.update(_flow_inputs(run, graphs, suffix, seed))
         return found
+    if stage == "lift3d" and STEP in graphs:
+        one = walked(1, seed)  # the state of a second person would double the stored arrays
+        return {STEP: _walk(run, graphs[STEP].spec, one)[1]}
     return {name: sample_inputs(stage, graph.spec, seed) for name, graph in graphs.items()}
+
+
+# --- a causal lifter: each step feeds the next -----------------------------------------------
+
+
+def walked(people: int, seed: int) -> dict[str, Array]:
+    """keypoints (N, T, 17, 2) and score (N, T, 17) of people who walk for SEQUENCE_FRAMES."""
+    score = np.random.default_rng(seed).random((people, SEQUENCE_FRAMES, 17), np.float32)
+    return {"keypoints": walking_figure(people, SEQUENCE_FRAMES, seed), "score": score}
+
+
+def _walk(run: Run, spec: GraphSpec, joints: Arrays) -> tuple[Array, dict[str, Array]]:
+    """xyz (N, T, 17, 3) of the frames of a sequence one by one, and the inputs of the last step."""
+    people, frames = joints["keypoints"].shape[:2]
+    inputs = {
+        tensor.name: np.zeros((people, *map(int, tensor.shape[1:])), np.float32)
+        for tensor in spec.inputs
+    }
+    poses = []
+    for frame in range(frames):
+        inputs = {**inputs, **{name: rows[:, frame].copy() for name, rows in joints.items()}}
+        found = run(spec.name, inputs)
+        poses.append(found["xyz"])
+        if frame < frames - 1:
+            inputs = {name: found.get(next_name(name), old) for name, old in inputs.items()}
+    return np.stack(poses, 1), inputs
+
+
+def _sequence_error(run: Run, graph: Exported, seed: int) -> float:
+    """Largest difference between the steps and the whole sequence in torch, over the largest
+    value of that."""
+    import torch
+
+    joints = walked(PEOPLE, seed)
+    with torch.no_grad():
+        whole = graph.module.whole(*(torch.from_numpy(rows) for rows in joints.values()))  # type: ignore[operator]
+    found = _walk(run, graph.spec, joints)[0].astype(np.float64)
+    wanted = whole.numpy().astype(np.float64)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 # --- flow: the graphs feed each other --------------------------------------------------------

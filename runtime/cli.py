@@ -18,7 +18,10 @@ class RunCommand(GroupedCommand):
 
     headings = (
         ("What", ("engine", "frame_range", "detect", "max_people", "height")),
-        ("Speed", ("no_flow", "no_depth", "flow_iters", "depth_every", "detect_every")),
+        (
+            "Speed",
+            ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
+        ),
         ("Machine", ("backend", "device", "threads")),
         ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet", "help")),
     )
@@ -52,6 +55,12 @@ AT_LEAST_1 = click.IntRange(min=1)
     metavar="METRES",
     type=click.FloatRange(0.3, 3.0),
     help="Body height: 3D in metres.",
+)
+@click.option(
+    "--lookahead",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="3D waits for at most N frames; 0 is live.",
 )
 @click.option("--no-flow", is_flag=True, help="Skip optical flow.")
 @click.option("--no-depth", is_flag=True, help="Skip depth.")

@@ -1,10 +1,11 @@
 """2D joints of COCO-17 to 3D joints of Human3.6M-17 by a lifter over a sliding window.
 
-The window has the T frames of the graph; each run answers the ``hop`` frames in its middle. Blocks
-of ``hop`` frames are counted from frame 0 of the source, so everyone in the picture is lifted in
-one batch and the result does not depend on how frames arrived. Where a person was not seen, inside
-a window, joints are interpolated in a straight line between the frames around the gap; before the
-first and after the last frame seen they are repeated.
+The window has the T frames of the graph; each run answers the ``hop`` frames in its middle, or,
+when less look-ahead is asked for, nearer to its end. Blocks of ``hop`` frames are counted from
+frame 0 of the source, so everyone in the picture is lifted in one batch and the result does not
+depend on how frames arrived. Where a person was not seen, inside a window, joints are interpolated
+in a straight line between the frames around the gap; before the first and after the last frame seen
+they are repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.engine import Engine
+from mambapose.runtime.errors import EngineError
 from mambapose.runtime.timing import StageTimes
 from mambapose.runtime.types import Array, FloatArray
 
@@ -103,7 +105,8 @@ class Lifter:
 
     unit: of the graph's answer, BODY_HEIGHTS or IMAGE_UNITS; the latter is scaled so that the
     person's bones in the window make one body height. height: metres, or None for body heights.
-    times: receives the duration of every run.
+    times: receives the duration of every run. lookahead: frames that an answer may wait for, None
+    for as many as usual; with fewer a window answers fewer frames. Raises EngineError for more.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Lifter:
         unit: str = BODY_HEIGHTS,
         height: float | None = None,
         times: StageTimes | None = None,
+        lookahead: int | None = None,
     ) -> None:
         self._engine = engine
         self._unit = unit
@@ -122,6 +126,8 @@ class Lifter:
         self.frames = int(keypoints.shape[1])
         self.hop = min(hop, self.frames)
         self._before = (self.frames - self.hop) // 2
+        if lookahead is not None:
+            self._wait_for(lookahead)
         self._tracks: dict[int, _Track] = {}
         self._pending: deque[int] = deque()
 
@@ -129,6 +135,16 @@ class Lifter:
     def lookahead(self) -> int:
         """Frames the answer for a frame waits for, at most."""
         return self.frames - self._before - 1
+
+    def _wait_for(self, lookahead: int) -> None:
+        """Place the window so that no answer waits for more frames than these."""
+        if not 0 <= lookahead <= self.lookahead:
+            raise EngineError(
+                f"a look-ahead of 0 to {self.lookahead} frames was wanted (windows of "
+                f"{self.frames}), found {lookahead}; leave --lookahead out for {self.lookahead}"
+            )
+        self.hop = min(self.hop, lookahead + 1)
+        self._before = self.frames - 1 - lookahead
 
     def add(self, frame: int, seen: Seen) -> list[tuple[int, dict[int, FloatArray]]]:
         """Take in a frame; the frames that are now complete, in order: (frame, id -> (17, 3))."""
@@ -145,6 +161,9 @@ class Lifter:
         while self._pending:
             done += self._lift_block()
         return done
+
+    def forget(self) -> None:
+        """A new scene: nothing, people of the old one still wait, and the new ones have new ids."""
 
     def _remember(self, frame: int, seen: Seen) -> None:
         count = len(seen.ids)

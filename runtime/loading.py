@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mambapose.runtime.bundle import MANIFEST, Bundle, StageEntry
+from mambapose.runtime.causal_lifting import STEP
 from mambapose.runtime.engine import Engine, load_detector, load_engine
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.flow import GRAPHS, PAIR, FlowStage
 from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
 
+OURS = ("mambapose3d", "posemagic")  # lifters of our own definition
 SHIPPED = Path(__file__).parent / "data" / "cpu"
 
 
@@ -107,7 +109,10 @@ def needed_graphs(
         graph = oriented_graph(bundle.stages["depth"], "depth", "main", portrait=portrait)
         needed.append(("depth", "depth", graph))
     bundle.graph("pose2d", "main")  # the one stage that must be there
-    needed += [(name, name, "main") for name in takers]
+    needed.append(("pose2d", "pose2d", "main"))
+    if "lift3d" in bundle.stages:
+        causal = STEP in bundle.stages["lift3d"].graphs
+        needed.append(("lift3d", "lift3d", STEP if causal else "main"))
     return needed
 
 
@@ -149,5 +154,5 @@ def lift_unit(bundle: Bundle) -> str:
     if "lift3d" not in bundle.stages:
         return BODY_HEIGHTS
     stage = bundle.stages["lift3d"]
-    usual = BODY_HEIGHTS if stage.network.startswith("mambapose3d") else IMAGE_UNITS
+    usual = BODY_HEIGHTS if stage.network.startswith(OURS) else IMAGE_UNITS
     return str(stage.options.get("unit", usual))

@@ -47,7 +47,9 @@ class Painter:
         self._video = None if path is None else Overlay(path, source.size, source.fps)
         self._held: deque[bytes] = deque()
         self.notes: list[str] = []
-        waiting = 0 if pipeline.lifter is None else pipeline.lifter.lookahead + 1
+        waiting = 0
+        if pipeline.lifter is not None and pipeline.lifts_later:
+            waiting = pipeline.lifter.lookahead + 1
         held = waiting * source.size[0] * source.size[1] * BYTES_PER_PIXEL
         self._waits = 0 < held <= HELD_BYTES
         if self._video is not None:

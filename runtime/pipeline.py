@@ -4,8 +4,8 @@
 
 Without a detector the pose network also finds the person (``one_person.py``).
 
-Memory is constant: the last feature map, the last depth map, T + hop frames of joints, and the
-results that wait for their 3D (without their pictures).
+Memory is constant: the last feature map, the last depth map, T + hop frames of joints or the state
+of a causal lifter, and the results that wait for their 3D (without their pictures).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from mambapose.runtime.causal_lifting import STEP, CausalLifter
 from mambapose.runtime.crop import (
     Crops,
     crops_from_boxes,
@@ -31,6 +32,7 @@ from mambapose.runtime.decode import joints_from_heatmaps
 from mambapose.runtime.depth import DepthStage
 from mambapose.runtime.detect import Detector
 from mambapose.runtime.engine import Engine
+from mambapose.runtime.errors import EngineError
 from mambapose.runtime.flow import DenseMap, FlowStage, fixed_size
 from mambapose.runtime.lifting import (
     BODY_HEIGHTS,
@@ -55,8 +57,8 @@ SEARCH_BATCH = 4
 class Options:
     """What a run asks for. None means what the bundle's schedule says.
 
-    height: of the person in metres, for metric 3D. trained: whether pose2d's scores mean
-    anything; lift_unit: of the lifter's answer.
+    height: of the person in metres, for metric 3D. lookahead: frames that 3D may wait for, 0 for
+    live. trained: whether pose2d's scores mean anything; lift_unit: of the lifter's answer.
     """
 
     flow: bool = True
@@ -65,6 +67,7 @@ class Options:
     detect_every: int | None = None
     flow_iters: int | None = None
     height: float | None = None
+    lookahead: int | None = None
     max_people: int = 10
     trained: bool = True
     lift_unit: str = BODY_HEIGHTS
@@ -121,12 +124,13 @@ class Pipeline:
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
             self.people = Tracker(every, options.max_people, options.trained)
-        self.lifter: Lifter | None = None
-        if "lift3d" in engines:
-            self.lifter = Lifter(
-                engines["lift3d"], schedule.hop, options.lift_unit, options.height, self.times
-            )
+        self.lifter = _lifter(engines.get("lift3d"), schedule, options, self.times)
         self._cuts = SceneCuts()
+
+    @property
+    def lifts_later(self) -> bool:
+        """Whether the 3D joints of a frame may be known only after later frames."""
+        return self.lifter is not None and self.lifter.lookahead > 0
 
     def run(
         self,
@@ -135,18 +139,20 @@ class Pipeline:
     ) -> Iterator[FrameResult]:
         """Results in order, each as soon as it is complete.
 
-        on_frame: called in order with every frame's picture and 2D poses, before their 3D is
-        known.
+        on_frame: called in order with every frame's picture and poses: 2D ones, before their 3D
+        is known, unless no 3D waits for later frames (``lifts_later``).
         """
         waiting: deque[FrameResult] = deque()
         for frame in frames:
             with self.times.measure("frame"):
                 poses, seen = self._look(frame)
             result = FrameResult(frame, poses)
+            if self.lifter is not None and not self.lifts_later:
+                (result,) = _lifted(deque([result]), self.lifter.add(frame.index, seen))
             if on_frame is not None:
                 on_frame(result)
             done = [result]
-            if self.lifter is not None:
+            if self.lifter is not None and self.lifts_later:
                 waiting.append(_without_image(result))
                 done = _lifted(waiting, self.lifter.add(frame.index, seen))
             yield from done
@@ -229,6 +235,8 @@ class Pipeline:
         if cut:
             self.people.forget()
             self._forget_dense()
+            if self.lifter is not None:
+                self.lifter.forget()
         if not follows and self._flow is not None:
             self._flow.forget()
 
@@ -274,6 +282,36 @@ class Pipeline:
             known = [dense.flow is not None, dense.depth is not None]
             inputs["present"] = np.tile(np.array(known, np.float32), (count, 1))
         return inputs
+
+
+def _lifter(
+    engine: Engine | None, schedule: Schedule, options: Options, times: StageTimes
+) -> Lifter | CausalLifter | None:
+    """What lifts: windows or, where the graph is a step, frame by frame; None without a lifter.
+
+    EngineError for a look-ahead that it cannot have.
+    """
+    lookahead = options.lookahead
+    if engine is None:
+        if lookahead is not None:
+            raise EngineError(
+                f"a lifter was wanted for --lookahead {lookahead}, the bundle has none; leave the "
+                "option out"
+            )
+        return None
+    if engine.spec.name != STEP:
+        return Lifter(engine, schedule.hop, options.lift_unit, options.height, times, lookahead)
+    if lookahead:
+        raise EngineError(
+            f"--lookahead 0 was wanted, this lifter answers every frame at once, found {lookahead};"
+            " leave the option out"
+        )
+    if options.lift_unit != BODY_HEIGHTS:
+        raise EngineError(
+            f"a causal lifter that answers in {BODY_HEIGHTS} was wanted, found {options.lift_unit}:"
+            " bones of one frame do not say how tall a person is; export other weights"
+        )
+    return CausalLifter(engine, options.height, times)
 
 
 def dense_inputs(specs: Iterable[GraphSpec]) -> set[str]:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mambapose.runtime.bundle import Bundle, tool_version
+from mambapose.runtime.causal_lifting import CausalLifter
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.pipeline import Pipeline, dense_inputs
 from mambapose.runtime.results import conventions
@@ -92,6 +93,18 @@ def run_meta(
 def people_rule(pipeline: Pipeline) -> str:
     """How people are found."""
     return "detector" if "detect" in pipeline.engines else "no detector: one person assumed"
+
+
+def lift_rule(pipeline: Pipeline) -> str | None:
+    """When the 3D joints of a frame come and what they cost; None without a lifter."""
+    lifter = pipeline.lifter
+    if lifter is None:
+        return None
+    if isinstance(lifter, CausalLifter):
+        return "3D at once, by one step of the lifter per frame"
+    when = f"3D up to {lifter.lookahead} frames later" if lifter.lookahead else "3D at once"
+    each = "every frame" if lifter.hop == 1 else f"every {lifter.hop} frames"
+    return f"{when}, by a window of {lifter.frames} frames for {each}"
 
 
 def _stage_facts(bundle: Bundle, name: str) -> dict[str, object]:

@@ -27,6 +27,7 @@ from mambapose.runtime.report import (
     absent_cues,
     label_text,
     labelled_stages,
+    lift_rule,
     people_rule,
     run_meta,
     untrained_stages,
@@ -56,6 +57,7 @@ class Run:
     detect_every: int | None = None
     flow_iters: int | None = None
     height: float | None = None
+    lookahead: int | None = None
     max_people: int = 10
     overlay: bool = False
     formats: tuple[str, ...] = ("json", "npz", "csv")
@@ -73,6 +75,7 @@ class Run:
             detect_every=self.detect_every,
             flow_iters=self.flow_iters,
             height=self.height,
+            lookahead=self.lookahead,
             max_people=self.max_people,
         )
 
@@ -101,6 +104,8 @@ def run_video(run: Run) -> int:
             )
         if "detect" not in pipeline.engines:
             notes.append(people_rule(pipeline))
+        if (rule := lift_rule(pipeline)) and not (run.lookahead is None and pipeline.lifts_later):
+            notes.append(rule)
         if absent := absent_cues(bundle):
             notes.append(f"without {' and '.join(absent)}: the bundle does not hold them")
         if label := label_text(labelled_stages(bundle, pipeline)):
@@ -161,7 +166,7 @@ def record(
         progress = stack.enter_context(Progress(source.frame_count, quiet=run.quiet))
         stop = stack.enter_context(Interruptible())
         frames = stop.frames(whole_frames(stack.enter_context(Prefetch(source)), broken))
-        lifts = pipeline.lifter is not None
+        lifts = pipeline.lifts_later
 
         def seen(result: FrameResult) -> None:
             with pipeline.times.measure("journal"):
@@ -225,6 +230,7 @@ def _report(
         "problem": outcome.problem,
         "notes": notes,
         "stages": used_stages(pipeline),
+        "lifter": meta["lifter"],
         "label": meta["label"],
         "times": pipeline.times.summary(),
         "memory": pipeline.memory(),

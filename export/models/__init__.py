@@ -27,6 +27,7 @@ class Network:
     """stage: flow, depth, pose2d or lift3d. module: name inside mambapose.export.models.
 
     params: true parameter count, checked by a test. unit: of a lifter's answer, None for others.
+    causal: a lifter that answers frame by frame, from a state it carries, and has no window.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Network:
     weights_licence: str | None = None
     params: int | None = None
     unit: str | None = None
+    causal: bool = False
 
 
 NETWORKS: dict[str, Network] = {
@@ -156,5 +158,39 @@ NETWORKS: dict[str, Network] = {
         {"width": 64, "depth": 10},
         params=1_470_851,
         unit=BODY_HEIGHTS,
+    ),
+    "posemagic": Network(
+        "posemagic",
+        "lift3d",
+        "posemagic",
+        {"width": 128, "depth": 26, "out_width": 512},
+        params=8_830_263,
+        unit=BODY_HEIGHTS,
+    ),
+    "posemagic-causal": Network(
+        "posemagic-causal",
+        "lift3d",
+        "posemagic",
+        {"width": 128, "depth": 26, "out_width": 512, "causal": True},
+        params=8_357_687,
+        unit=BODY_HEIGHTS,
+        causal=True,
+    ),
+    "posemagic-nano": Network(
+        "posemagic-nano",
+        "lift3d",
+        "posemagic",
+        {"width": 64, "depth": 4, "out_width": 256},
+        params=414_347,
+        unit=BODY_HEIGHTS,
+    ),
+    "posemagic-nano-causal": Network(
+        "posemagic-nano-causal",
+        "lift3d",
+        "posemagic",
+        {"width": 64, "depth": 4, "out_width": 256, "causal": True},
+        params=382_091,
+        unit=BODY_HEIGHTS,
+        causal=True,
     ),
 }

@@ -186,13 +186,17 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def person_coordinates(keypoints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def person_coordinates(
+    keypoints: Tensor, *, per_frame: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Joints (B, T, J, 2) of a picture as a person's own: relative to the centre of their frame, in
     units of the person's size in the clip; the centres (B, T, 1, 2) and the sizes (B, 1, 1, 1).
+
+    per_frame: in units of the size in the same frame, sizes (B, T, 1, 1): no frame knows another.
     """
     centre = keypoints.mean(2, keepdim=True)
     inside = keypoints - centre
-    spread = inside.square().mean((1, 2, 3), keepdim=True)
+    spread = inside.square().mean((2, 3) if per_frame else (1, 2, 3), keepdim=True)
     size = torch.sqrt(torch.clamp(spread, min=SMALLEST**2))
     return inside / size, centre, size
 
@@ -264,8 +268,9 @@ class LiftGraph(nn.Module):
         if self.flip:
             # Scores and depths change places only, flags not even that; the rest changes sign too.
             mirrors = [self._mirror(keypoints)]
-            if score is not None and depth is not None and flow is not None and present is not None:
-                mirrors += [_swapped(score), _swapped(depth), self._mirror(flow), present]
+            mirrors += [_swapped(cue) for cue in (score, depth) if cue is not None]
+            mirrors += [] if flow is None else [self._mirror(flow)]
+            mirrors += [] if present is None else [present]
             inputs = [torch.cat(pair) for pair in zip(inputs, mirrors, strict=True)]
         xyz: Tensor = self.model(*inputs)
         if self.flip:

@@ -19,7 +19,10 @@ DT_FLOOR = 1e-4
 
 
 class ScanConstants(NamedTuple):
-    """The parameters of one scan node with two directions on tokens (B, L, D) or (B, L, 2*D)."""
+    """The parameters of one scan node with two directions on tokens (B, L, D) or (B, L, 2*D).
+
+    Of a scan with one direction every 2 of these sizes is 1.
+    """
 
     dt: Tensor  # (2R, 2D), the step sizes of both directions from their low-rank forms
     dt_bias: Tensor  # (2D)
@@ -57,6 +60,33 @@ def scan_both_ways(
         merge="sum",
     )
     return y
+
+
+def scan_one_way(
+    u: Tensor,
+    rank: Tensor,
+    b: Tensor,
+    c: Tensor,
+    constants: ScanConstants,
+    *,
+    z: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(B, L, D) the scan along the tokens, and (B, D, N) its state after them.
+
+    u, z: (B, L, D); rank: (B, L, R); b, c: (B, L, N); initial_state: (B, D, N), None for zeros.
+    """
+    return selective_scan(
+        u,
+        rank @ constants.dt,
+        constants.decay,
+        b,
+        c,
+        constants.skip,
+        z,
+        constants.dt_bias,
+        initial_state=initial_state,
+    )
 
 
 def decay_from_log(a_log: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from mambapose.export.train.lift_measure import (
     held_out_metrics,
     pose2sim_metrics,
 )
-from mambapose.export.train.lift_networks import INPUTS, lifted, parameters
+from mambapose.export.train.lift_networks import input_names, lifted, parameters
 from mambapose.export.train.motion import clips_from_file, split_from_clips
 from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.types import Array
@@ -38,7 +38,7 @@ class TorchEngine:
 
     def __init__(self, model: nn.Module, frames: int, cues: bool) -> None:
         self._model, self._cues = model, cues
-        names = INPUTS if cues else INPUTS[:1]
+        names = input_names(model, cues)
         inputs = [SimpleNamespace(name=name, shape=("N", frames)) for name in names]
         self.spec: Any = SimpleNamespace(inputs=inputs)
 

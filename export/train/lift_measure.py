@@ -19,6 +19,7 @@ from mambapose.export.train.lift_data import Motions, seen_batch, windows_from_c
 from mambapose.export.train.lift_metrics import measured_h36m, summary
 from mambapose.export.train.motion import MotionClip
 from mambapose.export.train.pose2sim import pose2sim_views, without_gaps
+from mambapose.runtime.causal_lifting import STEP, CausalLifter
 from mambapose.runtime.lifting import (
     BODY_HEIGHTS,
     Lifter,
@@ -32,6 +33,7 @@ from mambapose.runtime.types import Array, FloatArray, GraphSpec
 HOP = 27  # the runtime's default
 QUICK_WINDOWS = 12  # of each activity, while training
 BATCH = 8  # windows at once
+SEQUENCE = 81  # frames that a network without a window is given, from its zero state
 
 Fault = Callable[[np.random.Generator, dict[str, FloatArray]], None]
 
@@ -100,15 +102,37 @@ FAULTS: dict[str, tuple[Fault | None, float]] = {
 
 def window_frames(network: Network) -> int:
     """T of a network's window."""
+    if goes_on(network):
+        return SEQUENCE
     (keypoints,) = (item for item in network.spec.inputs if item.name == "keypoints")
     return int(keypoints.shape[1])
 
 
 def answers(network: Network, inputs: Mapping[str, Array]) -> FloatArray:
     """(N, T, 17, 3) of inputs that may hold more than the network takes."""
+    if goes_on(network):
+        return _followed(network, inputs)
     names = [item.name for item in network.spec.inputs]
     xyz = network.run({name: np.ascontiguousarray(inputs[name]) for name in names})["xyz"]
     return xyz.astype(np.float32)
+
+
+def goes_on(network: Network) -> bool:
+    """Whether a network takes frames one by one, as CausalLifter gives them."""
+    return bool(getattr(network.spec, "name", None) == STEP)
+
+
+def _followed(network: Network, inputs: Mapping[str, Array]) -> FloatArray:
+    """(N, T, 17, 3) of sequences given frame by frame."""
+    lifter = CausalLifter(network)  # type: ignore[arg-type]
+    keypoints, score = inputs["keypoints"], inputs["score"].astype(np.float32)
+    ids = tuple(range(len(keypoints)))
+    poses = []
+    for frame in range(keypoints.shape[1]):
+        seen = Seen(ids, keypoints[:, frame].astype(np.float64), score[:, frame])
+        ((_, xyz),) = lifter.add(frame, seen)
+        poses.append(np.stack([xyz[id_] for id_ in ids]))
+    return np.stack(poses, 1)
 
 
 def held_out_metrics(
@@ -192,9 +216,11 @@ def lifted_video(
     unit: str = BODY_HEIGHTS,
     hop: int = HOP,
 ) -> FloatArray:
-    """(F, 17, 3) by the runtime's Lifter of one person's COCO rows (F, 17, 3) x, y, score."""
+    """(F, 17, 3) by the runtime's lifter of one person's COCO rows (F, 17, 3) x, y, score."""
     rows = without_gaps(rows)
-    lifter = Lifter(network, hop, unit)  # type: ignore[arg-type]
+    lifter: Lifter | CausalLifter = (
+        CausalLifter(network) if goes_on(network) else Lifter(network, hop, unit)  # type: ignore[arg-type]
+    )
     done = []
     for frame, row in enumerate(rows):
         keypoints = normalised(h36m_from_coco(row[:, :2]), size)

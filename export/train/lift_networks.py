@@ -8,11 +8,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from mambapose.export.models import mambapose3d, posemamba
+from mambapose.export import models
+from mambapose.export.models import mambapose3d, posemagic, posemamba
 from mambapose.export.train import lift_baselines
 from mambapose.runtime.errors import ExportError
 
-NETWORKS = ("posemamba-s", "mambapose3d", *lift_baselines.BASELINES)
+POSEMAGIC = tuple(name for name in models.NETWORKS if name.startswith("posemagic"))
+NETWORKS = ("posemamba-s", "mambapose3d", *POSEMAGIC, *lift_baselines.BASELINES)
 TYPICAL_SIZE = 0.15  # median in training (lift_data), half widths of the picture
 INPUTS = ("keypoints", "score", "depth", "flow", "present")
 
@@ -23,24 +25,31 @@ def takes_cues(name: str, cues: bool) -> bool:
 
 
 def build(name: str, seed: int, *, cues: bool = False, pairs: int | None = None) -> nn.Module:
-    """A seeded network of NETWORKS; pairs: of blocks, where not those of the published size or,
-    of the transformer, of PoseMamba-S's."""
+    """A seeded network of NETWORKS; pairs: of blocks (posemagic: layers), where not those of the
+    published size or, of the transformer, of PoseMamba-S's."""
     if name not in NETWORKS:
         raise ExportError(f"a network of {', '.join(NETWORKS)} was wanted, found {name}")
     if name in lift_baselines.BASELINES:
         return lift_baselines.build(name, seed=seed, cues=cues, pairs=pairs)
     depth = {} if pairs is None else {"depth": pairs}
     made: nn.Module
-    if name == "mambapose3d":
+    if name in POSEMAGIC:
+        made = posemagic.build(seed=seed, **{**models.NETWORKS[name].config, **depth})  # type: ignore[arg-type]
+    elif name == "mambapose3d":
         made = mambapose3d.build(seed=seed, **depth)
     else:
         made = posemamba.build(seed=seed, centred=True, **depth)
     return made
 
 
+def input_names(model: nn.Module, cues: bool) -> tuple[str, ...]:
+    """Which of INPUTS a network takes: what it says itself, else all of them with cues."""
+    return getattr(model, "takes", INPUTS if cues else INPUTS[:1])
+
+
 def lifted(model: nn.Module, inputs: Mapping[str, Tensor], cues: bool) -> Tensor:
     """(B, T, 17, 3) float32 with joint 0 at the origin, as the exported graph answers."""
-    names = INPUTS if cues else INPUTS[:1]
+    names = input_names(model, cues)
     device = inputs["keypoints"].device
     # The networks make their index tables where torch makes tensors by default.
     with nullcontext() if device.type == "cpu" else device:

@@ -29,7 +29,7 @@ from mambapose.export.train.run_state import (
 from mambapose.runtime.errors import ExportError
 
 WEIGHTS_SUFFIX, RUN_KEY = ".safetensors", "run"
-ENDS = ("Spatial_patch_to_embedding", "head")  # first and last layers
+ENDS = ("Spatial_patch_to_embedding", "joint_proj", "head")  # first and last layers
 BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
 
@@ -169,7 +169,7 @@ def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
     weights = {name: tensor.cpu().clone() for name, tensor in state.average.items()}
     known = {name: tensor for name, tensor in source.items() if name in weights}
     for name in weights.keys() - known.keys():
-        if name.endswith(("out_proj.weight", "fc2.weight", "fc2.bias")):
+        if name.endswith(("out_proj.weight", "fc2.weight", "fc2.bias", "scale")):
             weights[name].zero_()
     weights.update(known)
     embed = "Temporal_pos_embed"

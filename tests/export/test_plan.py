@@ -221,3 +221,13 @@ def test_flow_and_depth_are_left_out_where_they_have_no_weights(
     found = make_plan(CPU, Options(untrained=True))
     assert [stage.untrained for stage in found.stages] == [True, True, False, False]
     assert found.notes == ()
+
+
+def test_a_causal_lifter_has_no_window_to_choose() -> None:
+    causal = {"networks": {"lift3d": "posemagic-nano-causal"}, "only": ("lift3d",)}
+    found = plan(**causal)
+    assert "frame by frame" in found.lines()[1]
+    for option, given in (("--flip", {"flip": True}), ("--clip-frames", {"clip_frames": 27})):
+        with pytest.raises(ExportError, match=f"{option} is for lifters of a window"):
+            plan(**causal, **given)
+    assert plan(networks={"lift3d": "posemagic-nano"}, flip=True, clip_frames=27).stages

@@ -269,3 +269,62 @@ def test_every_input_of_the_pose_and_lift_stages_has_samples() -> None:
     assert np.abs(made["flow"]).max() < 0.1
     with pytest.raises(ExportError, match="no sample can be made"):
         sample_inputs("depth", GraphSpec("main", (tensor("ids", 1, dtype="int64"),), ()), 0)
+
+
+# --- a causal lifter -----------------------------------------------------------------------------
+
+
+class Fading(nn.Module):
+    """xyz of joints mixed with a fading memory of those before; whole: a sequence at once."""
+
+    def __init__(self, fading: float = 0.5) -> None:
+        super().__init__()
+        self.fading = fading
+
+    def forward(
+        self, keypoints: Tensor, score: Tensor, joint_state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        after = self.fading * joint_state + keypoints
+        return torch.cat([after, score[..., None]], -1), after
+
+    def whole(self, keypoints: Tensor, score: Tensor) -> Tensor:
+        state, poses = torch.zeros_like(keypoints[:, 0]), []
+        for frame in range(keypoints.shape[1]):
+            xyz, state = self(keypoints[:, frame], score[:, frame], state)
+            poses.append(xyz)
+        return torch.stack(poses, 1)
+
+
+STEP_SPEC = GraphSpec(
+    "step",
+    (tensor("keypoints", "N", 17, 2), tensor("score", "N", 17), tensor("joint_state", "N", 17, 2)),
+    (tensor("xyz", "N", 17, 3), tensor("joint_state_next", "N", 17, 2)),
+)
+
+
+@pytest.fixture(scope="module")
+def fading(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(tmp_path_factory.mktemp("step"), {"step": (Fading(), STEP_SPEC)})["step"]
+
+
+def test_a_causal_lifter_is_verified_from_inside_a_sequence_and_as_one(fading: Exported) -> None:
+    found = verify_stage("lift3d", {"step": fading}, seed=2)
+    assert set(found.errors) == {"joint_mm", "relative", "steps_vs_sequence"}
+    assert found.errors["steps_vs_sequence"] < 1e-6
+    inputs, outputs = found.gate["step"]
+    STEP_SPEC.check_inputs(inputs)
+    assert len(inputs["keypoints"]) == 1
+    assert inputs["joint_state"].any()  # a state as it occurs, not the zeros of a start
+    wanted = 0.5 * inputs["joint_state"] + inputs["keypoints"]
+    np.testing.assert_allclose(outputs["joint_state_next"], wanted, atol=1e-6)
+
+
+def test_a_state_that_only_the_sequence_shows_to_be_wrong_is_refused(fading: Exported) -> None:
+    """A step whose state fades 0.1 % slower than that of the sequence."""
+
+    class Slower(Fading):
+        def whole(self, keypoints: Tensor, score: Tensor) -> Tensor:
+            return Fading(0.5005).whole(keypoints, score)
+
+    with pytest.raises(ExportError, match=r"stage lift3d: .*steps_vs_sequence"):
+        verify_stage("lift3d", {"step": replace(fading, module=Slower())})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mambapose.runtime.errors import EngineError
 from mambapose.runtime.lifting import (
     IMAGE_UNITS,
     Lifter,
@@ -225,3 +226,43 @@ def test_image_units_become_body_heights_and_metres():
     in_heights = lifted(unit=IMAGE_UNITS)
     assert np.allclose(body_heights(in_heights[None, None]), 1.0, rtol=1e-5)
     assert np.allclose(lifted(unit=IMAGE_UNITS, height=1.8), in_heights * 1.8, atol=1e-5)
+
+
+# --- less look-ahead ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_no_answer_waits_for_more_frames_than_asked(lookahead, count):
+    lifter = Lifter(lift_engine(echo, 9), 3, lookahead=lookahead)
+    assert lifter.lookahead == lookahead
+    assert lifter.hop == min(3, lookahead + 1)
+    done = answers(lifter, [(k, [1, 2]) for k in range(count)])
+    assert [frame for (frame, _), _ in done] == list(range(count))
+    for (frame, xyz), when in done:
+        assert sorted(xyz) == [1, 2]
+        assert np.allclose(xyz[2][1:, 0], frame + 2000)
+        assert (count - 1 if when is None else when) - frame <= lookahead
+
+
+def test_live_windows_end_with_the_frame_they_answer():
+    shown = []
+
+    def answer(inputs):
+        shown.append(inputs["keypoints"][0, :, 1, 0].tolist())
+        return echo(inputs)
+
+    done = answers(Lifter(lift_engine(answer, 4), 3, lookahead=0), [(k, [0]) for k in range(6)])
+    assert shown == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4],
+                     [2, 3, 4, 5]]  # fmt: skip
+    assert [when for (_, _), when in done] == list(range(6))
+
+
+def test_the_usual_lookahead_is_the_most():
+    usual = Lifter(lift_engine(echo, 9), 3)
+    assert usual.lookahead == 5
+    asked = Lifter(lift_engine(echo, 9), 3, lookahead=5)
+    assert (asked.hop, asked._before) == (usual.hop, usual._before)
+    for wrong in (6, -1):
+        with pytest.raises(EngineError, match=rf"0 to 5 frames was wanted .* found {wrong}"):
+            Lifter(lift_engine(echo, 9), 3, lookahead=wrong)

@@ -37,11 +37,11 @@ def upright(inputs):
     return {"heatmaps": gaussians(np.stack([x, y], -1))}
 
 
-def paint(path):
+def paint(path, **options):
     """(frames of the overlay, notes, most pictures that waited)."""
     engines = {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 9)}
     # Not trained: the person's box stays the full frame, which keeps the corners free.
-    pipeline = Pipeline(engines, SCHEDULE, Options(trained=False))
+    pipeline = Pipeline(engines, SCHEDULE, Options(trained=False, **options))
     source, most = Grey(), 0
     with Painter(path, source, pipeline, untrained=False) as painter:
         for result in pipeline.run(source, painter.paint_now):
@@ -91,3 +91,9 @@ def test_without_pillow_the_overlay_is_refused(tmp_path, monkeypatch):
         Painter(tmp_path / "o.mp4", Grey(), pipeline, untrained=False)
     assert list(tmp_path.iterdir()) == []
     Painter(None, Grey(), pipeline, untrained=False)
+
+
+def test_live_3d_is_drawn_without_waiting(tmp_path):
+    images, notes, most = paint(tmp_path / "o.mp4", lookahead=0)
+    assert (len(images), notes, most) == (24, [], 0)
+    assert all(abs(inset(i) - (16 + 8 * k) // 4) < 8 for k, i in enumerate(images))

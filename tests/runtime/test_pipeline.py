@@ -8,12 +8,22 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mambapose.runtime.errors import EngineError
 from mambapose.runtime.journal import Journal
 from mambapose.runtime.pipeline import Options, Pipeline
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 
-from .fakes import depth_engine, fake, flow_engines, gaussians, lift_engine, pose_engine, tensor
+from .fakes import (
+    depth_engine,
+    fake,
+    flow_engines,
+    gaussians,
+    lift_engine,
+    pose_engine,
+    step_engine,
+    tensor,
+)
 
 pytestmark = pytest.mark.usefixtures("no_search")
 
@@ -299,3 +309,55 @@ def test_memory_is_flat_over_54000_frames(tmp_path):
     assert len(peaks) == 9
     assert peaks[-1] - peaks[0] < 1 << 10
     assert journal.frames == 54_000
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["causal", "window"])
+def test_live_results_have_their_3d_and_picture_at_once(kind):
+    lift = step_engine() if kind == "causal" else lift_engine(None, 9)
+    pipeline = Pipeline(engines(lift3d=lift), SCHEDULE, Options(lookahead=0))
+    assert not pipeline.lifts_later
+    shown = []
+    running = pipeline.run(frames(12), on_frame=shown.append)
+    for k in range(12):
+        result = next(running)
+        assert result is shown[k]
+        assert len(shown) == k + 1
+        assert result.frame.index == k
+        assert result.frame.image.size > 0
+        assert result.poses[0].xyz.shape == (17, 3)
+    assert list(running) == []
+    assert lift.calls == 12
+
+
+def test_a_causal_lifter_is_live_without_being_asked_and_takes_no_dense_stage():
+    parts = engines(pose2d=pose_engine(upright, SMALL, SMALL, dense=False), lift3d=step_engine())
+    pipeline = Pipeline(parts, SCHEDULE)
+    assert not pipeline.lifts_later
+    before = [result.poses[0].xyz[1, 2] for result in pipeline.run(frames(5))]
+    assert before == [0, 1, 2, 3, 4]
+    assert parts["flow.encode"].calls == parts["depth"].calls == 0
+
+
+def test_a_cut_drops_the_state_of_a_causal_lifter():
+    pipeline = Pipeline(engines(lift3d=step_engine()), SCHEDULE)
+    clip = [*frames(3), *frames(3, start=3, level=lambda k: 10)]
+    found = list(pipeline.run(clip))
+    assert [result.poses[0].xyz[1, 2] for result in found] == [0, 1, 2, 0, 1, 2]
+    assert len(pipeline.lifter._people) == 1
+
+
+@pytest.mark.parametrize(
+    ("lift", "options", "text"),
+    [
+        (None, {"lookahead": 0}, "a lifter was wanted for --lookahead 0"),
+        (lift_engine(None, 9), {"lookahead": 6}, "0 to 5 frames was wanted"),
+        (step_engine(), {"lookahead": 1}, "--lookahead 0 was wanted"),
+        (step_engine(), {"lift_unit": "image"}, "a causal lifter that answers in body_height"),
+    ],
+)
+def test_a_lookahead_that_cannot_be_is_refused(lift, options, text):
+    with pytest.raises(EngineError, match=text):
+        Pipeline(engines(lift3d=lift), SCHEDULE, Options(**options))

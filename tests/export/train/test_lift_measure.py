@@ -94,3 +94,25 @@ def test_the_module_needs_no_torch() -> None:
     code = "import sys, mambapose.export.train.lift_measure; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_causal_lifter_is_given_its_frames_one_by_one(test_clips, batches) -> None:
+    """An engine that knows the truth of the frame it has reached; every window begins anew."""
+    reached = []
+
+    def perfect(inputs):
+        (frame,) = {int(count) for count in inputs["count_state"][:, 0]}
+        reached.append(frame)
+        return {
+            "xyz": batches[-1].xyz[:, frame],
+            "count_state_next": inputs["count_state"] + 1,
+        }
+
+    shapes = {"keypoints": (17, 2), "score": (17,), "count_state": (1,)}
+    inputs = [TensorSpec(name, "float32", ("N", *shape)) for name, shape in shapes.items()]
+    shapes = {"xyz": (17, 3), "count_state_next": (1,)}
+    outputs = [TensorSpec(name, "float32", ("N", *shape)) for name, shape in shapes.items()]
+    step = FakeEngine(GraphSpec("step", tuple(inputs), tuple(outputs)), perfect)
+    found = lift_measure.held_out_metrics(step, test_clips, quick=True)
+    assert found["mean"]["mpjpe_mm"] < 1e-3
+    assert reached == list(range(lift_measure.SEQUENCE)) * len(batches)

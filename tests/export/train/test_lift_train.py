@@ -52,7 +52,16 @@ def _same(one: lift_state.State, other: lift_state.State) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("plan", [TINY, replace(TINY, network="linear", pairs=None, cues=True)])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        TINY,
+        replace(TINY, network="linear", pairs=None, cues=True),
+        replace(TINY, network="posemagic-nano"),
+        replace(TINY, network="posemagic-nano-causal"),
+    ],
+    ids=lambda plan: plan.network,
+)
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(
     plan: Plan, motion_folder: Path, tmp_path: Path
 ) -> None:
@@ -80,8 +89,9 @@ def test_seeds_decide(motion_folder: Path, tmp_path: Path) -> None:
     [
         Plan("linear", frames=(3,), batch=32, warmup=10, rate=3e-3),
         Plan("mambapose3d", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
+        Plan("posemagic-nano-causal", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
     ],
-    ids=["linear", "mambapose3d"],
+    ids=["linear", "mambapose3d", "posemagic-nano-causal"],
 )
 def test_training_lowers_the_loss(plan: Plan, motion_folder: Path) -> None:
     clips = clips_from_file(motion_folder)
@@ -128,9 +138,14 @@ def test_windows_of_all_lengths_cost_the_same() -> None:
     assert shapes == {(36, 9), (12, 27), (4, 81)}
 
 
+def _ours(name: str) -> bool:
+    """Whether a network has blocks to choose the number of, and no cues to be given."""
+    return "mamba" in name or "posemagic" in name
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_root_relative(name: str, motion_folder: Path) -> None:
-    model = build(name, 0, pairs=1) if "mamba" in name else build(name, 0, cues=True)
+    model = build(name, 0, pairs=1) if _ours(name) else build(name, 0, cues=True)
     cues = takes_cues(name, True)
     plan = Plan(name, frames=(4,), batch=2, cues=cues)
     batch = lift.batch_of_step(plan, lift.Motions(clips_from_file(motion_folder)), 0)
@@ -144,10 +159,12 @@ def test_every_network_answers_root_relative(name: str, motion_folder: Path) -> 
         torch.testing.assert_close(lifted(model, inputs, True), lifted(model, blank, True))
 
 
-@pytest.mark.parametrize("name", ["posemamba-s", "mambapose3d", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["posemamba-s", "mambapose3d", "posemagic", "posemagic-causal", "transformer"]
+)
 def test_networks_leave_the_cpu(name: str) -> None:
     """Every table a network makes lies beside its input; the meta device stands for a GPU."""
-    options = {"pairs": 1} if "mamba" in name else {"cues": True}
+    options = {"pairs": 1} if _ours(name) else {"cues": True}
     model = build(name, 0, **options).to("meta")
     shapes = {"keypoints": (2, 4, 17, 2), "score": (2, 4, 17), "depth": (2, 4, 17),
               "flow": (2, 4, 17, 2), "present": (2, 3)}  # fmt: skip
@@ -206,6 +223,15 @@ def test_a_deeper_and_longer_run_starts_where_a_shallow_one_ended(
     again = lift_state.resumed(tmp_path / "long", CPU)
     assert again.plan == plan
     assert again.notes["before"]["plan"]["pairs"] == 1
+
+
+def test_new_layers_of_posemagic_are_the_identity(motion_folder: Path, tmp_path: Path) -> None:
+    plan = replace(TINY, network="posemagic-nano-causal")
+    _run(motion_folder, tmp_path, plan, 1)
+    state = lift_state.started_from(tmp_path, replace(plan, pairs=2), CPU)
+    x = torch.randn(1, 4, 17, 64)
+    torch.testing.assert_close(state.model.layers[1](x, None)[0], x)
+    assert (state.model.layers[0](x, None)[0] - x).abs().max() > 1e-2
 
 
 def test_the_lifters_inner_layers_can_be_muons(motion_folder: Path, tmp_path: Path) -> None:
