@@ -109,6 +109,8 @@ def needed_graphs(
         graph = oriented_graph(bundle.stages["depth"], "depth", "main", portrait=portrait)
         needed.append(("depth", "depth", graph))
     bundle.graph("pose2d", "main")  # the one stage that must be there
+    if "encode" in bundle.stages["pose2d"].graphs:
+        needed.append(("pose2d.encode", "pose2d", "encode"))
     needed += [(name, name, "main") for name in takers]
     return needed
 

@@ -83,6 +83,7 @@ def run_meta(
             "fps": source.fps,
         },
         "people": people_rule(pipeline),
+        "pose2d_lookahead": pipeline.lookahead,
         "lifter": None
         if lifter is None
         else {"frames": lifter.frames, "hop": lifter.hop, "lookahead": lifter.lookahead},
@@ -92,6 +93,17 @@ def run_meta(
 def people_rule(pipeline: Pipeline) -> str:
     """How people are found."""
     return "detector" if "detect" in pipeline.engines else "no detector: one person assumed"
+
+
+def late_poses(pipeline: Pipeline) -> str | None:
+    """What a pose network that looks ahead means for a run; None for any other."""
+    frames = pipeline.lookahead
+    return (
+        f"2D poses look ahead {frames} frames: they come {frames} frames late, and boxes follow "
+        f"poses that are {frames} frames old"
+        if frames
+        else None
+    )
 
 
 def _stage_facts(bundle: Bundle, name: str) -> dict[str, object]:

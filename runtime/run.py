@@ -27,6 +27,7 @@ from mambapose.runtime.report import (
     absent_cues,
     label_text,
     labelled_stages,
+    late_poses,
     people_rule,
     run_meta,
     untrained_stages,
@@ -101,6 +102,8 @@ def run_video(run: Run) -> int:
             )
         if "detect" not in pipeline.engines:
             notes.append(people_rule(pipeline))
+        if late := late_poses(pipeline):
+            notes.append(late)
         if absent := absent_cues(bundle):
             notes.append(f"without {' and '.join(absent)}: the bundle does not hold them")
         if label := label_text(labelled_stages(bundle, pipeline)):
