@@ -98,6 +98,9 @@ def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
     }
     if stage == "flow":
         return flow_step(engines, bundle.schedule.flow_iters)
+    if "encode" in engines:  # a pose network of a window: per frame one encoding and one window
+        parts = [graph_step(engine) for engine in engines.values()]
+        return lambda: void([part() for part in parts])
     (engine,) = engines.values()
     return graph_step(engine)
 

@@ -44,6 +44,19 @@ def image_pair(height: int, width: int, seed: int) -> tuple[Array, Array]:
     return image[:, :, MOTION_PX:].copy(), image[:, :, :-MOTION_PX].copy()
 
 
+def moving_pictures(height: int, width: int, frames: int, seed: int) -> list[Array]:
+    """uint8 RGB pictures (N, H, W, 3), each MOTION_PX to the left of the one before it."""
+    wide = width + MOTION_PX * (frames - 1)
+    people = [image_pair(height, wide, seed + 7 * n)[0] for n in range(PEOPLE)]
+    picture = np.concatenate(people)
+    return [picture[:, :, MOTION_PX * t :][:, :, :width].copy() for t in range(frames)]
+
+
+def zipped_well(array: Array) -> Array:
+    """The array in whole 64ths, which zip well: samples stay in the bundle."""
+    return (np.round(64 * array) / 64).astype(np.float32)
+
+
 def identity_grid(height: int, width: int) -> Array:
     """(1, 2, h, w) float32: x, then y, of every cell of RAFT's grid for an H x W image."""
     y, x = np.mgrid[: height // 8, : width // 8]
@@ -62,7 +75,7 @@ def walking_figure(people: int, frames: int, seed: int) -> Array:
 
 
 def sample_inputs(stage: str, spec: GraphSpec, seed: int) -> dict[str, Array]:
-    """Inputs of a graph that needs no other graph's outputs: depth, pose2d, lift3d, detect."""
+    """Inputs of a graph that needs no other graph's outputs: not those of flow or of clips."""
     return {
         tensor.name: _sample(stage, tensor, seed + index)
         for index, tensor in enumerate(spec.inputs)
@@ -94,8 +107,7 @@ def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
         )
     maps = [smooth_field(generator, shape[2:]) for _ in range(shape[0] * shape[1])]
     scale = {"flow": 2.0 * MOTION_PX, "depth": 1.0}.get(tensor.name, 255.0)
-    # In whole 64ths, which zip well: the arrays stay in the bundle.
-    return (np.round(64 * scale * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
+    return zipped_well(scale * np.stack(maps)).reshape(shape)
 
 
 def _of_any_meaning(

@@ -1,7 +1,8 @@
 """Every exported graph against the torch module it came from, before a bundle exists.
 
 Each graph runs in ONNX Runtime with the compiled operator where it is built, and always in the
-portable function form, on seeded inputs; flow also runs as the whole chain of graphs. The errors
+portable function form, on seeded inputs; flow also runs as the whole chain of graphs, and the window
+of a clip network is fed with features of moving pictures. The errors
 go into bundle.json, the inputs and FP32 outputs into its gate folder.
 """
 
@@ -12,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mambapose.export.samples import identity_grid, image_pair, sample_inputs
+import numpy as np
+
+from mambapose.export.samples import (
+    identity_grid,
+    image_pair,
+    moving_pictures,
+    sample_inputs,
+    zipped_well,
+)
 from mambapose.runtime.engine import Engine
 from mambapose.runtime.errors import EngineError, ExportError
 from mambapose.runtime.gate import FP32_LIMITS, exceeded, graph_errors
@@ -143,7 +152,21 @@ def _stage_inputs(
         for suffix in _suffixes(graphs):
             found.update(_flow_inputs(run, graphs, suffix, seed))
         return found
+    if stage == "pose2d" and "encode" in graphs:
+        return _clip_inputs(run, graphs, seed)
     return {name: sample_inputs(stage, graph.spec, seed) for name, graph in graphs.items()}
+
+
+def _clip_inputs(run: Run, graphs: Mapping[str, Exported], seed: int) -> dict[str, Arrays]:
+    """Pictures for ``encode``, and for ``main`` what it makes of successive ones of one person: the
+    portable form of a whole window takes its time.
+    """
+    _, height, width, _ = graphs["encode"].spec.inputs[0].shape
+    frames = int(graphs["main"].spec.inputs[0].shape[1])
+    pictures = moving_pictures(int(height), int(width), frames, seed)
+    features = [run("encode", {"rgb": rgb})["features"] for rgb in pictures]
+    window = zipped_well(np.stack(features, axis=1)[:1])
+    return {"encode": {"rgb": pictures[frames // 2]}, "main": {"features": window}}
 
 
 # --- flow: the graphs feed each other --------------------------------------------------------
