@@ -1,9 +1,9 @@
 """Every exported graph against the torch module it came from, before a bundle exists.
 
 Each graph runs in ONNX Runtime with the compiled operator where it is built, and always in the
-portable function form, on seeded inputs; flow also runs as the whole chain of graphs, and the window
-of a clip network is fed with features of moving pictures. The errors
-go into bundle.json, the inputs and FP32 outputs into its gate folder.
+portable function form, on seeded inputs; flow also runs as the whole chain of graphs, and the
+window of a clip network is fed with features of moving pictures. The errors go into bundle.json,
+the inputs and FP32 outputs into its gate folder.
 """
 
 from __future__ import annotations

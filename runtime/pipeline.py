@@ -3,8 +3,8 @@
     scene cut? -> who to look at -> flow, depth (whole frame) -> crops -> pose2d -> decode -> lift3d
 
 Without a detector the pose network also finds the person (``one_person.py``). A pose network that
-looks at several frames answers some frames late (``clip_pose.py``); all that follows is done when it
-does, so boxes come from poses that are as old.
+looks at several frames answers some frames late (``clip_pose.py``); all that follows is done when
+it does, so boxes come from poses that are as old.
 
 Memory is constant: the last feature map, the last depth map, T + hop frames of joints, and the
 results that wait for their 3D (without their pictures).
@@ -34,7 +34,7 @@ from mambapose.runtime.decode import joints_from_heatmaps
 from mambapose.runtime.depth import DepthStage
 from mambapose.runtime.detect import Detector
 from mambapose.runtime.engine import Engine
-from mambapose.runtime.flow import GRAPHS, FlowStage, fixed_size
+from mambapose.runtime.flow import GRAPHS, DenseMap, FlowStage, fixed_size
 from mambapose.runtime.lifting import (
     BODY_HEIGHTS,
     Lifter,
@@ -229,9 +229,7 @@ class Pipeline:
         seen = _seen(ids, xy[reported], score[reported], watched.dense, (width, height))
         return FrameResult(frame, poses), seen
 
-    def _looked_at(
-        self, frame: Frame, dense: Dense, boxes: Boxes
-    ) -> tuple[FloatArray, FloatArray]:
+    def _looked_at(self, frame: Frame, dense: Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
         """The same, a few boxes at a time and without counting as runs of the stages."""
         parts = []
         for first in range(0, len(boxes), SEARCH_BATCH):

@@ -3,18 +3,19 @@
 After the public description of Feng et al., "High-Resolution Spatiotemporal Modeling with
 Global-Local State Space Models for Video-Based Human Pose Estimation" (ICCV 2025, arXiv
 2510.11017), sections 3.2 to 3.4. No figure of the paper is one of this network's. What we chose,
-because it is not told: the widths of FFN (1), channel attention (1/16) and head (a norm and a linear
-layer), the six orders (glsmamba_orders.py), COCO's 17 joints for PoseTrack's 15; what we changed:
-STMM's deformable convolutions (glsmamba_blocks.py). docs/decisions/0008 has the reasons.
+because it is not told: the widths of FFN (1), channel attention (1/16) and head (a norm and a
+linear layer), the six orders (glsmamba_orders.py), COCO's 17 joints for PoseTrack's 15; what we
+changed: STMM's deformable convolutions (glsmamba_blocks.py). docs/decisions/0008 has the reasons.
 
     encode  crops of one frame -> features: ViTPose encoder, its two deconvolutions, a linear layer,
             sine-cosine places. All that depends on one frame alone, so it is done once per frame
     main    features of T frames around the key frame -> its heatmaps: embedding of the time, global
             blocks, local blocks, head
 
-Keys: ``backbone.*`` and ``keypoint_head.deconv_layers.*`` as in official ViTPose files, and our own
-``embed.{weight (d, 256), bias}``, ``time_embed`` (T, d), ``global_blocks.i.*``, ``local_blocks.i.*``,
-``head_norm.*``, ``head.{weight (17, d), bias}``; those of a block are in glsmamba_blocks.py.
+Keys: ``backbone.*`` and ``keypoint_head.deconv_layers.*`` as in official ViTPose files, and our
+own ``embed.{weight (d, 256), bias}``, ``time_embed`` (T, d), ``global_blocks.i.*``,
+``local_blocks.i.*``, ``head_norm.*``, ``head.{weight (17, d), bias}``; those of a block are in
+glsmamba_blocks.py.
 Letters: N people, T frames, P = H/4 * W/4 tokens of a crop of H x W pixels, d width.
 """
 
@@ -110,7 +111,7 @@ class Encode(nn.Module):
 
 
 class Window(nn.Module):
-    """Features (N, T, P, d) of successive frames -> heatmaps (N, 17, H/4, W/4) of the middle one."""
+    """Features (N, T, P, d) of T frames -> heatmaps (N, 17, H/4, W/4) of the middle one."""
 
     order: Tensor
     windows: Tensor

@@ -3,6 +3,11 @@
     global  channel attention -> six scans -> modulated merge -> times gate -> FFN
     local   scans of small windows, both ways                 -> times gate -> FFN
 
+Keys of a block: ``norm``, ``norm2``, ``out_norm``, ``gate_norm`` (LayerNorm), ``value``, ``gate``
+(``proj``, ``mix``), ``out_proj``, ``fc1``, ``fc2``, ``scan.{x_proj_weight (K, R+2N, D),
+dt_projs_weight (K, D, R), dt_projs_bias (K, D), A_logs (K*D, N), Ds (K*D)}``; a global one also has
+``attention.{fc1, fc2}`` and ``merge.{modulation, spatial, temporal}``.
+
 The scans of a block are one node; which token comes when is its order table (glsmamba_orders.py).
 Letters: B batch, T frames, P = H*W tokens of a frame, L = T*P, d model width, D inner width,
 K directions, R rank of the step size, N states.
@@ -131,8 +136,9 @@ class ModulatedMerge(nn.Module):
 
     conv_s is a 3x3 depthwise convolution in every frame, conv_t one over three frames at every
     pixel; m are sigmoids of all three kinds, one for every token and GROUP channels. The paper has
-    deformable convolutions here. A modulated one whose offsets are zero is this, with one modulation
-    for all taps: what gets lost is that a token may look beside the grid, at a place of its choice.
+    deformable convolutions here, which TensorRT and ONNX Runtime do not run. A modulated one whose
+    offsets are zero is this, with one modulation for all taps: what gets lost is that a token may
+    look elsewhere than at its neighbours, at places of its choice.
     """
 
     def __init__(self, inner: int) -> None:
@@ -177,7 +183,7 @@ class Block(nn.Module):
 
     def answer(self, x: Tensor, y: Tensor, inside: Tensor, grid: tuple[int, int]) -> Tensor:
         """x plus the gated scans, then the FFN. y: (B, T, P, D); inside: what the scans began with,
-        (B, T, P, d). Made after the scans, when their step sizes no longer take memory.
+        (B, T, P, d).
         """
         gate = functional.silu(self.gate_norm(self.gate(inside, grid)))
         x = x + self.out_proj(self.out_norm(y) * gate)

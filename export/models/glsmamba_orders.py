@@ -62,9 +62,7 @@ def reverse_flags(orders: Sequence[Order] = ORDERS) -> tuple[int, ...]:
     return tuple(int(order.backward) for order in orders)
 
 
-def window_table(
-    frames: int, grid: tuple[int, int], window: tuple[int, int]
-) -> NDArray[np.int32]:
+def window_table(frames: int, grid: tuple[int, int], window: tuple[int, int]) -> NDArray[np.int32]:
     """(L,) int32: window after window, and in each its tokens frame by frame, row by row.
 
     window: (H, W) tokens; a window reaches through all frames, so frames*H*W steps are one window.

@@ -70,8 +70,8 @@ def route_constants(
 ) -> dict[str, Tensor]:
     """The parameters of K routes over the same tokens, side by side: what one scan node takes.
 
-    Of all routes: x_proj (.., R + 2N, D), dt_projs (.., D, R), dt_bias (.., D), decay_logs (..*D, N),
-    skips (..*D); routes: the K of them that are wanted. Returns ``rank`` (D, K*R), ``b`` and ``c``
+    Of M routes: x_proj (M, R + 2N, D), dt_projs (M, D, R), dt_bias (M, D), decay_logs (M*D, N),
+    skips (M*D); routes: the K of them that are wanted. Returns ``rank`` (D, K*R), ``b`` and ``c``
     (D, K*N), ``dt`` (K*R, K*D) block by block, ``dt_bias``, ``decay`` and ``skip``.
     """
     chosen = list(routes)

@@ -73,7 +73,7 @@ class Backbone(nn.Module):
 
 
 def deconvolutions(width: int, channels: int = ENLARGED) -> nn.Sequential:
-    """Features (N, D, h, w) -> (N, channels, 4h, 4w): the classic decoder without its last layer."""
+    """Features (N, D, h, w) -> (N, channels, 4h, 4w): the classic decoder up to its last layer."""
     layers: list[nn.Module] = []
     for inputs in (width, channels):
         layers += [
