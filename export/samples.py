@@ -52,11 +52,6 @@ def moving_pictures(height: int, width: int, frames: int, seed: int) -> list[Arr
     return [picture[:, :, MOTION_PX * t :][:, :, :width].copy() for t in range(frames)]
 
 
-def zipped_well(array: Array) -> Array:
-    """The array in whole 64ths, which zip well: samples stay in the bundle."""
-    return (np.round(64 * array) / 64).astype(np.float32)
-
-
 def identity_grid(height: int, width: int) -> Array:
     """(1, 2, h, w) float32: x, then y, of every cell of RAFT's grid for an H x W image."""
     y, x = np.mgrid[: height // 8, : width // 8]
@@ -107,7 +102,8 @@ def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
         )
     maps = [smooth_field(generator, shape[2:]) for _ in range(shape[0] * shape[1])]
     scale = {"flow": 2.0 * MOTION_PX, "depth": 1.0}.get(tensor.name, 255.0)
-    return zipped_well(scale * np.stack(maps)).reshape(shape)
+    # In whole 64ths, which zip well: the arrays stay in the bundle.
+    return (np.round(64 * scale * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
 
 
 def _of_any_meaning(

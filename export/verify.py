@@ -20,7 +20,6 @@ from mambapose.export.samples import (
     image_pair,
     moving_pictures,
     sample_inputs,
-    zipped_well,
 )
 from mambapose.runtime.engine import Engine
 from mambapose.runtime.errors import EngineError, ExportError
@@ -165,8 +164,8 @@ def _clip_inputs(run: Run, graphs: Mapping[str, Exported], seed: int) -> dict[st
     frames = int(graphs["main"].spec.inputs[0].shape[1])
     pictures = moving_pictures(int(height), int(width), frames, seed)
     features = [run("encode", {"rgb": rgb})["features"] for rgb in pictures]
-    window = zipped_well(np.stack(features, axis=1)[:1])
-    return {"encode": {"rgb": pictures[frames // 2]}, "main": {"features": window}}
+    window = {"features": np.stack(features, axis=1)[:1]}
+    return {"encode": {"rgb": pictures[frames // 2]}, "main": window}
 
 
 # --- flow: the graphs feed each other --------------------------------------------------------

@@ -53,6 +53,10 @@ class Deconvolutions(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.deconv_layers = vitpose.deconvolutions(width)
+        for layer in self.deconv_layers:
+            if isinstance(layer, nn.ConvTranspose2d):
+                # Four of the sixteen taps meet at a pixel: random features as large as the places.
+                nn.init.normal_(layer.weight, std=(2 / (4 * layer.in_channels)) ** 0.5)
 
 
 class GlsMamba(nn.Module):
