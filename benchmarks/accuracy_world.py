@@ -23,6 +23,11 @@ def world_scores(
 ) -> list[Score]:
     """Every combination of inputs on ``count`` held-out samples, then every fault on clean ones."""
     folders = list(stores)
+    if "encode" in bundle.stage("pose2d").graphs:
+        raise EngineError(
+            f"a pose network of single pictures was wanted for rendered samples, "
+            f"{bundle.stage('pose2d').network} looks at several frames; leave --shots out"
+        )
     with ExitStack() as stack:
         engine = stack.enter_context(load_engine(bundle, "pose2d", "main", **asdict(where)))
         size = tuple(engine.spec.inputs[0].shape[1:3])

@@ -192,6 +192,8 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     if file is None:
         return Loaded(model, WeightsEntry(None, None, trained=False), usual)
     facts, given = facts_of_weights(file)
+    if hasattr(module, "load_encoder") and module.load_encoder(model, file):
+        return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
     if facts.joints == PERSON:
@@ -212,6 +214,20 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
         tell(f"{stage.stage:7} {shipped_text(file.name, weights)}")
     unit = facts.unit if usual is not None and facts.unit is not None else usual
     return Loaded(model, weights, unit, facts.half)
+
+
+def _with_random_rest(
+    stage: StagePlan, model: torch.nn.Module, file: Path, given: WeightsEntry, tell: Tell
+) -> Loaded:
+    """A network whose encoder has the weights of the file; ExportError unless that is allowed."""
+    if not stage.random_rest:
+        raise ExportError(
+            f"weights of {stage.network.name} were wanted in {file}, found those of its encoder "
+            "alone; pass a checkpoint of the whole network, or --untrained for a random rest "
+            "(poses will be meaningless)"
+        )
+    tell(f"{stage.stage:7} {file.name}: weights of the encoder, all others are random")
+    return Loaded(model, dataclasses.replace(given, trained=False), stage.network.unit)
 
 
 def facts_of_weights(file: Path) -> tuple[Facts, WeightsEntry]:

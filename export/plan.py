@@ -52,7 +52,8 @@ class StagePlan:
 
     sizes: (H, W) of each variant, the clip's landscape first; empty for a lifter. weights: the
     checkpoint, shipped when it is the one of this version; source: where to download it instead;
-    neither: seeded random weights.
+    neither: seeded random weights. random_rest: the checkpoint may be that of the network's encoder
+    alone, what it lacks is random.
     """
 
     stage: str
@@ -62,6 +63,7 @@ class StagePlan:
     source: Source | None = None
     flip: bool = False
     shipped: bool = False
+    random_rest: bool = False
 
     @property
     def untrained(self) -> bool:
@@ -249,7 +251,9 @@ def _stage_plan(
                     f"{option} is for lifters of a window, {name} goes on frame by frame; leave it "
                     "out"
                 )
-    return StagePlan(stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None)
+    return StagePlan(
+        stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None, options.untrained
+    )
 
 
 def _without_weightless(

@@ -44,6 +44,14 @@ def image_pair(height: int, width: int, seed: int) -> tuple[Array, Array]:
     return image[:, :, MOTION_PX:].copy(), image[:, :, :-MOTION_PX].copy()
 
 
+def moving_pictures(height: int, width: int, frames: int, seed: int) -> list[Array]:
+    """uint8 RGB pictures (N, H, W, 3), each MOTION_PX to the left of the one before it."""
+    wide = width + MOTION_PX * (frames - 1)
+    people = [image_pair(height, wide, seed + 7 * n)[0] for n in range(PEOPLE)]
+    picture = np.concatenate(people)
+    return [picture[:, :, MOTION_PX * t :][:, :, :width].copy() for t in range(frames)]
+
+
 def identity_grid(height: int, width: int) -> Array:
     """(1, 2, h, w) float32: x, then y, of every cell of RAFT's grid for an H x W image."""
     y, x = np.mgrid[: height // 8, : width // 8]
@@ -62,7 +70,7 @@ def walking_figure(people: int, frames: int, seed: int) -> Array:
 
 
 def sample_inputs(stage: str, spec: GraphSpec, seed: int) -> dict[str, Array]:
-    """Inputs of a graph that needs no other graph's outputs: all but RAFT's."""
+    """Inputs of a graph that needs no other graph's outputs: not those of RAFT or of clips."""
     if stage == "flow":
         height, width = (int(side) for side in spec.inputs[0].shape[1:3])
         return dict(zip(("image1", "image2"), image_pair(height, width, seed), strict=True))

@@ -1,8 +1,9 @@
 """Every exported graph against the torch module it came from, before a bundle exists.
 
 Each graph runs in ONNX Runtime with the compiled operator where it is built, and always in the
-portable function form, on seeded inputs; flow also runs as the whole chain of graphs, and a
-causal lifter frame by frame against the whole sequence in torch. The errors go into bundle.json,
+portable function form, on seeded inputs; flow also runs as the whole chain of graphs, a causal
+lifter frame by frame against the whole sequence in torch, and the window of a clip network is fed
+with features of moving pictures. The errors go into bundle.json,
 the inputs and FP32 outputs into its gate folder.
 """
 
@@ -19,6 +20,7 @@ from mambapose.export.samples import (
     PEOPLE,
     identity_grid,
     image_pair,
+    moving_pictures,
     sample_inputs,
     walking_figure,
 )
@@ -162,10 +164,24 @@ def _stage_inputs(
         for suffix in _suffixes(graphs):
             found.update(_flow_inputs(run, graphs, suffix, seed))
         return found
+    if stage == "pose2d" and "encode" in graphs:
+        return _clip_inputs(run, graphs, seed)
     if stage == "lift3d" and STEP in graphs:
         one = walked(1, seed)  # the state of a second person would double the stored arrays
         return {STEP: _walk(run, graphs[STEP].spec, one)[1]}
     return {name: sample_inputs(stage, graph.spec, seed) for name, graph in graphs.items()}
+
+
+def _clip_inputs(run: Run, graphs: Mapping[str, Exported], seed: int) -> dict[str, Arrays]:
+    """Pictures for ``encode``, and for ``main`` what it makes of successive ones of one person: the
+    portable form of a whole window takes its time.
+    """
+    _, height, width, _ = graphs["encode"].spec.inputs[0].shape
+    frames = int(graphs["main"].spec.inputs[0].shape[1])
+    pictures = moving_pictures(int(height), int(width), frames, seed)
+    features = [run("encode", {"rgb": rgb})["features"] for rgb in pictures]
+    window = {"features": np.stack(features, axis=1)[:1]}
+    return {"encode": {"rgb": pictures[frames // 2]}, "main": window}
 
 
 # --- a causal lifter: each step feeds the next -----------------------------------------------

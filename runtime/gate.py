@@ -28,6 +28,7 @@ FP32_LIMITS = {
     "relative": 1e-3,
 }
 PERSON_MM = 1750.0
+HEATMAP_CELL = 4.0  # pixels of the crop, where a graph takes features in place of pictures
 COARSE = 8  # pixels of the image per cell of RAFT's grid
 SHARPNESS = 20.0  # of the softmax: a heatmap's peak outweighs 3072 empty cells by e^20 / 3072
 
@@ -86,7 +87,7 @@ def soft_joints(heatmaps: Floats) -> Floats:
 
 
 def _joint_pixels(inputs: Mapping[str, Array], found: Floats, wanted: Floats) -> float:
-    cell = float(inputs["rgb"].shape[1] / wanted.shape[2])
+    cell = float(inputs["rgb"].shape[1] / wanted.shape[2]) if "rgb" in inputs else HEATMAP_CELL
     gap = np.linalg.norm(soft_joints(found) - soft_joints(wanted), axis=-1)
     return cell * float(gap.max())
 

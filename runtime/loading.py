@@ -110,6 +110,8 @@ def needed_graphs(
         needed.append(("depth", "depth", graph))
     bundle.graph("pose2d", "main")  # the one stage that must be there
     needed.append(("pose2d", "pose2d", "main"))
+    if "encode" in bundle.stages["pose2d"].graphs:
+        needed.append(("pose2d.encode", "pose2d", "encode"))
     if "lift3d" in bundle.stages:
         causal = STEP in bundle.stages["lift3d"].graphs
         needed.append(("lift3d", "lift3d", STEP if causal else "main"))

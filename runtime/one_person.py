@@ -128,9 +128,12 @@ class OnePerson:
         if not self._trained:
             return np.ones(1, bool)
         (seen,) = sights_of(targets.boxes, xy, score, size)
-        self._last = targets.boxes
-        self._box = followed(targets.boxes, seen.around) if seen.score >= KEPT else None
-        return np.array([self._box is not None])
+        kept = seen.score >= KEPT
+        # A late pose says nothing about the box of a search that came after it.
+        if self._looked is None or frame >= self._looked:
+            self._last = targets.boxes
+            self._box = followed(targets.boxes, seen.around) if kept else None
+        return np.array([kept])
 
     def forget(self) -> None:
         """The next frame is searched, and starts a new id."""

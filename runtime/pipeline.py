@@ -2,7 +2,9 @@
 
     scene cut? -> who to look at -> flow, depth (whole frame) -> crops -> pose2d -> decode -> lift3d
 
-Without a detector the pose network also finds the person (``one_person.py``).
+Without a detector the pose network also finds the person (``one_person.py``). A pose network that
+looks at several frames answers some frames late (``clip_pose.py``); all that follows is done when
+it does, so boxes come from poses that are as old.
 
 Memory is constant: the last feature map, the last depth map, T + hop frames of joints or the state
 of a causal lifter, and the results that wait for their 3D (without their pictures).
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.causal_lifting import STEP, CausalLifter
+from mambapose.runtime.clip_pose import ClipPose
 from mambapose.runtime.crop import (
     Crops,
     crops_from_boxes,
@@ -43,6 +46,7 @@ from mambapose.runtime.lifting import (
     normalised,
 )
 from mambapose.runtime.one_person import OnePerson
+from mambapose.runtime.pose_stage import Dense, FramePose, PoseStage, Watched
 from mambapose.runtime.scenes import SceneCuts
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
@@ -83,15 +87,10 @@ class FrameResult:
     poses: list[Pose]
 
 
-@dataclass(frozen=True)
-class _Dense:
-    flow: DenseMap | None
-    depth: DenseMap | None
-
-
 class Pipeline:
-    """Runs engines by name: ``pose2d``, and if present ``flow.encode``, ``flow.corr``,
-    ``flow.step``, ``flow.upsample`` (or ``flow.main`` alone), ``depth``, ``lift3d``, ``detect``.
+    """Runs engines by name: ``pose2d``, and if present ``pose2d.encode`` (of a network that looks
+    at several frames), ``flow.encode``, ``flow.corr``, ``flow.step``, ``flow.upsample`` (or
+    ``flow.main`` alone), ``depth``, ``lift3d``, ``detect``.
 
     A dense stage that no pose network takes in is not run. The pipeline closes the engines.
     """
@@ -102,14 +101,16 @@ class Pipeline:
         options = options or Options()
         self.engines = engines
         self.times = StageTimes()
-        self._pose = engines["pose2d"]
+        self._pose: PoseStage = FramePose(engines["pose2d"], self.times)
+        if "pose2d.encode" in engines:
+            self._pose = ClipPose(engines["pose2d.encode"], engines["pose2d"], self.times)
         self._pose_inputs = {item.name for item in self._pose.spec.inputs}
         rgb = next(item for item in self._pose.spec.inputs if item.name == "rgb")
         self._crop_size = fixed_size(rgb.shape[1:3], "pose2d")
         self._flow: FlowStage | None = None
         self._depth: DepthStage | None = None
-        takers = [engines[name] for name in ("pose2d", "lift3d") if name in engines]
-        wanted = dense_inputs(engine.spec for engine in takers)
+        takers = [self._pose.spec, *(engines[n].spec for n in ("lift3d",) if n in engines)]
+        wanted = dense_inputs(takers)
         flow = {
             name.removeprefix("flow."): engine
             for name, engine in engines.items()
@@ -143,21 +144,24 @@ class Pipeline:
         is known, unless no 3D waits for later frames (``lifts_later``).
         """
         waiting: deque[FrameResult] = deque()
-        for frame in frames:
-            with self.times.measure("frame"):
-                poses, seen = self._look(frame)
-            result = FrameResult(frame, poses)
+        for result, seen in self._looks(frames):
             if self.lifter is not None and not self.lifts_later:
-                (result,) = _lifted(deque([result]), self.lifter.add(frame.index, seen))
+                lifted = self.lifter.add(result.frame.index, seen)
+                (result,) = _lifted(deque([result]), lifted)
             if on_frame is not None:
                 on_frame(result)
             done = [result]
             if self.lifter is not None and self.lifts_later:
                 waiting.append(_without_image(result))
-                done = _lifted(waiting, self.lifter.add(frame.index, seen))
+                done = _lifted(waiting, self.lifter.add(result.frame.index, seen))
             yield from done
         if self.lifter is not None:
             yield from _lifted(waiting, self.lifter.finish())
+
+    @property
+    def lookahead(self) -> int:
+        """Later frames that the 2D poses of a frame wait for."""
+        return self._pose.lookahead
 
     def memory(self) -> dict[str, dict[str, int]]:
         """Per stage, what its backend knows, in bytes; graphs of a stage share their weights."""
@@ -184,61 +188,81 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _look(self, frame: Frame) -> tuple[list[Pose], Seen]:
-        """2D poses of a frame, and what the lifter wants of them."""
-        self._follow_scene(frame)
+    def _looks(self, frames: Iterable[Frame]) -> Iterator[tuple[FrameResult, Seen]]:
+        """Every frame in order with its 2D poses, and what the lifter wants of them."""
+        for frame in frames:
+            with self.times.measure("frame"):
+                found = self._look(frame)
+            yield from found
+        yield from self._rest()
+
+    def _look(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
+        """The frames that this one completes: itself, unless the pose network looks ahead."""
+        done = self._follow_scene(frame)
         self._detect(frame)
-        height, width = frame.image.shape[:2]
+        size = (frame.image.shape[0], frame.image.shape[1])
         searching = self.people.search_due(frame.index)
-        targets = self.people.targets((height, width))
-        if not targets.ids and not searching:
+        targets, dense = self.people.targets(size), Dense()
+        if targets.ids or searching:
+            dense = self._dense(frame)
+        else:
             self._forget_dense()
-            return _nobody()
-        dense = self._dense(frame)
         if searching:
             with self.times.measure("search"):
                 look = partial(self._looked_at, frame, dense)
-                self.people.search(frame.index, (height, width), look)
-            targets = self.people.targets((height, width))
-            if not targets.ids:
-                return _nobody()
-        xy, score = self._joints(frame, dense, targets.boxes)
+                self.people.search(frame.index, size, look)
+            targets = self.people.targets(size)
+        inputs: dict[str, Array] = {}
+        if targets.ids:
+            with self.times.measure("crop"):
+                crops = crops_from_boxes(targets.boxes, self._crop_size)
+                inputs = self._pose_arrays(frame, dense, crops)
+        else:
+            crops = crops_from_boxes(np.zeros((0, 4)), self._crop_size)
+        watched = Watched(frame, targets, crops, dense)
+        return done + [self._posed(*answer) for answer in self._pose.add(watched, inputs)]
+
+    def _rest(self) -> list[tuple[FrameResult, Seen]]:
+        """The frames that still wait for their 2D poses."""
+        return [self._posed(*answer) for answer in self._pose.finish()]
+
+    def _posed(self, watched: Watched, heatmaps: Array | None) -> tuple[FrameResult, Seen]:
+        """A frame with its poses, after the boxes have moved to them."""
+        frame, targets = watched.frame, watched.targets
+        if heatmaps is None:
+            return FrameResult(frame, []), _nobody()
+        with self.times.measure("decode"):
+            xy, score = joints_from_heatmaps(heatmaps, watched.crops)
+        height, width = frame.image.shape[:2]
         reported = self.people.update(frame.index, targets, xy, score, (height, width))
         poses = _poses(frame.index, targets, xy, score, reported)
         ids = tuple(pose.track for pose in poses)
-        return poses, _seen(ids, xy[reported], score[reported], dense, (width, height))
+        seen = _seen(ids, xy[reported], score[reported], watched.dense, (width, height))
+        return FrameResult(frame, poses), seen
 
-    def _joints(self, frame: Frame, dense: _Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
-        """Joints (N, 17, 2) px of the frame and scores (N, 17) of what is in boxes (N, 4)."""
-        with self.times.measure("crop"):
-            crops = crops_from_boxes(boxes, self._crop_size)
-            inputs = self._pose_arrays(frame, dense, crops)
-        with self.times.measure("pose2d"):
-            heatmaps = self._pose.run(inputs)["heatmaps"]
-        with self.times.measure("decode"):
-            return joints_from_heatmaps(heatmaps, crops)
-
-    def _looked_at(
-        self, frame: Frame, dense: _Dense, boxes: Boxes
-    ) -> tuple[FloatArray, FloatArray]:
+    def _looked_at(self, frame: Frame, dense: Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
         """The same, a few boxes at a time and without counting as runs of the stages."""
         parts = []
         for first in range(0, len(boxes), SEARCH_BATCH):
             crops = crops_from_boxes(boxes[first : first + SEARCH_BATCH], self._crop_size)
-            heatmaps = self._pose.run(self._pose_arrays(frame, dense, crops))["heatmaps"]
+            heatmaps = self._pose.still(self._pose_arrays(frame, dense, crops))
             parts.append(joints_from_heatmaps(heatmaps, crops))
         xy, score = zip(*parts, strict=True)
         return np.concatenate(xy), np.concatenate(score)
 
-    def _follow_scene(self, frame: Frame) -> None:
+    def _follow_scene(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
+        """The frames of the old scene that a cut completes."""
+        done: list[tuple[FrameResult, Seen]] = []
         cut, follows = self._cuts.starts(frame)
         if cut:
+            done = self._rest()
             self.people.forget()
             self._forget_dense()
             if self.lifter is not None:
                 self.lifter.forget()
         if not follows and self._flow is not None:
             self._flow.forget()
+        return done
 
     def _forget_dense(self) -> None:
         if self._flow is not None:
@@ -251,7 +275,7 @@ class Pipeline:
             with self.times.measure("detect"):
                 self.people.detect(frame.index, self._detector.run(frame.image))
 
-    def _dense(self, frame: Frame) -> _Dense:
+    def _dense(self, frame: Frame) -> Dense:
         flow: DenseMap | None = None
         depth: DenseMap | None = None
         if self._flow is not None:
@@ -260,9 +284,9 @@ class Pipeline:
         if self._depth is not None:
             with self.times.measure("depth"):
                 depth = self._depth.run(frame, flow)
-        return _Dense(flow, depth)
+        return Dense(flow, depth)
 
-    def _pose_arrays(self, frame: Frame, dense: _Dense, crops: Crops) -> dict[str, Array]:
+    def _pose_arrays(self, frame: Frame, dense: Dense, crops: Crops) -> dict[str, Array]:
         """The inputs of pose2d; an absent modality is zeros with present 0."""
         inputs: dict[str, Array] = {"rgb": crops_from_image(frame.image, crops)}
         count, size = len(crops), crops.size
@@ -319,9 +343,9 @@ def dense_inputs(specs: Iterable[GraphSpec]) -> set[str]:
     return {"flow", "depth"} & {item.name for spec in specs for item in spec.inputs}
 
 
-def _nobody() -> tuple[list[Pose], Seen]:
+def _nobody() -> Seen:
     nobody = np.zeros((0, 17, 2))
-    return [], Seen((), nobody, nobody[..., 0].astype(np.float32))
+    return Seen((), nobody, nobody[..., 0].astype(np.float32))
 
 
 def _poses(
@@ -338,7 +362,7 @@ def _poses(
 
 
 def _seen(
-    ids: tuple[int, ...], xy: FloatArray, score: FloatArray, dense: _Dense, size: tuple[int, int]
+    ids: tuple[int, ...], xy: FloatArray, score: FloatArray, dense: Dense, size: tuple[int, int]
 ) -> Seen:
     """What the lifter wants; size: (W, H) of the frame."""
     joints = h36m_from_coco(xy)

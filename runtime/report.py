@@ -84,6 +84,7 @@ def run_meta(
             "fps": source.fps,
         },
         "people": people_rule(pipeline),
+        "pose2d_lookahead": pipeline.lookahead,
         "lifter": None
         if lifter is None
         else {"frames": lifter.frames, "hop": lifter.hop, "lookahead": lifter.lookahead},
@@ -105,6 +106,17 @@ def lift_rule(pipeline: Pipeline) -> str | None:
     when = f"3D up to {lifter.lookahead} frames later" if lifter.lookahead else "3D at once"
     each = "every frame" if lifter.hop == 1 else f"every {lifter.hop} frames"
     return f"{when}, by a window of {lifter.frames} frames for {each}"
+
+
+def late_poses(pipeline: Pipeline) -> str | None:
+    """What a pose network that looks ahead means for a run; None for any other."""
+    frames = pipeline.lookahead
+    return (
+        f"2D poses look ahead {frames} frames: they come {frames} frames late, and boxes follow "
+        f"poses that are {frames} frames old"
+        if frames
+        else None
+    )
 
 
 def _stage_facts(bundle: Bundle, name: str) -> dict[str, object]:

@@ -27,6 +27,7 @@ from mambapose.runtime.report import (
     absent_cues,
     label_text,
     labelled_stages,
+    late_poses,
     lift_rule,
     people_rule,
     run_meta,
@@ -106,6 +107,8 @@ def run_video(run: Run) -> int:
             notes.append(people_rule(pipeline))
         if (rule := lift_rule(pipeline)) and not (run.lookahead is None and pipeline.lifts_later):
             notes.append(rule)
+        if late := late_poses(pipeline):
+            notes.append(late)
         if absent := absent_cues(bundle):
             notes.append(f"without {' and '.join(absent)}: the bundle does not hold them")
         if label := label_text(labelled_stages(bundle, pipeline)):

@@ -110,7 +110,9 @@ class Followed(Protocol):
         score: NDArray[np.floating],
         size: tuple[int, int],
     ) -> NDArray[np.bool_]:
-        """Take in the poses of ``targets``; (N,) which of them are reported."""
+        """Take in the poses of ``targets`` in a frame, the present one or one that had to wait for
+        its poses; (N,) which of them are reported.
+        """
         ...
 
     def forget(self) -> None:
@@ -196,16 +198,18 @@ class Tracker:
         boxes, trusted = boxes_from_joints(xy, score, size)
         people = {person.id: person for person in self._people}
         reported = trusted & ~doubles(xy.astype(np.float64), boxes, trusted)
-        for k, id_ in enumerate(targets.ids):
-            person = people[id_]
+        known = [(k, people[id_]) for k, id_ in enumerate(targets.ids) if id_ in people]
+        for k, person in known:
+            person.confirmed |= bool(reported[k])
+            if frame < person.last_seen:  # a late pose: a detection has been there since
+                continue
             person.active = bool(reported[k])
             if person.active:
                 person.box, person.last_seen = boxes[k], frame
-                person.confirmed = True
         ended = {
-            id_
-            for k, id_ in enumerate(targets.ids)
-            if (trusted[k] and not reported[k]) or not people[id_].confirmed
+            person.id
+            for k, person in known
+            if (trusted[k] and not reported[k]) or not person.confirmed
         }
         self._people = [person for person in self._people if person.id not in ended]
         return reported

@@ -11,6 +11,12 @@ A row names the module of this package that builds it. Every such module offers
     key_tables(model) -> list[KeyTable]         other naming schemes: their key -> ours, or the
                                                 part of ours it is (export/checkpoints.py)
 
+A module may also offer
+
+    load_encoder(model, path) -> bool           True after the file turned out to be that of the
+                                                encoder alone and was loaded: with --untrained the
+                                                rest stays random
+
 ``size`` is (H, W) for image stages and T for lifters.
 """
 
@@ -118,6 +124,13 @@ NETWORKS: dict[str, Network] = {
     ),
     "mambapose-small": Network(
         "mambapose-small", "pose2d", "mambapose", {"width": 384, "depth": 24}, params=25_763_729
+    ),
+    # Our own re-implementation from a public description: no figure of the paper is theirs.
+    "glsmamba-s": Network(
+        "glsmamba-s", "pose2d", "glsmamba", {"encoder": "s", "width": 128}, params=25_894_257
+    ),
+    "glsmamba-b": Network(
+        "glsmamba-b", "pose2d", "glsmamba", {"encoder": "b", "width": 256}, params=95_516_369
     ),
     "posemamba-s": Network(
         "posemamba-s",

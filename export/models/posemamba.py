@@ -24,9 +24,9 @@ from mambapose.export.models.seeds import seeded
 from mambapose.export.models.selective import (
     STATES,
     ScanConstants,
-    decay_from_log,
     initial_decay_log,
     initial_dt_bias,
+    route_constants,
     scan_both_ways,
 )
 from mambapose.export.sizes import MAX_CLIP, check_clip
@@ -93,7 +93,11 @@ class LimbScan(Foldable):
         value, gate = self.in_proj.weight.chunk(2)
         folded: dict[str, Tensor] = {}
         for number in (0, 1):
-            for name, tensor in self._routes(number, number + 2).items():
+            pair = route_constants(
+                self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds,
+                (number, number + 2),
+            )  # fmt: skip
+            for name, tensor in pair.items():
                 folded[f"{name}{number}"] = tensor
         return LimbScanConstants(
             value=value[:, :, None, None],
@@ -105,24 +109,6 @@ class LimbScan(Foldable):
             out=self.out_proj.weight.T,
             **folded,
         )
-
-    def _routes(self, first: int, second: int) -> dict[str, Tensor]:
-        """The parameters of two routes over the same tokens, side by side."""
-        pair = [first, second]
-        inner, rank = self.dt_projs_weight.shape[1:]
-        parts = self.x_proj_weight[pair].transpose(1, 2).split([rank, STATES, STATES], -1)
-        rows = {
-            name: part.transpose(0, 1).flatten(1)
-            for name, part in zip(("rank", "b", "c"), parts, strict=True)
-        }
-        lift = self.dt_projs_weight[pair].transpose(1, 2)
-        return {
-            **rows,
-            "dt": torch.block_diag(*lift),
-            "dt_bias": self.dt_projs_bias[pair].flatten(),
-            "decay": decay_from_log(self.A_logs).reshape(ROUTES, inner, STATES)[pair].flatten(0, 1),
-            "skip": self.Ds.reshape(ROUTES, inner)[pair].flatten(),
-        }
 
     def forward(self, x: Tensor) -> Tensor:
         c: LimbScanConstants = self.constants()

@@ -6,6 +6,7 @@ Letters: B batch, L tokens, D channels of one direction, N states, R rank of the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,36 @@ def scan_one_way(
         constants.dt_bias,
         initial_state=initial_state,
     )
+
+
+def route_constants(
+    x_proj: Tensor,
+    dt_projs: Tensor,
+    dt_bias: Tensor,
+    decay_logs: Tensor,
+    skips: Tensor,
+    routes: Sequence[int],
+) -> dict[str, Tensor]:
+    """The parameters of K routes over the same tokens, side by side: what one scan node takes.
+
+    Of M routes: x_proj (M, R + 2N, D), dt_projs (M, D, R), dt_bias (M, D), decay_logs (M*D, N),
+    skips (M*D); routes: the K of them that are wanted. Returns ``rank`` (D, K*R), ``b`` and ``c``
+    (D, K*N), ``dt`` (K*R, K*D) block by block, ``dt_bias``, ``decay`` and ``skip``.
+    """
+    chosen = list(routes)
+    count, inner, rank = dt_projs.shape
+    parts = x_proj[chosen].transpose(1, 2).split([rank, STATES, STATES], -1)
+    rows = {
+        name: part.transpose(0, 1).flatten(1)
+        for name, part in zip(("rank", "b", "c"), parts, strict=True)
+    }
+    return {
+        **rows,
+        "dt": torch.block_diag(*dt_projs[chosen].transpose(1, 2)),
+        "dt_bias": dt_bias[chosen].flatten(),
+        "decay": decay_from_log(decay_logs).reshape(count, inner, STATES)[chosen].flatten(0, 1),
+        "skip": skips.reshape(count, inner)[chosen].flatten(),
+    }
 
 
 def decay_from_log(a_log: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ CROP = (256, 192)
 GRID = (16, 12)  # of the positions in every checkpoint
 PATCH = 16
 PATCH_PADDING = 2
+ENLARGED = 256  # channels of the classic decoder
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,26 @@ class Backbone(nn.Module):
         return self.last_norm(tokens)
 
 
+def deconvolutions(width: int, channels: int = ENLARGED) -> nn.Sequential:
+    """Features (N, D, h, w) -> (N, channels, 4h, 4w): the classic decoder up to its last layer."""
+    layers: list[nn.Module] = []
+    for inputs in (width, channels):
+        layers += [
+            nn.ConvTranspose2d(inputs, channels, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
 class ClassicHead(nn.Module):
     """Tokens (N, h*w, D) of a grid (h, w) -> heatmaps (N, 17, 4h, 4w): two deconvolutions."""
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
-        layers: list[nn.Module] = []
-        for inputs in (width, 256):
-            layers += [
-                nn.ConvTranspose2d(inputs, 256, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(256),
-                nn.ReLU(),
-            ]
-        self.deconv_layers = nn.Sequential(*layers)
-        self.final_layer = nn.Conv2d(256, JOINTS, 1)
+        self.deconv_layers = deconvolutions(width)
+        self.final_layer = nn.Conv2d(ENLARGED, JOINTS, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         features = tokens.transpose(1, 2).unflatten(2, self.grid)

@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "depth_anything": {"size": "small", "version": 2},
     "vitpose": {"size": "s", "head": "simple"},
     "mambapose": {"width": 32, "depth": 1},
+    "glsmamba": {"encoder": "s", "width": 32, "global_blocks": 1, "local_blocks": 1},
     "mambapose_nano": {},
     "posemamba": {"width": 16, "depth": 1},
     "mambapose3d": {"width": 16, "depth": 1},

@@ -20,6 +20,7 @@ import pytest
 
 from mambapose.export.models import (
     depth_anything,
+    glsmamba,
     mambapose,
     mambapose3d,
     posemamba,
@@ -78,6 +79,12 @@ def depth_graphs() -> Graphs:
     return depth_anything.graphs(depth_anything.DepthAnything(variant), (70, 84))
 
 
+def glsmamba_graphs() -> Graphs:
+    small = vitpose.Variant(32, 1, 2)
+    model = glsmamba.build(encoder=small, width=32, global_blocks=1, local_blocks=2)
+    return glsmamba.graphs(model, (64, 48))
+
+
 NETWORKS: dict[str, Callable[[], Graphs]] = {
     "raft-small": lambda: raft.graphs(raft.build(variant="small"), (128, 128)),
     "raft-large": lambda: raft.graphs(raft.build(variant="large"), (128, 128)),
@@ -85,6 +92,7 @@ NETWORKS: dict[str, Callable[[], Graphs]] = {
     "vitpose-classic": lambda: vitpose_graphs("classic"),
     "vitpose-simple": lambda: vitpose_graphs("simple"),
     "mambapose": lambda: mambapose.graphs(mambapose.build(depth=1), (256, 192)),
+    "glsmamba": glsmamba_graphs,
     "posemamba": lambda: posemamba.graphs(posemamba.build(depth=1), 9),
     "mambapose3d-flip": lambda: mambapose3d.graphs(mambapose3d.build(depth=1), 9, flip=True),
 }

@@ -45,6 +45,13 @@ def test_joints_are_measured_in_pixels_of_the_crop() -> None:
     )
 
 
+def test_a_cell_is_four_pixels_where_features_enter_in_place_of_pictures() -> None:
+    inputs = {"features": np.zeros((1, 5, 3072, 8), np.float32)}
+    wanted, found = ({"heatmaps": gaussians([(x, 20)])} for x in (10, 12))
+    error = graph_errors("pose2d", inputs, found, wanted)["joint_px"]
+    assert error == pytest.approx(8.0, abs=0.04)
+
+
 def test_two_equal_peaks_do_not_jump() -> None:
     heatmaps = np.maximum(gaussians([(10, 20)]), gaussians([(30, 40)]))
     nudged = heatmaps + gaussians([(30, 40)]) * np.float32(1e-5)

@@ -16,7 +16,7 @@ from mambapose.runtime.pipeline import SEARCH_BATCH, Options, Pipeline
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 
-from .fakes import gaussians, pose_engine
+from .fakes import fake, gaussians, pose_engine, tensor
 
 LANDSCAPE, PORTRAIT = (240, 426), (320, 180)
 BODY = np.array(
@@ -129,6 +129,50 @@ def test_nobody_is_nobody_and_is_looked_for_now_and_then():
     assert error(poses[70], someone) < 0.03
     crops = sum(len(grid_boxes(share, LANDSCAPE)) for share in one_person.SIZES)
     assert engine.calls < 4 * (crops / SEARCH_BATCH + 10)
+
+
+def run_late(clip):
+    """The poses of a network that answers two frames late, and both its engines.
+
+    Its features are the heatmaps of their own frame.
+    """
+    heat = (17, 64, 48)
+    encode = fake(
+        "encode",
+        [tensor("rgb", "N", 256, 192, 3, dtype="uint8")],
+        [tensor("features", "N", *heat)],
+        lambda inputs: {"features": clip.seen(inputs)["heatmaps"]},
+    )
+    main = fake(
+        "main",
+        [tensor("features", "N", 5, *heat)],
+        [tensor("heatmaps", "N", *heat)],
+        lambda inputs: {"heatmaps": inputs["features"][:, 2]},
+    )
+    pipeline = Pipeline({"pose2d.encode": encode, "pose2d": main}, Schedule())
+    results = list(pipeline.run(clip.frames()))
+    assert [result.frame.index for result in results] == list(range(len(clip.people)))
+    return [next(iter(result.poses), None) for result in results], encode, main
+
+
+def test_someone_who_walks_is_followed_by_late_poses_too():
+    people = [joints_at(10 + 3 * t, 60 + t / 2, 100 + t / 2) for t in range(60)]
+    poses, encode, main = run_late(Clip(LANDSCAPE, people))
+    assert max(error(pose, truth) for pose, truth in zip(poses, people, strict=True)) < 0.08
+    assert {pose.track for pose in poses} == {1}
+    assert encode.calls < 60 + 40
+    assert main.calls > 60
+
+
+def test_a_search_is_not_undone_by_the_late_poses_of_the_old_place():
+    here, there = joints_at(20, 40, 110), joints_at(330, 120, 90)
+    poses, encode, _ = run_late(Clip(LANDSCAPE, [here] * 4 + [there] * 8))
+    # Lost in frame 4, which is known with frame 6: the search looks at frame 7.
+    assert [pose is None for pose in poses] == [False] * 4 + [True] * 3 + [False] * 5
+    assert all(error(pose, there) < 0.03 for pose in poses[7:])
+    once = run_late(Clip(LANDSCAPE, [here] * 4))[1].calls
+    again = run_late(Clip(LANDSCAPE, [there] * 8))[1].calls
+    assert encode.calls <= once + again + 5  # one more search, near the old place first
 
 
 def test_untrained_weights_look_at_the_whole_frame():

@@ -131,6 +131,32 @@ def test_a_lost_person_is_given_its_id_back():
             assert tracker.update(frame, targets, xy, score, SIZE).all()
 
 
+def test_a_late_pose_does_not_move_the_box_of_a_later_detection():
+    tracker = Tracker(every=2, max_people=5)
+    tracker.detect(0, seen(box_of(100, 100)))
+    first = tracker.targets(SIZE)
+    tracker.detect(2, seen(box_of(120, 100)))
+    xy, score = poses(person(100, 100))
+    assert tracker.update(0, first, xy, score, SIZE).all()
+    assert tracker.targets(SIZE).boxes.tolist() == [box_of(120, 100)]
+    assert not tracker.update(1, first, xy, score * 0.1, SIZE).any()
+    assert tracker.targets(SIZE).ids == (1,)
+    assert tracker.update(2, first, xy, score, SIZE).all()
+    assert tracker.targets(SIZE).boxes.tolist() != [box_of(120, 100)]
+
+
+def test_a_late_pose_of_somebody_whose_id_has_ended_is_reported_and_starts_nobody():
+    tracker = Tracker(every=1, max_people=5)
+    tracker.detect(0, seen(box_of(100, 100)))
+    first = tracker.targets(SIZE)
+    tracker.detect(1, seen())
+    tracker.detect(2, seen())
+    xy, score = poses(person(100, 100))
+    assert tracker.targets(SIZE).ids == ()
+    assert tracker.update(0, first, xy, score, SIZE).all()
+    assert tracker.targets(SIZE).ids == ()
+
+
 def test_someone_lost_for_long_is_a_new_person():
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
