@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from mambapose.plugins import adapters, mamba_layer
+from mambapose.plugins import adapters, mamba_layer, points
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -142,6 +142,15 @@ def _decorator(*arguments: Any, **_: Any) -> Any:
     return _Kernel
 
 
+class _Config:
+    """triton.Config: its options can be read, as code that sorts configurations does."""
+
+    def __init__(self, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
+        self.kwargs = dict(kwargs or {})
+        self.num_warps, self.num_stages, self.num_ctas = 4, 3, 1
+        self.__dict__.update(options)
+
+
 class _Anything:
     """What annotations and defaults of triton kernels name (``tl.constexpr``)."""
 
@@ -163,6 +172,14 @@ def _no_hub(*_: Any, **__: Any) -> NoReturn:
     raise NotImplementedError("a file of weights was wanted, found a model of a hub; download it")
 
 
+def _no_loss(*_: Any, **__: Any) -> NoReturn:
+    """chamfer.forward and backward: modules of networks import them for their training alone."""
+    raise NotImplementedError(
+        "a loss of training (chamfer distance) was called, a network was wanted; export the part "
+        "that answers"
+    )
+
+
 _SSD = "export the network's Mamba-1 form, the scan of Mamba-2 (SSD) is another operator"
 _INTERFACE = {
     name: getattr(adapters, name)
@@ -176,6 +193,10 @@ _CONVOLUTION = {
     "causal_conv1d_update": adapters.causal_conv1d_update,
 }
 _NORMS = {name: getattr(mamba_layer, name) for name in ("RMSNorm", "layer_norm_fn", "rms_norm_fn")}
+_POINTS = {
+    name: getattr(points, name)
+    for name in ("furthest_point_sample", "gather_operation", "grouping_operation")
+}
 _CORE = {"fwd": _core_forward, "bwd": _core_backward}
 _MAMBA2 = {"Mamba2": _refusal("Mamba2", _SSD), "Mamba2Simple": _refusal("Mamba2Simple", _SSD)}
 STANDINS: Mapping[str, Mapping[str, Any]] = {
@@ -204,8 +225,12 @@ STANDINS: Mapping[str, Mapping[str, Any]] = {
     "selective_scan_cuda": {"fwd": _scan_forward, "bwd": _scan_backward},
     "selective_scan_cuda_core": _CORE,
     "selective_scan_cuda_oflex": _CORE,
+    "knn_cuda": {"KNN": points.KNN, "knn": points.knn},
+    "pointnet2_ops": {},
+    "pointnet2_ops.pointnet2_utils": _POINTS,
+    "chamfer": {"forward": _no_loss, "backward": _no_loss},
     "triton": {
-        "jit": _decorator, "autotune": _decorator, "heuristics": _decorator, "Config": _Anything(),
+        "jit": _decorator, "autotune": _decorator, "heuristics": _decorator, "Config": _Config,
         "cdiv": lambda x, y: -(-x // y),
     },
     "triton.language": {"constexpr": _Anything()},
