@@ -7,9 +7,13 @@ pipeline asks (STAGES_BY_CONTRACT) and takes its place there, among the networks
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +32,9 @@ from mambapose.export.build import (
 )
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.plan import Options, make_plan
-from mambapose.export.user_model import built, contract, flattened, user_code
+from mambapose.export.refusals import is_of_user_code, traced
+from mambapose.export.samples import sample_inputs
+from mambapose.export.user_model import built, check_repeatable, contract, flattened, user_code
 from mambapose.plugins.standins import StandIns
 from mambapose.runtime.bundle import (
     MODEL,
@@ -39,7 +45,7 @@ from mambapose.runtime.bundle import (
     tool_version,
     write_bundle,
 )
-from mambapose.runtime.errors import ExportError
+from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.lifting import IMAGE_UNITS
 from mambapose.runtime.targets import Target
 from mambapose.runtime.types import GraphSpec, TensorSpec
@@ -126,6 +132,8 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
     network = _loaded(brought, model)
     spec = contract("main", model, brought.inputs, brought.outputs)
     check_contract(brought.stage, spec)
+    samples = sample_inputs(brought.stage, spec, brought.seed).values()
+    check_repeatable(model, spec, [torch.from_numpy(array.copy()) for array in samples])
     options: dict[str, str | int | bool] = {}
     schedule = target.schedule
     if brought.stage == "lift3d":
@@ -136,11 +144,12 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
         height, width = (int(side) for side in spec.inputs[0].shape[1:3])
         schedule = dataclasses.replace(schedule, pose_size=(height, width))
     graphs = {"main": (positional(model, brought.inputs), spec)}
-    entry = written_stage(
-        brought.stage, brought.model, network, graphs, folder,
-        precision=target.precision, options=options, flow_iters=schedule.flow_iters,
-        seed=brought.seed,
-    )  # fmt: skip
+    with tracing():
+        entry = written_stage(
+            brought.stage, brought.model, network, graphs, folder,
+            precision=target.precision, options=options, flow_iters=schedule.flow_iters,
+            seed=brought.seed,
+        )  # fmt: skip
     _tell_what_happened(entry, noted, tell)
     stages = {**_around(brought, target, tell, folder), brought.stage: entry}
     return Bundle(
@@ -151,6 +160,30 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
         schedule=schedule,
         stages={name: stages[name] for name in STAGES if name in stages},
     )
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Whatever the user's code raises while torch goes through it becomes one sentence.
+
+    Torch prints the graph it had until then; the sentence says more.
+    """
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, said = logger.level, io.StringIO()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except MambaPoseError:
+        raise
+    except Exception as err:
+        if is_of_user_code(err):
+            raise ExportError(traced(err)) from err
+        raise
+    else:
+        sys.stderr.write(said.getvalue())
+    finally:
+        logger.setLevel(level)
 
 
 def _around(brought: Brought, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:

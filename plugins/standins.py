@@ -111,7 +111,7 @@ def _conv_backward(
 
 
 def _refusal(what: str, advice: str) -> type:
-    """A class that can be imported and named, but says why it cannot be made."""
+    """A class or function that can be imported and named, but says why it cannot be called."""
 
     def refuse(self: object, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError(f"{what} was found, Mamba-1 was wanted; {advice}")
@@ -199,6 +199,10 @@ _POINTS = {
 }
 _CORE = {"fwd": _core_forward, "bwd": _core_backward}
 _MAMBA2 = {"Mamba2": _refusal("Mamba2", _SSD), "Mamba2Simple": _refusal("Mamba2Simple", _SSD)}
+_SSD_SCANS = {
+    name: _refusal(name, _SSD)
+    for name in ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined")
+}
 STANDINS: Mapping[str, Mapping[str, Any]] = {
     "mamba_ssm": {
         "Mamba": mamba_layer.Mamba, "selective_scan_fn": adapters.selective_scan_fn,
@@ -209,6 +213,8 @@ STANDINS: Mapping[str, Mapping[str, Any]] = {
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.ops.triton.layer_norm": _NORMS,
     "mamba_ssm.ops.triton.layernorm": _NORMS,
+    "mamba_ssm.ops.triton.layernorm_gated": {"RMSNorm": _refusal("the gated RMSNorm", _SSD)},
+    "mamba_ssm.ops.triton.ssd_combined": _SSD_SCANS,
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {"Mamba": mamba_layer.Mamba},
     "mamba_ssm.modules.mamba2": _MAMBA2,
@@ -265,6 +271,11 @@ class _StandIn(ModuleType):
         if self.__name__ == "triton.language" and not name.startswith("__"):
             return _Anything()
         raise AttributeError(f"module {self.__name__!r} (a stand-in) has no attribute {name!r}")
+
+
+def is_standin(package: str) -> bool:
+    """Whether what an import of the package finds now is ours."""
+    return isinstance(sys.modules.get(package), _StandIn)
 
 
 # What torch decides once, when it first looks: whether triton is there.
