@@ -8,9 +8,13 @@ that ship.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +33,9 @@ from mambapose.export.build import (
 )
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.plan import SIZE_NAMES, Options, make_plan
-from mambapose.export.user_model import built, contract, flattened, user_code
+from mambapose.export.refusals import is_of_user_code, traced
+from mambapose.export.samples import sample_inputs
+from mambapose.export.user_model import built, check_repeatable, contract, flattened, user_code
 from mambapose.plugins.standins import StandIns
 from mambapose.runtime.bundle import (
     MODEL,
@@ -40,7 +46,7 @@ from mambapose.runtime.bundle import (
     tool_version,
     write_bundle,
 )
-from mambapose.runtime.errors import ExportError
+from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.lifting import IMAGE_UNITS
 from mambapose.runtime.targets import Schedule, Target
 from mambapose.runtime.types import GraphSpec, TensorSpec
@@ -139,16 +145,19 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
     network = _loaded(brought, model)
     spec = contract("main", model, brought.inputs, brought.outputs)
     check_contract(brought.stage, spec)
+    samples = sample_inputs(brought.stage, spec, brought.seed).values()
+    check_repeatable(model, spec, [torch.from_numpy(array.copy()) for array in samples])
     options: dict[str, str | int | bool] = {}
     if brought.stage == "lift3d":
         options["unit"] = network.unit or IMAGE_UNITS
     schedule = _schedule(target.schedule, brought.stage, spec)
     graphs = {"main": (positional(model, brought.inputs), spec)}
-    entry = written_stage(
-        brought.stage, brought.model, network, graphs, folder,
-        precision=target.precision, options=options, flow_iters=schedule.flow_iters,
-        seed=brought.seed,
-    )  # fmt: skip
+    with tracing():
+        entry = written_stage(
+            brought.stage, brought.model, network, graphs, folder,
+            precision=target.precision, options=options, flow_iters=schedule.flow_iters,
+            seed=brought.seed,
+        )  # fmt: skip
     _tell_what_happened(entry, noted, tell)
     stages = {**_around(brought, target, tell, folder), brought.stage: entry}
     return Bundle(
@@ -171,6 +180,30 @@ def _schedule(usual: Schedule, stage: str, spec: GraphSpec) -> Schedule:
         return dataclasses.replace(usual, clip_frames=frames, hop=max(1, frames // 3))
     size = {SIZE_NAMES[stage]: (int(sides[1]), int(sides[2]))}
     return dataclasses.replace(usual, **size)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Whatever the user's code raises while torch goes through it becomes one sentence.
+
+    Torch prints the graph it had until then; the sentence says more.
+    """
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, said = logger.level, io.StringIO()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except MambaPoseError:
+        raise
+    except Exception as err:
+        if is_of_user_code(err):
+            raise ExportError(traced(err)) from err
+        raise
+    else:
+        sys.stderr.write(said.getvalue())
+    finally:
+        logger.setLevel(level)
 
 
 def _around(brought: Brought, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:

@@ -18,7 +18,7 @@ from mambapose.runtime.errors import ExportError
 if TYPE_CHECKING:
     import torch
 
-WRAPPERS = ("state_dict", "model_pos", "model")
+WRAPPERS = ("state_dict", "model_pos", "model", "base_model")
 PREFIXES = ("module.", "model_pos.", "model.")
 
 
@@ -64,9 +64,9 @@ class _Fit:
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Key -> CPU tensor of a .pth, .pt, .bin or .safetensors file; nothing in it is executed.
 
-    Unwraps ``state_dict``, ``model`` and ``model_pos`` and strips the prefixes ``module.``,
-    ``model.`` and ``model_pos.`` that all keys share. ExportError when the file is absent, broken,
-    not a checkpoint, or holds objects other than tensors and plain values.
+    Unwraps ``state_dict``, ``model``, ``model_pos`` and ``base_model``, and strips the prefixes
+    ``module.``, ``model.`` and ``model_pos.`` that all keys share. ExportError when the file is
+    absent, broken, not a checkpoint, or holds objects other than tensors and plain values.
     """
     import torch
 

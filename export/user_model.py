@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambapose.export.refusals import place, reason
+from mambapose.export.refusals import failure, lacking_import
 from mambapose.plugins.standins import StandIns, install_standins
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
@@ -112,10 +112,10 @@ def built(reference: str) -> nn.Module:
         try:
             found = found()
         except Exception as err:
-            raise ExportError(
-                f"{reference} was called and failed: {reason(err)}; give a function without "
-                "arguments that builds the network as it was trained"
-            ) from err
+            why = failure(
+                err, "give a function without arguments that builds the network as it was trained"
+            )
+            raise ExportError(f"{reference} was called and failed: {why}") from err
     if not isinstance(found, nn.Module):
         raise ExportError(
             f"{reference}: a torch.nn.Module was wanted of it, found a {type(found).__name__}"
@@ -127,18 +127,17 @@ def built(reference: str) -> nn.Module:
 def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as err:
-        if err.name is not None and (name == err.name or name.startswith(f"{err.name}.")):
+    except Exception as err:
+        lacking = lacking_import(err) if isinstance(err, ImportError) else None
+        if isinstance(err, ModuleNotFoundError) and f"{name}.".startswith(f"{err.name}."):
             raise ExportError(
                 f"module {name} was wanted, none is found from {Path.cwd()}; run the command in "
                 "the folder of your code or add it to PYTHONPATH"
             ) from err
-        raise ExportError(
-            f"module {name} was wanted, it imports {err.name}, which is not installed "
-            f"({place(err)}); install it"
-        ) from err
-    except Exception as err:
-        raise ExportError(f"module {name} was wanted, importing it failed: {reason(err)}") from err
+        if lacking is not None:
+            raise ExportError(f"module {name} was wanted, it {lacking}") from err
+        why = failure(err, "it has to import by itself, on a CPU")
+        raise ExportError(f"module {name} was wanted, importing it failed: {why}") from err
 
 
 def contract(
@@ -200,16 +199,56 @@ def _outputs(
             answer = model(*examples)
     except Exception as err:
         shapes = ", ".join(map(str, inputs))
-        raise ExportError(
-            f"the network was called with {shapes} and failed: {reason(err)}; give --inputs as its "
-            "forward takes them"
-        ) from err
+        why = failure(err, "give --inputs as its forward takes them")
+        raise ExportError(f"the network was called with {shapes} and failed: {why}") from err
     if changed := [name for name, tensor in kept.items() if tensor._version != before[name]]:
         raise ExportError(
             f"{changed[0]} changes in place when the network is called, an exported graph keeps "
             "nothing between calls; take the state as an input and return it"
         )
     return flattened(answer)
+
+
+def check_repeatable(model: nn.Module, spec: GraphSpec, inputs: Sequence[Tensor]) -> None:
+    """ExportError unless the same inputs give the contract's sizes, and the same values twice.
+
+    An exported graph keeps nothing between calls and draws no random numbers; torch would write
+    down what it saw of either as a constant.
+    """
+    before = _tensors_held(model)
+    with torch.no_grad():
+        first, second = ([*flattened(model(*inputs)).values()] for _ in range(2))
+    for output, one, other in zip(spec.outputs, first, second, strict=True):
+        if any(have != want for have, want in zip(one.shape, output.shape, strict=True)
+               if isinstance(want, int)):  # fmt: skip
+            raise ExportError(
+                f"output {output} was found for zeros, {tuple(one.shape)} for other values of the "
+                "same size; sizes have to follow from the inputs' sizes, mark values instead of "
+                "leaving them out"
+            )
+        if torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-6, equal_nan=True):
+            continue
+        after = _tensors_held(model)
+        if changed := [name for name in after if after[name] != before.get(name)]:
+            raise ExportError(
+                f"{changed[0]} is kept from one call to the next and changes the answer, an "
+                "exported graph keeps nothing between calls; take the state as an input and "
+                "return it"
+            )
+        raise ExportError(
+            "the same answer was wanted to the same inputs, found another one the second time; an "
+            "exported graph draws no random numbers, take them as an input or leave them out"
+        )
+
+
+def _tensors_held(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name -> which tensor, and how often it was changed in place; attributes count as well."""
+    held: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
+            if isinstance(value, Tensor):
+                held[f"{path}.{name}".lstrip(".")] = (id(value), value._version)
+    return held
 
 
 def flattened(answer: Any) -> dict[str, Tensor]:

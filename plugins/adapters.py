@@ -37,7 +37,10 @@ def _scan(
 ) -> tuple[Tensor, Tensor]:
     """y (B, D, L) of u's type and the last state (B, D, N)."""
     if A.is_complex():
-        raise ValueError("A: real values were wanted, found complex ones")
+        raise ValueError(
+            "A: real values were wanted, found complex ones; build the network with a real A, as "
+            "Mamba does, the scan of complex states is another operator"
+        )
     kind = u.dtype if u.dtype in (*NATIVE_TYPES, torch.float64) else torch.float32
     exact = torch.float64 if kind == torch.float64 else torch.float32
     (rows_b, groups_b), (rows_c, groups_c) = _rows(B, kind), _rows(C, kind)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from mambapose.plugins import adapters, mamba_layer
+from mambapose.plugins import adapters, mamba_layer, points
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -111,7 +111,7 @@ def _conv_backward(
 
 
 def _refusal(what: str, advice: str) -> type:
-    """A class that can be imported and named, but says why it cannot be made."""
+    """A class or function that can be imported and named, but says why it cannot be called."""
 
     def refuse(self: object, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError(f"{what} was found, Mamba-1 was wanted; {advice}")
@@ -142,6 +142,15 @@ def _decorator(*arguments: Any, **_: Any) -> Any:
     return _Kernel
 
 
+class _Config:
+    """triton.Config: its options can be read, as code that sorts configurations does."""
+
+    def __init__(self, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
+        self.kwargs = dict(kwargs or {})
+        self.num_warps, self.num_stages, self.num_ctas = 4, 3, 1
+        self.__dict__.update(options)
+
+
 class _Anything:
     """What annotations and defaults of triton kernels name (``tl.constexpr``)."""
 
@@ -163,6 +172,14 @@ def _no_hub(*_: Any, **__: Any) -> NoReturn:
     raise NotImplementedError("a file of weights was wanted, found a model of a hub; download it")
 
 
+def _no_loss(*_: Any, **__: Any) -> NoReturn:
+    """chamfer.forward and backward: modules of networks import them for their training alone."""
+    raise NotImplementedError(
+        "a loss of training (chamfer distance) was called, a network was wanted; export the part "
+        "that answers"
+    )
+
+
 _SSD = "export the network's Mamba-1 form, the scan of Mamba-2 (SSD) is another operator"
 _INTERFACE = {
     name: getattr(adapters, name)
@@ -176,8 +193,16 @@ _CONVOLUTION = {
     "causal_conv1d_update": adapters.causal_conv1d_update,
 }
 _NORMS = {name: getattr(mamba_layer, name) for name in ("RMSNorm", "layer_norm_fn", "rms_norm_fn")}
+_POINTS = {
+    name: getattr(points, name)
+    for name in ("furthest_point_sample", "gather_operation", "grouping_operation")
+}
 _CORE = {"fwd": _core_forward, "bwd": _core_backward}
 _MAMBA2 = {"Mamba2": _refusal("Mamba2", _SSD), "Mamba2Simple": _refusal("Mamba2Simple", _SSD)}
+_SSD_SCANS = {
+    name: _refusal(name, _SSD)
+    for name in ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined")
+}
 STANDINS: Mapping[str, Mapping[str, Any]] = {
     "mamba_ssm": {
         "Mamba": mamba_layer.Mamba, "selective_scan_fn": adapters.selective_scan_fn,
@@ -188,6 +213,8 @@ STANDINS: Mapping[str, Mapping[str, Any]] = {
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.ops.triton.layer_norm": _NORMS,
     "mamba_ssm.ops.triton.layernorm": _NORMS,
+    "mamba_ssm.ops.triton.layernorm_gated": {"RMSNorm": _refusal("the gated RMSNorm", _SSD)},
+    "mamba_ssm.ops.triton.ssd_combined": _SSD_SCANS,
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": {"Mamba": mamba_layer.Mamba},
     "mamba_ssm.modules.mamba2": _MAMBA2,
@@ -204,8 +231,12 @@ STANDINS: Mapping[str, Mapping[str, Any]] = {
     "selective_scan_cuda": {"fwd": _scan_forward, "bwd": _scan_backward},
     "selective_scan_cuda_core": _CORE,
     "selective_scan_cuda_oflex": _CORE,
+    "knn_cuda": {"KNN": points.KNN, "knn": points.knn},
+    "pointnet2_ops": {},
+    "pointnet2_ops.pointnet2_utils": _POINTS,
+    "chamfer": {"forward": _no_loss, "backward": _no_loss},
     "triton": {
-        "jit": _decorator, "autotune": _decorator, "heuristics": _decorator, "Config": _Anything(),
+        "jit": _decorator, "autotune": _decorator, "heuristics": _decorator, "Config": _Config,
         "cdiv": lambda x, y: -(-x // y),
     },
     "triton.language": {"constexpr": _Anything()},
@@ -240,6 +271,11 @@ class _StandIn(ModuleType):
         if self.__name__ == "triton.language" and not name.startswith("__"):
             return _Anything()
         raise AttributeError(f"module {self.__name__!r} (a stand-in) has no attribute {name!r}")
+
+
+def is_standin(package: str) -> bool:
+    """Whether what an import of the package finds now is ours."""
+    return isinstance(sys.modules.get(package), _StandIn)
 
 
 # What torch decides once, when it first looks: whether triton is there.

@@ -38,34 +38,6 @@ class Lifter(nn.Module):
         xyz = self.last(hidden + self.mixer(hidden))
         return xyz.view(batch, frames, 17, 3)
 
-class Branch(nn.Module):
-    def forward(self, x):
-        if x.sum() > 0:
-            return x + 1
-        return x
-
-class Sized(nn.Module):
-    def forward(self, x):
-        return x[:, : int(x.argmax()) + 1]
-
-class NoForm(nn.Module):
-    def forward(self, x):
-        return torch.linalg.svd(x)[1]
-
-class State(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("h", torch.zeros(1, 4))
-
-    def forward(self, x):
-        return self.h.mul_(0.5).add_(x) * 2
-
-class Complex(nn.Module):
-    def forward(self, x):
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-        A, B, u = torch.ones(4, 2) * 1j, torch.ones(1, 2, 5), x[:, :, None].expand(1, 4, 5)
-        return selective_scan_fn(u, u, A, B, B)
-
 class Two(nn.Module):
     def forward(self, x, index):
         return {"picked": x[:, index[0]], "sum": x.sum(1)}
@@ -287,29 +259,6 @@ def test_a_place_has_a_contract(
     )
     with pytest.raises(ExportError, match=message):
         check_contract(stage, spec)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("Branch", r"a branch or a size that depends on .*\(brought_net.py:20\); .*torch.where"),
-        ("Sized", r"a branch or a size that depends on .*\(brought_net.py:26\)"),
-        ("NoForm", r"operator aten._?linalg_svd was found \(brought_net.py:30\)"),
-        ("State", r"^h changes in place .* take the state as an input"),
-        ("Complex", r"A: real values were wanted, found complex ones \(brought_net.py:44\)"),
-    ],
-)
-def test_what_cannot_be_exported_is_named_with_its_line(
-    folder: Path, name: str, message: str
-) -> None:
-    asked = brought(model=f"brought_net:{name}", inputs=inputs_from_texts(["x:float32:1,4"]))
-    with pytest.raises(ExportError, match=message) as found:
-        build_brought(
-            asked, TARGETS["cpu"], folder / "none", folder=folder, overwrite=False,
-            tell=lambda _: None,
-        )  # fmt: skip
-    assert len(str(found.value).splitlines()) == 1
-    assert not (folder / "none").exists()
 
 
 @pytest.mark.parametrize(

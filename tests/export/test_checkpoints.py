@@ -82,7 +82,7 @@ def refusal(path: Path, model: nn.Module | None = None, tables=()) -> str:
     return message
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_pos", None])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_pos", "base_model", None])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "model_pos.", "module.model."])
 def test_wrappers_and_prefixes_come_off(tmp_path, state, wrapper, prefix):
     content = OrderedDict((prefix + key, value) for key, value in state.items())

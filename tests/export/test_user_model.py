@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from mambapose.export.refusals import place
 from mambapose.export.user_model import (
     built,
     contract,
     flattened,
     inputs_from_texts,
-    place,
     user_code,
 )
 from mambapose.runtime.errors import ExportError

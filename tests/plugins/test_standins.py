@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from mambapose.plugins import adapters, mamba_layer
+from mambapose.plugins import adapters, mamba_layer, points
 from mambapose.plugins.standins import STANDINS, StandIns, install_standins
 
 PACKAGES = sorted({name.partition(".")[0] for name in STANDINS})
@@ -93,6 +93,31 @@ def bare(X):
         with pytest.raises(NotImplementedError, match="torch version"):
             exec(f"{kernel}[(1,)](None)", names)
     assert names["triton"].cdiv(7, 2) == 4  # type: ignore[attr-defined]
+
+
+def test_configurations_of_kernels_can_be_read(installed: StandIns) -> None:
+    """mamba-ssm 2 leaves some out by their number of warps while it is imported."""
+    import triton
+
+    configs = [triton.Config({"BLOCK": 64}, num_warps=number) for number in (2, 32)]
+    assert [config.kwargs for config in configs if config.num_warps <= 8] == [{"BLOCK": 64}]
+    assert triton.Config({}).num_warps == 4
+
+
+def test_a_loss_can_be_imported_but_not_called(installed: StandIns) -> None:
+    import chamfer
+
+    with pytest.raises(NotImplementedError, match=r"a loss of training .*export the part"):
+        chamfer.forward(torch.zeros(1, 4, 3), torch.zeros(1, 4, 3))
+
+
+def test_operators_on_points_are_found(installed: StandIns) -> None:
+    from knn_cuda import KNN
+    from pointnet2_ops import pointnet2_utils
+
+    assert KNN is points.KNN
+    assert pointnet2_utils.furthest_point_sample is points.furthest_point_sample
+    assert installed.used == ["knn_cuda.KNN", "pointnet2_ops.pointnet2_utils.furthest_point_sample"]
 
 
 def test_mamba_2_is_refused_by_name(installed: StandIns) -> None:
