@@ -54,14 +54,17 @@ def _chain(value: ir.Value) -> list[tuple[ir.Node, int]]:
     node = value.producer()
     alone = True
     spared = 0
-    while is_movement(node) and len(node.outputs) == 1 and len(data_inputs(node)) == 1:  # type: ignore[union-attr]
-        assert node is not None
+    while node is not None and is_movement(node) and _is_single(node):
         alone = alone and (node.outputs[0] is value or len(node.outputs[0].uses()) == 1)
         spared += alone
         found.append((node, spared))
         first = node.inputs[0]
         node = None if first is None else first.producer()
     return found[::-1]
+
+
+def _is_single(node: ir.Node) -> bool:
+    return len(node.outputs) == 1 and len(data_inputs(node)) == 1
 
 
 def _where(source: ir.Value | None, nodes: list[ir.Node], value: ir.Value) -> Array | None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mambapose.export.rewrites.graph import Array, Builder, Side, added, ints, sides, stored
-from mambapose.export.rewrites.tokens import (
+from mambapose.export.rewrites.sources import (
     Columns,
     Given,
     Linear,

@@ -21,7 +21,8 @@ from mambapose.export.rewrites.movement import (
     is_movement,
     moved,
 )
-from mambapose.export.rewrites.tokens import Columns, Table, labels
+from mambapose.export.rewrites.sources import Columns, Table
+from mambapose.export.rewrites.tokens import labels
 from mambapose.plugins.onnx_function import INPUTS
 
 ROWS = ("u", "dt", "B", "C", "z")
@@ -182,7 +183,7 @@ def _through(
     ]
     if any(outputs is None for outputs in made):
         return None
-    return [np.stack(outputs) for outputs in zip(*made, strict=True)]  # type: ignore[arg-type]
+    return [np.stack(outputs) for outputs in zip(*made, strict=True)]
 
 
 def summed_with(node: ir.Node) -> list[ir.Node]:

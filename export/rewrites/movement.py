@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mambapose.export.rewrites.graph import Array, constant, ints, sides
+from mambapose.export.rewrites.graph import Array, constant, ints, sides, text
 
 NOWHERE = -1  # label of an element that is a constant
 LIMIT = 1 << 26  # labels in one array; more are refused
@@ -45,13 +45,12 @@ def known(value: ir.Value | None, sizes: Sizes) -> Array | None:
         return found
     if node.op_type == "Shape":
         shape = concrete(node.inputs[0], sizes)
-        ends = slice(ints(node, "start", (0,))[0], ints(node, "end", (1 << 31,))[0])
-        return None if shape is None else np.array(shape, np.int64)[ends]
+        part = slice(ints(node, "start", (0,))[0], ints(node, "end", (1 << 31,))[0])
+        return None if shape is None else np.array(shape, np.int64)[part]
     if node.op_type == "Range":
         given = [known(end, sizes) for end in node.inputs]
-        if any(end is None for end in given):
-            return None
-        return np.arange(*(int(end) for end in given))  # type: ignore[arg-type, call-overload]
+        ends = [int(end) for end in given if end is not None]
+        return np.arange(*ends) if len(ends) == len(given) else None
     whole = (None, ir.DataType.INT64, ir.DataType.INT32)
     if value.dtype not in whole or not is_movement(node):
         return None
@@ -90,8 +89,9 @@ def is_flip(node: ir.Node) -> bool:
         steps = constant(node.inputs[4]) if len(node.inputs) > 4 else None
         return steps is not None and bool((steps < 0).any())
     index = constant(node.inputs[1])
-    turned = index is not None and index.ndim == 1 and index.size > 1
-    return turned and bool((index == np.arange(len(index))[::-1]).all())  # type: ignore[arg-type, union-attr]
+    if index is None or index.ndim != 1 or index.size < 2:
+        return False
+    return bool((index == np.arange(len(index))[::-1]).all())
 
 
 def is_picking(node: ir.Node) -> bool:
@@ -115,14 +115,25 @@ def origin(value: ir.Value) -> ir.Value:
     return value
 
 
-def _fixed(node: ir.Node, axes: Sequence[int], input_at: int = 0) -> tuple[int, ...]:
-    """The axes from the front. ValueError where one of them is a free side."""
-    shape = sides(node.inputs[input_at])
-    if shape is None:
+def _fixed(node: ir.Node, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+    """The axes from the front. ValueError where one of them is a free side.
+
+    A list of sizes, which has one axis, may be one whose length the graph does not say.
+    """
+    shape = sides(node.inputs[0])
+    if shape is None and rank > 1:
         raise ValueError("unknown shape")
-    found = tuple(axis % len(shape) for axis in axes)
-    if any(isinstance(shape[axis], str) for axis in found):
+    found = tuple(axis % rank for axis in axes)
+    if shape is not None and any(isinstance(shape[axis], str) for axis in found):
         raise ValueError("a free side is picked from")
+    return found
+
+
+def _numbers(node: ir.Node, at: int, sizes: Sizes) -> Array:
+    """An input that says where to. ValueError where it is not known."""
+    found = known(node.inputs[at], sizes) if at < len(node.inputs) else None
+    if found is None:
+        raise ValueError("an unknown place")
     return found
 
 
@@ -151,31 +162,27 @@ def _reshape(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tup
 
 
 def _unsqueeze(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    axes = known(node.inputs[1], sizes)
-    return (np.expand_dims(_first(arrays), tuple(axes.reshape(-1).tolist())),)  # type: ignore[union-attr]
+    axes = _numbers(node, 1, sizes)
+    return (np.expand_dims(_first(arrays), tuple(axes.reshape(-1).tolist())),)
 
 
 def _squeeze(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    axes = known(node.inputs[1], sizes) if len(node.inputs) > 1 else None
-    data = _first(arrays)
-    if axes is None:
-        raise ValueError("axes of a squeeze")
-    return (np.squeeze(data, tuple(axes.reshape(-1).tolist())),)
+    axes = _numbers(node, 1, sizes)
+    return (np.squeeze(_first(arrays), tuple(axes.reshape(-1).tolist())),)
 
 
 def _expand(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    data, shape = _first(arrays), known(node.inputs[1], sizes)
-    return (np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(map(int, shape)))),)  # type: ignore[arg-type]
+    data, shape = _first(arrays), _numbers(node, 1, sizes)
+    return (np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(shape.tolist()))),)
 
 
 def _slice(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
     data = _first(arrays)
-    given = [known(value, sizes) for value in node.inputs[1:]]
-    starts, ends = (part.tolist() for part in given[:2])  # type: ignore[union-attr]
-    axes = given[2].tolist() if len(given) > 2 and given[2] is not None else range(len(starts))
-    steps = given[3].tolist() if len(given) > 3 and given[3] is not None else [1] * len(starts)
-    if arrays[0] is not None and node.inputs[0] is not None and data.ndim and sides(node.inputs[0]):
-        axes = _fixed(node, axes)
+    starts, ends = _numbers(node, 1, sizes).tolist(), _numbers(node, 2, sizes).tolist()
+    count = len(node.inputs)
+    axes = _numbers(node, 3, sizes).tolist() if count > 3 else range(len(starts))
+    steps = _numbers(node, 4, sizes).tolist() if count > 4 else [1] * len(starts)
+    axes = _fixed(node, axes, data.ndim)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = data.shape[axis]
         low, high = (0, size) if step > 0 else (-1, size - 1)
@@ -187,41 +194,40 @@ def _slice(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple
 
 def _split(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
     data = _first(arrays)
-    (axis,) = _fixed(node, ints(node, "axis", (0,)))
-    widths = [concrete(value, sizes)[axis] for value in node.outputs]  # type: ignore[index]
-    if sum(widths) != data.shape[axis]:
+    (axis,) = _fixed(node, ints(node, "axis", (0,)), data.ndim)
+    widths = [(sides(value) or ())[axis] for value in node.outputs]
+    if any(isinstance(width, str) for width in widths) or sum(map(int, widths)) != data.shape[axis]:
         raise ValueError("parts of a split")
     return tuple(np.split(data, np.cumsum(widths)[:-1], axis))
 
 
 def _gather(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    index = known(node.inputs[1], sizes)
-    (axis,) = _fixed(node, ints(node, "axis", (0,))) if sides(node.inputs[0]) else (0,)
-    return (_first(arrays).take(index, axis),)  # type: ignore[arg-type]
+    data, index = _first(arrays), _numbers(node, 1, sizes)
+    (axis,) = _fixed(node, ints(node, "axis", (0,)), data.ndim)
+    return (data.take(index, axis),)
 
 
 def _gather_nd(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    index = known(node.inputs[1], sizes)
+    data, index = _first(arrays), _numbers(node, 1, sizes)
     if ints(node, "batch_dims", (0,)) != (0,):
         raise ValueError("batch_dims")
-    _fixed(node, range(index.shape[-1]))  # type: ignore[union-attr]
-    return (_first(arrays)[tuple(np.moveaxis(index, -1, 0))],)  # type: ignore[arg-type]
+    _fixed(node, range(index.shape[-1]), data.ndim)
+    return (data[tuple(np.moveaxis(index, -1, 0))],)
 
 
 def _concat(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    axes = ints(node, "axis")
-    if sides(node.inputs[0]):
-        axes = _fixed(node, axes)
-    return (np.concatenate(arrays, axes[0]),)  # type: ignore[arg-type]
+    parts = [part for part in arrays if part is not None]
+    (axis,) = _fixed(node, ints(node, "axis"), parts[0].ndim)
+    return (np.concatenate(parts, axis),)
 
 
 def _scatter_elements(
     node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes
 ) -> tuple[Array, ...]:
-    out, index, new = _first(arrays).copy(), known(node.inputs[1], sizes), arrays[2]
-    if text_of(node, "reduction") or index is None or new is None or index.shape != new.shape:
-        raise ValueError("a scatter that adds, or whose place is unknown")
-    (axis,) = _fixed(node, ints(node, "axis", (0,)))
+    out, index, new = _first(arrays).copy(), _numbers(node, 1, sizes), arrays[2]
+    if _reduction(node) or new is None or index.shape != new.shape:
+        raise ValueError("a scatter that adds")
+    (axis,) = _fixed(node, ints(node, "axis", (0,)), out.ndim)
     if any(a != b for at, (a, b) in enumerate(zip(index.shape, out.shape, strict=True))
            if at != axis):  # fmt: skip
         raise ValueError("a scatter into a part")
@@ -230,18 +236,16 @@ def _scatter_elements(
 
 
 def _scatter_nd(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[Array, ...]:
-    out, index, new = _first(arrays).copy(), known(node.inputs[1], sizes), arrays[2]
-    if text_of(node, "reduction") or index is None or new is None:
-        raise ValueError("a scatter that adds, or whose place is unknown")
-    _fixed(node, range(index.shape[-1]))
+    out, index, new = _first(arrays).copy(), _numbers(node, 1, sizes), arrays[2]
+    if _reduction(node) or new is None:
+        raise ValueError("a scatter that adds")
+    _fixed(node, range(index.shape[-1]), out.ndim)
     out[tuple(np.moveaxis(index, -1, 0))] = new
     return (out,)
 
 
-def text_of(node: ir.Node, name: str) -> str:
-    """A reduction that is on; empty for none."""
-    entry = node.attributes.get(name)
-    return "" if entry is None or entry.value in ("none", b"none") else str(entry.value)
+def _reduction(node: ir.Node) -> bool:
+    return text(node, "reduction", "none") != "none"
 
 
 Rule = Callable[[ir.Node, Sequence[Array | None], Sizes], tuple[Array, ...]]

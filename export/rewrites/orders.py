@@ -32,7 +32,8 @@ from mambapose.export.rewrites.lanes import (
     lanes_of,
     sizes_of,
 )
-from mambapose.export.rewrites.tokens import Table, unsettled
+from mambapose.export.rewrites.sources import Table
+from mambapose.export.rewrites.tokens import unsettled
 from mambapose.plugins.onnx_function import INPUTS
 
 FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found has to agree
@@ -133,11 +134,12 @@ def _where(end: End, table: Table, channels: int, terms: int, width: int) -> Arr
         if (channel != channel[:1]).any() or (np.sort(lane, 0) != wanted).any():
             return None
         column = channel
-    where = (place[0] % table.length * width + column[0]).reshape(table.sizes.count, -1)
+    where: Array = (place[0] % table.length * width + column[0]).reshape(table.sizes.count, -1)
     batch = (place[0] // table.length).reshape(table.sizes.count, -1)
     if (batch != np.arange(table.sizes.count)[:, None]).any() or (where != where[:1]).any():
         return None
-    return where[0]
+    first: Array = where[0]
+    return first
 
 
 def apply(found: Found) -> None:
