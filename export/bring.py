@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from mambapose.export.build import (
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.plan import SIZE_NAMES, Options, make_plan
 from mambapose.export.refusals import is_of_user_code, traced
+from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.export.user_model import built, check_repeatable, contract, flattened, user_code
 from mambapose.plugins.standins import StandIns
@@ -92,7 +94,8 @@ STAGES_BY_CONTRACT: Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]] = {
 @dataclass(frozen=True)
 class Brought:
     """What the user asked for. model: ``package.module:name``; outputs: their names, if any; stage:
-    of the bundle; weights: a checkpoint, or None for those the network was built with.
+    of the bundle; weights: a checkpoint, or None for those the network was built with; rewrite:
+    flips and copies become orders of the scans.
     """
 
     model: str
@@ -101,6 +104,7 @@ class Brought:
     stage: str = MODEL
     weights: Path | None = None
     seed: int = 0
+    rewrite: bool = True
 
 
 class Positional(nn.Module):
@@ -156,7 +160,7 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
         entry = written_stage(
             brought.stage, brought.model, network, graphs, folder,
             precision=target.precision, options=options, flow_iters=schedule.flow_iters,
-            seed=brought.seed,
+            seed=brought.seed, rewrite=partial(_rewritten, tell) if brought.rewrite else None,
         )  # fmt: skip
     _tell_what_happened(entry, noted, tell)
     stages = {**_around(brought, target, tell, folder), brought.stage: entry}
@@ -225,6 +229,12 @@ def _loaded(brought: Brought, model: nn.Module) -> Loaded:
     facts, weights = facts_of_weights(brought.weights)
     load_weights(model, brought.weights, network=brought.model)
     return Loaded(model, weights, facts.unit, facts.half)
+
+
+def _rewritten(tell: Tell, model: onnx.ModelProto) -> onnx.ModelProto:
+    model, removed = rewritten(model)
+    tell(str(removed))
+    return model
 
 
 def _tell_what_happened(entry: StageEntry, noted: StandIns, tell: Tell) -> None:

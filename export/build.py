@@ -34,6 +34,7 @@ from mambapose.runtime.types import Array, GraphSpec
 if TYPE_CHECKING:
     import torch
 
+    from mambapose.export.onnx_export import Rewrite
     from mambapose.export.verify import Exported
 
 Tell = Callable[[str], None]
@@ -127,8 +128,10 @@ def written_stage(
     flow_iters: int,
     seed: int,
     trt: bool = True,
+    rewrite: Rewrite | None = None,
 ) -> StageEntry:
-    """Export, verify and describe the graphs of a stage; name: of the network."""
+    """Export, verify and describe the graphs of a stage; name: of the network; rewrite: as in
+    `export_graph`."""
     from mambapose.export.half import rounded
     from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
     from mambapose.export.verify import Exported, verify_stage
@@ -139,7 +142,7 @@ def written_stage(
         }
     metadata = {"mambapose.stage": stage, "mambapose.network": name}
     models = {
-        graph: export_graph(module, spec, opset=OPSET, metadata=metadata)
+        graph: export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
         for graph, (module, spec) in torch_graphs.items()
     }
     files = save_graphs(models, folder / "stages", stage, half=network.half, trt=trt)

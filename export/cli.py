@@ -21,7 +21,7 @@ class ExportCommand(GroupedCommand):
 
     headings = (
         ("What", ("target", "only", "pose2d", "lift3d", "flow", "depth", "detect", "precision")),
-        ("A network of your own", ("model", "inputs", "outputs", "stage")),
+        ("A network of your own", ("model", "inputs", "outputs", "stage", "no_rewrite")),
         ("Weights", ("weights", "download", "untrained", "seed")),
         ("Sizes", ("size", "flow_iters", "clip_frames", "flip")),
         ("Output", ("out", "overwrite", "dry_run", "verbose", "help")),
@@ -91,6 +91,7 @@ def _sizes(
     metavar="NAME",
     help="Its place in the pipeline: flow, depth, pose2d or lift3d  [default: none]",
 )
+@click.option("--no-rewrite", is_flag=True, help="Keep its flips and copies of tokens as written.")
 @click.option(
     "--weights",
     multiple=True,
@@ -125,12 +126,13 @@ def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **a
     from mambapose.export.plan import make_plan
     from mambapose.runtime.targets import target_from_name
 
-    own = {name: asked.pop(name) for name in ("model", "inputs", "outputs", "stage")}
+    names = ("model", "inputs", "outputs", "stage", "no_rewrite")
+    own = {name: asked.pop(name) for name in names}
     if own["model"] is not None:
         _export_own(own, asked, out, overwrite)
         return
     if given := [name for name, value in own.items() if value]:
-        raise click.UsageError(f"--{given[0]} belongs to --model MODULE:NAME")
+        raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to --model MODULE:NAME")
     if MODEL in asked["weights"]:
         raise click.UsageError(f"--weights STAGE=FILE was wanted, found {asked['weights'][MODEL]}")
     if _fetched_alone(asked["download"], dry_run):
@@ -169,6 +171,7 @@ def _export_own(
     brought = Brought(
         own["model"], inputs_from_texts(own["inputs"]), tuple(filter(None, map(str.strip, names))),
         own["stage"] or MODEL, Path(weights[MODEL]) if weights else None, seed=asked["seed"],
+        rewrite=not own["no_rewrite"],
     )  # fmt: skip
     target = target_from_name(asked["target"])
     build_brought(brought, target, out, folder=Path.cwd(), overwrite=overwrite, tell=click.echo)

@@ -16,7 +16,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+
 OPSETS = (18, 19)
 EXTERNAL_MIN_BYTES = 1024
 ALIGNMENT = 4096  # one page: ONNX Runtime maps weights instead of copying them
@@ -42,13 +44,15 @@ def export_graph(
     *,
     opset: int = 18,
     metadata: Mapping[str, str] | None = None,
+    rewrite: Rewrite | None = None,
 ) -> onnx.ModelProto:
     """The module as a checked ONNX model whose inputs and outputs are exactly those of the spec.
 
     The module takes the tensors of ``spec.inputs`` by position and returns those of
     ``spec.outputs``, a tuple when there are several. A str dimension stays free. ``metadata`` joins
-    the contract in ``metadata_props``. ExportError when torch cannot export the module or the
-    graph that comes out differs from the spec.
+    the contract in ``metadata_props``. rewrite: what is made of the graph before its scans get
+    their function bodies. ExportError when torch cannot export the module or the graph that comes
+    out differs from the spec.
     """
     import torch
 
@@ -93,6 +97,8 @@ def export_graph(
     model: onnx.ModelProto = exported.model_proto
     _strip_traces(model)
     _name_free_dims(model, spec)
+    if rewrite is not None:
+        model = rewrite(model)
     attach_functions(model)
     _write_contract(model, spec, metadata or {})
     _check_model(model, spec)

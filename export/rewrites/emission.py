@@ -1,0 +1,221 @@
+"""Columns of `tokens` as nodes: rows (N, L, C) of exactly the columns that are asked for.
+
+Columns are picked where they are cheapest: a matrix product loses columns of its matrix, a
+pointwise operator asks its operands for fewer. So the parts a scan reads come from products of
+their own, and nothing is split or joined that a product can write in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from mambapose.export.rewrites.graph import Array, Builder, Side, added, ints, sides, stored
+from mambapose.export.rewrites.sources import (
+    Columns,
+    Given,
+    Linear,
+    Pointwise,
+    Source,
+    Stencil,
+    Table,
+)
+
+NARROW = 64  # inputs of a product that may be mostly zeros, to spare a node that joins
+
+
+def rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
+    """The (N, L, C) value of these columns, made once."""
+    key = ("rows", id(table), columns)
+    if key not in build.memo:
+        build.memo[key] = _rows(build, table, columns)
+    return build.memo[key]
+
+
+def _rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
+    sources = [table.sources[table.place[column][0]] for column in columns]
+    if all(isinstance(source, Linear) for source in sources):
+        joined = list(dict.fromkeys(i for s in sources for i in s.inputs))  # type: ignore[union-attr]
+        alike = all(source.inputs == sources[0].inputs for source in sources)  # type: ignore[union-attr]
+        if alike or len(joined) <= NARROW:
+            return _product(build, table, columns, joined)
+    runs: list[list[int]] = []
+    for at, column in enumerate(columns):
+        if at == 0 or sources[at] is not sources[at - 1]:
+            runs.append([])
+        runs[-1].append(column)
+    if len(runs) > 1:
+        parts = [rows(build, table, tuple(run)) for run in runs]
+        shape = (table.sizes.batch, table.length, len(columns))
+        return added(build, "Concat", parts, shape, parts[0].dtype, {"axis": 2})
+    picks = np.array([table.place[column][1] for column in columns])
+    return _part(build, table, sources[0], picks)
+
+
+def _part(build: Builder, table: Table, source: Source, picks: Array) -> ir.Value:
+    shape = (table.sizes.batch, table.length, len(picks))
+    if isinstance(source, Given):
+        return _given(build, table, source, picks)
+    if isinstance(source, Stencil):
+        return _stencil(build, table, source, picks)
+    assert isinstance(source, Pointwise)
+    inputs = []
+    for operand in source.operands:
+        if isinstance(operand, tuple):
+            inputs.append(rows(build, table, tuple(operand[pick] for pick in picks)))
+        else:
+            same = (operand[picks] == operand[picks[0]]).all()
+            inputs.append(stored(build, operand[picks[0]] if same else operand[picks]))
+    kind = source.node.outputs[0].dtype
+    return added(build, source.node.op_type, inputs, shape, kind, source.node.attributes)
+
+
+def _given(build: Builder, table: Table, source: Given, picks: Array) -> ir.Value:
+    key = ("given", id(source.value), source.where.tobytes())
+    width = source.where.shape[1]
+    if key not in build.memo:
+        shape = (table.sizes.batch, table.length, width)
+        found = arranged(build, source.value, source.where, shape)
+        assert found is not None  # an order of axes is always one
+        build.memo[key] = found
+    whole = build.memo[key]
+    shape = (table.sizes.batch, table.length, len(picks))
+    if len(picks) == width and (picks == np.arange(width)).all():
+        return whole
+    if (picks == np.arange(picks[0], picks[0] + len(picks))).all():
+        ends = [np.array([edge], np.int64) for edge in (picks[0], picks[-1] + 1, 2)]
+        inputs = [whole, *(stored(build, end) for end in ends)]
+        return added(build, "Slice", inputs, shape, whole.dtype)
+    index = stored(build, picks.astype(np.int64))
+    return added(build, "Gather", [whole, index], shape, whole.dtype, {"axis": 2})
+
+
+def _product(build: Builder, table: Table, columns: Columns, joined: list[int]) -> ir.Value:
+    """One matrix product of columns of one or several Linear sources."""
+    row = {column: at for at, column in enumerate(joined)}
+    first = table.sources[table.place[columns[0]][0]]
+    assert isinstance(first, Linear)
+    weight = np.zeros((len(joined), len(columns)), first.weight.dtype)
+    bias = np.zeros(len(columns), first.weight.dtype)
+    for at, column in enumerate(columns):
+        number, pick = table.place[column]
+        source = table.sources[number]
+        assert isinstance(source, Linear)
+        np.add.at(weight[:, at], [row[item] for item in source.inputs], source.weight[:, pick])
+        if source.bias is not None:
+            bias[at] = source.bias[pick]
+    shape = (table.sizes.batch, table.length, len(columns))
+    inputs = rows(build, table, tuple(joined))
+    out = added(build, "MatMul", [inputs, stored(build, weight)], shape, inputs.dtype)
+    return added(build, "Add", [out, stored(build, bias)], shape, out.dtype) if bias.any() else out
+
+
+def _stencil(build: Builder, table: Table, source: Stencil, picks: Array) -> ir.Value:
+    inputs = rows(build, table, tuple(source.inputs[pick] for pick in picks))
+    batch, length, width = table.sizes.batch, table.length, len(picks)
+    turned = _turned(build, inputs, (batch, width, length))
+    operands = [turned, stored(build, np.ascontiguousarray(source.taps[picks][:, None]))]
+    if source.bias is not None:
+        operands.append(stored(build, source.bias[picks]))
+    taps = source.taps.shape[1]
+    options = {"group": width, "pads": source.pads, "kernel_shape": [taps]}
+    out = added(build, "Conv", operands, (batch, width, length), inputs.dtype, options)
+    return _turned(build, out, (batch, length, width))
+
+
+def _turned(build: Builder, value: ir.Value, shape: Sequence[Side]) -> ir.Value:
+    """(N, C, L) of (N, L, C) and back; a turn of a turn is what was there before."""
+    node = value.producer()
+    if node is not None and node.op_type == "Transpose" and ints(node, "perm") == (0, 2, 1):
+        assert node.inputs[0] is not None
+        return node.inputs[0]
+    key = ("turned", id(value))
+    if key not in build.memo:
+        build.memo[key] = added(
+            build, "Transpose", [value], shape, value.dtype, {"perm": [0, 2, 1]}
+        )
+    return build.memo[key]
+
+
+Digits = list[tuple[int, int]]  # size and stride, the slowest first
+
+
+def digits(where: Array) -> Digits | None:
+    """How the positions count: sizes and strides of a view of contiguous memory.
+
+    None where they are no change of axes of the whole memory.
+    """
+    left, found = where.reshape(-1), []
+    if left.size == 0 or left[0] != 0 or np.bincount(left, minlength=left.size).max() > 1:
+        return None
+    while left.size > 1:
+        stride = int(left[1])
+        breaks = np.flatnonzero(left != np.arange(left.size) * stride)
+        size = int(breaks[0]) if breaks.size else left.size
+        if left.size % size:
+            return None
+        found.append((size, stride))
+        left = left[::size]
+    found.reverse()
+    expected = 1
+    for size, stride in sorted(found, key=lambda digit: digit[1]):
+        if stride != expected:
+            return None
+        expected *= size
+    total = np.zeros((1,), np.int64)
+    for size, stride in found:
+        total = (total[:, None] + np.arange(size) * stride).reshape(-1)
+    return found if (total == where.reshape(-1)).all() else None
+
+
+def arranged(
+    build: Builder, value: ir.Value, where: Array, shape: Sequence[Side]
+) -> ir.Value | None:
+    """The value's elements in another order and shape, by at most Reshape, Transpose, Reshape.
+
+    where: position of each element in one batch element; shape: with the batch side, first or
+    merged into another. None, and nothing is made, when an order of axes cannot say it.
+    """
+    steps = _steps(value, where)
+    if steps is None:
+        return None
+    split, perm, turned = steps
+    if perm:
+        value = _reshaped(build, value, split)
+        value = added(build, "Transpose", [value], turned, value.dtype, {"perm": perm})
+    return _reshaped(build, value, shape)
+
+
+def arranging(value: ir.Value, where: Array, shape: Sequence[Side]) -> int | None:
+    """The number of nodes `arranged` would add, or None where it cannot."""
+    steps = _steps(value, where)
+    if steps is None:
+        return None
+    split, perm, turned = steps
+    if not perm:
+        return int(split != tuple(shape))
+    return int(split != sides(value)) + 1 + int(turned != tuple(shape))
+
+
+def _steps(
+    value: ir.Value, where: Array
+) -> tuple[tuple[Side, ...], list[int], tuple[Side, ...]] | None:
+    """Shape to split into, order of its axes (empty: as they are), shape after that."""
+    found, full = digits(where), sides(value)
+    if found is None or full is None:
+        return None
+    order = sorted(range(len(found)), key=lambda at: -found[at][1])
+    if order == list(range(len(found))):
+        return full, [], full
+    split = (full[0], *(found[at][0] for at in order))
+    perm = [0, *(1 + order.index(at) for at in range(len(found)))]
+    return split, perm, tuple(split[axis] for axis in perm)
+
+
+def _reshaped(build: Builder, value: ir.Value, shape: Sequence[Side]) -> ir.Value:
+    if sides(value) == tuple(shape):
+        return value
+    target = np.array([side if isinstance(side, int) else -1 for side in shape], np.int64)
+    return added(build, "Reshape", [value, stored(build, target)], shape, value.dtype)

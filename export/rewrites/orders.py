@@ -1,0 +1,260 @@
+"""From lanes to scans in token order: the common work of flips.py, routes.py, directions.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from mambapose.export.rewrites.emission import arranged, digits, rows
+from mambapose.export.rewrites.graph import (
+    SCAN,
+    Array,
+    Builder,
+    added,
+    constant,
+    described,
+    replace,
+    sides,
+    stored,
+)
+from mambapose.export.rewrites.lanes import (
+    ROWS,
+    WEIGHTS,
+    End,
+    Lane,
+    alike,
+    ends_of,
+    given_inputs,
+    lane_count,
+    lanes_of,
+    sizes_of,
+)
+from mambapose.export.rewrites.sources import Table
+from mambapose.export.rewrites.tokens import unsettled
+from mambapose.plugins.onnx_function import INPUTS
+
+FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found has to agree
+
+
+@dataclass(frozen=True)
+class Found:
+    """Lanes of one or several scans, and where their results (or, summed, their sum) go.
+
+    ends: value, and for each of its elements in one batch element the position in (L, C) rows.
+    """
+
+    table: Table
+    lanes: list[Lane]
+    channels: int
+    summed: bool
+    ends: list[tuple[ir.Value, Array]]
+
+
+def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
+    """The scans' lanes, if all of it is proven and a lane is out of order; else None."""
+    graph = nodes[0].graph
+    assert isinstance(graph, ir.Graph)
+    if not alike(nodes):
+        return None
+    region = unsettled(graph)
+    free = isinstance(sizes_of(nodes[0], 2)[0].batch, str)
+    for preference in (0, 1):
+        every = [
+            _look(nodes, region, count, preference, summed=summed)
+            for count in (FREE_COUNTS if free else FREE_COUNTS[:1])
+        ]
+        first = every[0]
+        if first is not None and all(_agree(first, other) for other in every[1:]):
+            return first
+    return None
+
+
+def _agree(one: Found, other: Found | None) -> bool:
+    return other is not None and (
+        all(
+            (a.order == b.order).all() and a.parts == b.parts
+            for a, b in zip(one.lanes, other.lanes, strict=True)
+        )
+        and [value for value, _ in one.ends] == [value for value, _ in other.ends]
+        and all(
+            a.shape == b.shape and (a == b).all()
+            for (_, a), (_, b) in zip(one.ends, other.ends, strict=True)
+        )
+    )
+
+
+def _look(
+    nodes: Sequence[ir.Node],
+    region: dict[ir.Node, int],
+    count: int,
+    preference: int,
+    *,
+    summed: bool,
+) -> Found | None:
+    sizes, length, channels = sizes_of(nodes[0], count)
+    table = Table(sizes, length, preference)
+    lanes: list[Lane] = []
+    for node in nodes:
+        found = lanes_of(table, node, region)
+        if found is None:
+            return None
+        lanes.extend(found)
+    if all(lane.is_ahead for lane in lanes):
+        return None
+    if any(lane.parts.get("z") != lanes[0].parts.get("z") for lane in lanes):
+        return None  # a node has one gate for all of its directions
+    ends = ends_of(lanes, table, channels, through_sums=summed)
+    if not ends:
+        return None
+    width = channels if summed else channels * len(lanes)
+    placed = []
+    for end in ends:
+        where = _where(end, table, channels, len(lanes) if summed else 1, width)
+        if where is None or where.size != length * width or digits(where) is None:
+            return None
+        placed.append((end.value, where))
+    if summed and len(placed) != 1:
+        return None
+    return Found(table, lanes, channels, summed, placed)
+
+
+def _where(end: End, table: Table, channels: int, terms: int, width: int) -> Array | None:
+    """Position of each element in (L, width) rows; None unless each is the sum of all lanes."""
+    if len(end.terms) != terms:
+        return None
+    column, place = end.terms // table.stride, end.terms % table.stride
+    if (place != place[:1]).any():
+        return None
+    if terms > 1:
+        lane, channel = column // channels, column % channels
+        wanted = np.arange(terms).reshape(-1, *[1] * (lane.ndim - 1))
+        if (channel != channel[:1]).any() or (np.sort(lane, 0) != wanted).any():
+            return None
+        column = channel
+    where: Array = (place[0] % table.length * width + column[0]).reshape(table.sizes.count, -1)
+    batch = (place[0] // table.length).reshape(table.sizes.count, -1)
+    if (batch != np.arange(table.sizes.count)[:, None]).any() or (where != where[:1]).any():
+        return None
+    first: Array = where[0]
+    return first
+
+
+def apply(found: Found) -> None:
+    """Puts scans in token order in place of the lanes' nodes."""
+    graph = found.lanes[0].node.graph
+    assert isinstance(graph, ir.Graph)
+    build = Builder(graph)
+    made = [_scan(build, found, lanes) for lanes in _nodes(found)]
+    result = made[0]
+    for other in made[1:]:
+        result = added(build, "Add", [result, other], sides(result) or (), result.dtype)
+    for value, where in found.ends:
+        new = arranged(build, result, where, sides(value) or ())
+        assert new is not None  # `_look` saw to it
+        replace(build, value, new)
+
+
+def _nodes(found: Found) -> list[list[Lane]]:
+    """The lanes of each new node: those that read one u together, where that spares a copy."""
+    if not found.summed:
+        return [found.lanes]
+    by_u: dict[object, list[Lane]] = {}
+    for lane in found.lanes:
+        by_u.setdefault(lane.parts["u"], []).append(lane)
+    shared = all(len(lanes) > 1 for lanes in by_u.values())
+    return list(by_u.values()) if shared else [found.lanes]
+
+
+def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
+    """y (N, L, D) of one node, or (N, L, K*D) where the directions stay apart."""
+    table, node = found.table, lanes[0].node
+    given = given_inputs(node)
+    order, reverse = _order(lanes)
+    inputs: dict[str, ir.Value | None] = {}
+    for name in given:
+        if name in lanes[0].parts:
+            parts = [lane.parts[name] for lane in lanes]
+            once = name == "z" or (name == "u" and len(set(parts)) == 1)
+            columns = parts[0] if once else tuple(column for part in parts for column in part)
+            inputs[name] = rows(build, table, columns)
+        elif name in (*WEIGHTS, *ROWS):
+            inputs[name] = _weights(build, lanes, name)
+    if order is not None:
+        inputs["order"] = stored(build, order)
+    keep = {name: entry for name, entry in node.attributes.items()}
+    attributes = {
+        **keep,
+        "directions": len(lanes),
+        "groups": 1,
+        "reverse": reverse,
+        "merge": "sum" if found.summed and len(lanes) > 1 else "none",
+    }
+    last = max(at for at, name in enumerate(INPUTS) if inputs.get(name) is not None)
+    scan = ir.node(
+        SCAN[1], [inputs.get(name) for name in INPUTS[: last + 1]], attributes,
+        domain=SCAN[0], num_outputs=2,
+    )  # fmt: skip
+    build.graph.append(scan)
+    width = found.channels * (1 if found.summed else len(lanes))
+    kind, batch = given["u"].dtype, table.sizes.batch
+    described(build, scan.outputs[0], (batch, table.length, width), kind)
+    states = (sides(given["A"]) or (0, 0))[1]
+    whole = found.channels * len(lanes)
+    described(build, scan.outputs[1], (batch, whole, states), ir.DataType.FLOAT)
+    return scan.outputs[0]
+
+
+def _order(lanes: Sequence[Lane]) -> tuple[Array | None, list[int]]:
+    """The order input, if one is needed, and the reverse flags."""
+    tokens = np.arange(len(lanes[0].order))
+    bases: list[Array] = []
+    reverse = []
+    for lane in lanes:
+        back = lane.order[::-1]
+        known = [base for base in (tokens, *bases) if (base == back).all()]
+        is_back = bool(known) and not lane.is_ahead
+        reverse.append(int(is_back))
+        bases.append(known[0] if is_back else lane.order)
+    if all((base == tokens).all() for base in bases):
+        return None, reverse
+    same = all((base == bases[0]).all() for base in bases)
+    order = bases[0] if same else np.stack(bases)
+    return order.astype(np.int32), reverse
+
+
+def _weights(build: Builder, lanes: Sequence[Lane], name: str) -> ir.Value:
+    """The lanes' parts of a constant input (K*D, ...), joined."""
+    nodes = list(dict.fromkeys(lane.node for lane in lanes))
+    if [(lane.node, lane.number) for lane in lanes] == [
+        (node, number) for node in nodes for number in range(lane_count(node))
+    ]:
+        wholes = [given_inputs(node)[name] for node in nodes]
+        if len(wholes) == 1:
+            return wholes[0]
+    numbers, parts = [], []
+    for lane in lanes:
+        whole = given_inputs(lane.node)[name]
+        size = int((sides(whole) or (0,))[0]) // lane_count(lane.node)
+        ends = (lane.number * size, (lane.number + 1) * size)
+        array = constant(whole)
+        if array is not None:
+            numbers.append(array[slice(*ends)])
+        parts.append((whole, ends))
+    if len(numbers) == len(lanes):
+        return stored(build, np.concatenate(numbers))
+    pieces = [_piece(build, *part) for part in parts]
+    total = sum(int((sides(piece) or (0,))[0]) for piece in pieces)
+    rest = (sides(pieces[0]) or ())[1:]
+    return added(build, "Concat", pieces, (total, *rest), pieces[0].dtype, {"axis": 0})
+
+
+def _piece(build: Builder, whole: ir.Value, ends: tuple[int, int]) -> ir.Value:
+    """Rows of a value of weights."""
+    shape = sides(whole) or ()
+    if ends == (0, shape[0]):
+        return whole
+    places = [stored(build, np.array([end], np.int64)) for end in (*ends, 0)]
+    return added(build, "Slice", [whole, *places], (ends[1] - ends[0], *shape[1:]), whole.dtype)

@@ -1,0 +1,80 @@
+"""Rows in token order that could be computed, and the numbers of their columns.
+
+A source is a tensor of rows (N, L, C) in token order that no node holds yet; `emission` makes nodes
+of the columns that are asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from mambapose.export.rewrites.graph import Array
+from mambapose.export.rewrites.movement import Sizes
+
+Columns = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value of the graph. where: (L, C) position of each element in one batch element."""
+
+    value: ir.Value
+    where: Array
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A node's operator on columns, and on one number per column where an operand is constant."""
+
+    node: ir.Node
+    operands: tuple[Columns | Array, ...]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """inputs @ weight (I, C) + bias (C)."""
+
+    inputs: Columns
+    weight: Array
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """Depthwise convolution along the tokens: taps (C, T), zeros before and after."""
+
+    inputs: Columns
+    taps: Array
+    bias: Array | None
+    pads: tuple[int, int]
+
+
+Source = Given | Pointwise | Linear | Stencil
+
+
+@dataclass(frozen=True)
+class Table:
+    """Sources and their columns, numbered as they are found. place: source and column of each."""
+
+    sizes: Sizes
+    length: int
+    preference: int  # which of the ways to read a value's axes as tokens comes first
+    sources: list[Source] = field(default_factory=list)
+    place: list[tuple[int, int]] = field(default_factory=list)
+    seen: dict[tuple[int, bool], Array | None] = field(default_factory=dict)
+    given: dict[int, Array | None] = field(default_factory=dict)
+
+    @property
+    def stride(self) -> int:
+        return self.sizes.count * self.length
+
+
+def new_columns(table: Table, source: Source, width: int) -> Array:
+    """The numbers of the new source's columns."""
+    first = len(table.place)
+    table.place.extend((len(table.sources), column) for column in range(width))
+    table.sources.append(source)
+    return np.arange(first, first + width)
