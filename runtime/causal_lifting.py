@@ -23,8 +23,9 @@ from mambapose.runtime.timing import StageTimes
 from mambapose.runtime.types import Array, FloatArray
 
 STEP = "step"  # name of the graph of a causal lifter
-GAP_FRAMES = 15  # half a second at 30 Hz: motion that goes on where it was; the tracker keeps an id
-# for longer (KEEP_FRAMES), but somebody who was away for two seconds stands in another way
+# Half a second at 30 Hz: a motion that goes on where it was. The tracker knows a person again for
+# longer (KEEP_FRAMES), but who was away for two seconds stands in another way by then.
+GAP_FRAMES = 15
 
 
 def next_name(state: str) -> str:
@@ -101,11 +102,16 @@ class CausalLifter:
         names = [item.name for item in self._engine.spec.inputs]
         found = self._engine.run({name: inputs[name] for name in names})
         for place, id_ in enumerate(seen.ids):
-            state = {name: found[next_name(name)][place] for name in self._start}
+            state = {name: _row(found[next_name(name)], place) for name in self._start}
             self._people[id_] = _Person(frame, state)
         xyz = found["xyz"].astype(np.float32)
         xyz[:, 0] = 0.0  # root-relative, as the official evaluation does
         return xyz if self._height is None else xyz * np.float32(self._height)
+
+
+def _row(batch: Array, place: int) -> Array:
+    """One person's part, which does not keep that of the others in memory."""
+    return batch[0] if len(batch) == 1 else batch[place].copy()
 
 
 def _batch(rows: list[Array]) -> Array:

@@ -7,19 +7,29 @@ to plain loops, the step to the whole sequence, both exported forms to torch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from mambapose.export.build import build_bundle
 from mambapose.export.models import NETWORKS, posemagic
 from mambapose.export.models.posemamba import MIRROR
 from mambapose.export.onnx_export import export_graph
-from mambapose.runtime.causal_lifting import next_name
+from mambapose.export.plan import Options, make_plan
+from mambapose.runtime.bundle import Bundle
+from mambapose.runtime.causal_lifting import CausalLifter, next_name
+from mambapose.runtime.check import stage_finding
+from mambapose.runtime.engine import load_engine
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.lifting import Seen
+from mambapose.runtime.targets import TARGETS
 
 SMALL = {"width": 16, "depth": 2, "out_width": 24}
 LIMIT = 1e-5  # of the largest value: what a step may differ from the whole sequence
@@ -207,10 +217,52 @@ def test_gradients_reach_every_parameter(causal, window):
 
 
 @pytest.fixture(scope="module")
-def step(causal):
+def bundle(causal, tmp_path_factory) -> Bundle:
+    """What mp-export makes of the causal form: its graph, checked, and nothing else."""
+    folder = tmp_path_factory.mktemp("causal")
+    save_file(causal.state_dict(), folder / "weights.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        name = "posemagic-nano-causal"
+        small = replace(NETWORKS[name], config={**SMALL, "causal": True})
+        patch.setitem(NETWORKS, name, small)
+        options = Options(
+            networks={"lift3d": name},
+            only=("lift3d",),
+            weights={"lift3d": folder / "weights.safetensors"},
+        )
+        plan = make_plan(TARGETS["cpu"], options)
+        return build_bundle(plan, folder / "bundle", overwrite=False, tell=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def step(causal, bundle):
     """(graph, contract, ONNX model) of the step."""
     graph, spec = posemagic.graphs(causal, 81)["step"]
-    return graph, spec, export_graph(graph, spec)
+    return graph, spec, onnx.load(bundle.file(bundle.graph("lift3d", "step").file))
+
+
+def test_a_bundle_holds_the_step_alone_and_how_near_it_is_to_the_sequence(bundle):
+    stage = bundle.stage("lift3d")
+    assert list(stage.graphs) == ["step"]
+    assert stage.options == {"unit": "body_height"}
+    assert stage.gate["steps_vs_sequence"] <= LIMIT
+    assert stage.gate["joint_mm"] < 0.05
+    finding = stage_finding(bundle, "lift3d", "onnxruntime")
+    assert finding.ok, finding
+
+
+def test_the_lifter_of_a_bundle_answers_as_the_whole_sequence(causal, bundle, relative_error):
+    graph, _ = posemagic.graphs(causal, 81)["step"]
+    joints, score = sample(2, 11)
+    with load_engine(bundle, "lift3d", "step", threads=1) as engine:
+        lifter = CausalLifter(engine)
+        poses = []
+        for frame in range(11):
+            seen = Seen((4, 9), joints[:, frame].double().numpy(), score[:, frame].numpy())
+            ((_, xyz),) = lifter.add(frame, seen)
+            poses.append(np.stack([xyz[4], xyz[9]]))
+    with torch.no_grad():
+        assert relative_error(np.stack(poses, 1), graph.whole(joints, score)) <= LIMIT
 
 
 def session(model: Any, library: Path | None) -> Callable[..., list[np.ndarray]]:
@@ -251,7 +303,7 @@ def test_the_step_is_one_scan_per_mixer_and_constant_work(step):
             assert outputs[next_name(tensor.name)] == tensor.shape
 
 
-def test_the_window_graph_agrees_with_torch_and_mirrors(window, scan_form, run_onnx, exported):
+def test_the_window_graph_agrees_with_torch_and_mirrors(scan_form, run_onnx, exported):
     graph, _, model = exported
     joints, score = sample(2, FRAMES)
     arrays = {"keypoints": joints.numpy(), "score": score.numpy()}
@@ -268,9 +320,10 @@ def test_the_window_graph_agrees_with_torch_and_mirrors(window, scan_form, run_o
 
 
 @pytest.fixture(scope="module")
-def exported(window):
-    """(graph, contract, ONNX model) of the window form with the flip test."""
-    graph, spec = posemagic.graphs(window, FRAMES, flip=True)["main"]
+def exported():
+    """(graph, contract, ONNX model) of a window form of one layer with the flip test."""
+    model = lively(posemagic.build(**{**SMALL, "depth": 1}, seed=3))
+    graph, spec = posemagic.graphs(model, FRAMES, flip=True)["main"]
     return graph, spec, export_graph(graph, spec)
 
 

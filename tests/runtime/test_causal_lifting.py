@@ -91,6 +91,9 @@ def test_memory_does_not_grow():
     for frame in range(400):
         counted(lifter, frame, frame, frame + 1)
     assert len(lifter._people) <= GAP_FRAMES + 2
+    arrays = [person.state["count_state"] for person in lifter._people.values()]
+    held = {id(array if array.base is None else array.base): array for array in arrays}
+    assert sum((a if a.base is None else a.base).nbytes for a in held.values()) <= 4 * len(arrays)
     assert lifter.state_bytes == 4
 
 
