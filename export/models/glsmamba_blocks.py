@@ -136,9 +136,9 @@ class ModulatedMerge(nn.Module):
 
     conv_s is a 3x3 depthwise convolution in every frame, conv_t one over three frames at every
     pixel; m are sigmoids of all three kinds, one for every token and GROUP channels. The paper has
-    deformable convolutions here, which TensorRT and ONNX Runtime do not run. A modulated one whose
-    offsets are zero is this, with one modulation for all taps: what gets lost is that a token may
-    look elsewhere than at its neighbours, at places of its choice.
+    deformable convolutions here, which TensorRT's parser refuses. A modulated one whose offsets are
+    zero is this, with one modulation for all taps: what gets lost is that a token may look at
+    places of its choice.
     """
 
     def __init__(self, inner: int) -> None:

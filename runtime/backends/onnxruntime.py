@@ -3,7 +3,9 @@
 Stages run one after another, so every session of the process uses one arena, and its idle threads
 sleep instead of spinning: they would spin against the stage that runs and against decoding and
 encoding. (A global thread pool is no way out: once it exists, every other session of the process
-must use it or fails.) Memory patterns are off: they reserve every session's whole plan. Weights
+must use it or fails.) Memory patterns are off: they reserve every session's whole plan. So is the
+reuse of tensors by the plan: a dead tensor then waits for the next of its size instead of going
+back to the arena (glsmamba-b's window: 930 MiB with it, 490 without, in the same time). Weights
 stay mapped from their file: repacked copies of them would be private memory.
 
 Measured, four stages of the cpu target in turn on 640x480 frames, 2 busy x86 cores, ONNX Runtime
@@ -192,6 +194,7 @@ def _options(threads: int | None) -> Any:
     options = _import().SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False
+    options.enable_mem_reuse = False
     options.intra_op_num_threads = thread_count(threads)
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.use_env_allocators", "1")
