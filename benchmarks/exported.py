@@ -14,7 +14,9 @@ from mambapose.benchmarks import yardsticks
 from mambapose.export.models import NETWORKS
 from mambapose.runtime.bundle import Bundle, read_bundle
 from mambapose.runtime.errors import BundleError
+from mambapose.runtime.targets import target_from_name
 
+TARGET = "cpu"
 Size = tuple[int, int] | int  # (H, W) of an image stage, T of a lifter
 
 
@@ -44,12 +46,20 @@ def stage_of(name: str) -> str:
     return NETWORKS[name].stage
 
 
+def own_size(stage: str) -> Size | None:
+    """The size at which the target has the networks of a stage; None of one without a size."""
+    schedule = target_from_name(TARGET).schedule
+    return {"pose2d": schedule.pose_size, "lift3d": schedule.clip_frames}.get(stage)
+
+
 def exported(name: str, size: Size | None = None) -> Bundle:
     """A one-stage bundle of a named network with seeded random weights, exported once.
 
     Latency and memory do not depend on the values of the weights. size: None for the target's own.
     """
     stage = stage_of(name)
+    if size == own_size(stage):
+        size = None  # the same bundle under one name
     if find_spec("torch") is None:
         raise BundleError(
             f"{name} has to be exported to be measured, which needs torch; "
@@ -73,5 +83,5 @@ def export_words(name: str, stage: str, size: str) -> list[str]:
     chosen = sizes.get(stage if size else "", [f"--size={stage}={size}"])
     if yardsticks.is_transformer(name):
         return ["mambapose.benchmarks.yardsticks", name, *chosen]
-    words = ["mambapose.export.cli", "--target", "cpu", "--untrained"]
+    words = ["mambapose.export.cli", "--target", TARGET, "--untrained"]
     return [*words, "--only", stage, f"--{stage}", name, *chosen]

@@ -75,8 +75,10 @@ def graphs(model: nn.Module, frames: int) -> dict[str, tuple[nn.Module, GraphSpe
     return {"main": (LiftGraph(model, flip=False), GraphSpec("main", (keypoints,), (xyz,)))}
 
 
-def export_transformer(name: str, frames: int, out: Path) -> Bundle:
-    """A bundle of the yardstick alone, for clips of ``frames``, written by the usual export."""
+def export_transformer(name: str, frames: int | None, out: Path) -> Bundle:
+    """A bundle of the yardstick alone, for clips of ``frames`` or of the target's number, written
+    by the usual export.
+    """
     from mambapose.export.plan import Options, make_plan
 
     asked = Options(only=("lift3d",), clip_frames=frames, untrained=True)
@@ -101,9 +103,9 @@ def _fill(name: str, plan: Plan, folder: Path) -> Bundle:
 
 @click.command()
 @click.argument("name", metavar="transformer:PAIRS")
-@click.option("--clip-frames", type=int, default=81, show_default=True, help="Window T.")
+@click.option("--clip-frames", type=int, metavar="T", help="Window  [default: the target's]")
 @click.option("--out", type=Path, required=True, metavar="DIR", help="Bundle folder.")
-def command(name: str, clip_frames: int, out: Path) -> None:
+def command(name: str, clip_frames: int | None, out: Path) -> None:
     """Export a transformer lifter as a yardstick for mp-bench."""
     if not is_transformer(name):
         raise click.UsageError(f"{TRANSFORMER}:PAIRS was wanted, found {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from mambapose.export.models import mambapose_nano
 from mambapose.export.sizes import check_clip, check_size
 from mambapose.runtime.bundle import Bundle
 from mambapose.runtime.errors import BundleError, ExportError, MambaPoseError
+from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import TensorSpec
 
 CAUSAL = "posemamba-l"  # stands for a network that goes frame by frame
@@ -206,6 +208,47 @@ def test_the_words_of_the_export() -> None:
     assert export_words("transformer:5", "lift3d", "27") == [
         yardsticks.__name__, "transformer:5", "--clip-frames=27",
     ]  # fmt: skip
+
+
+def test_the_targets_own_size_is_not_exported_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mambapose.benchmarks import exported
+
+    commands: list[list[str]] = []
+
+    def run(words: list[str], **how: bool) -> SimpleNamespace:
+        commands.append(words)
+        (tmp_path / words[-1]).mkdir(parents=True)
+        (tmp_path / words[-1] / "bundle.json").write_text("{}")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(exported, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(exported.subprocess, "run", run)
+    monkeypatch.setattr(exported, "read_bundle", lambda path, verify: path.name)
+    schedule = TARGETS["cpu"].schedule
+    found = [
+        exported.exported("vitpose-s"),
+        exported.exported("vitpose-s", schedule.pose_size),
+        exported.exported("vitpose-s", (64, 48)),
+        exported.exported("transformer:5", schedule.clip_frames),
+        exported.exported("transformer:5", 27),
+    ]
+    assert found == ["vitpose-s", "vitpose-s", "vitpose-s_64x48", "transformer-5",
+                     "transformer-5_27"]  # fmt: skip
+    assert [words[-3] for words in commands] == [
+        "vitpose-s", "--size=pose2d=64x48", "transformer:5", "--clip-frames=27",
+    ]  # fmt: skip
+
+
+def test_an_export_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mambapose.benchmarks import exported
+
+    done = SimpleNamespace(returncode=1, stderr="noise\nerror: no such crop\n")
+    monkeypatch.setattr(exported, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(exported.subprocess, "run", lambda words, **how: done)
+    with pytest.raises(BundleError, match=r"exporting vitpose-s .* failed: error: no such crop"):
+        exported.exported("vitpose-s", (64, 48))
 
 
 @pytest.mark.slow
