@@ -22,7 +22,6 @@ def measured(function: Measured) -> Measured:
         click.option("--threads", default=2, show_default=True, help="Threads inside one graph."),
         click.option("--iterations", default=20, show_default=True, help="Calls, at least."),
         click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines."),
-        click.option("--plot", "plot_file", metavar="FILE", type=Path, help="Write one PNG here."),
     )
     for option in reversed(options):
         function = option(function)
@@ -40,6 +39,7 @@ def measured(function: Measured) -> Measured:
 @click.option("--sweep/--no-sweep", default=True, show_default=True, help="Sweep sizes and T.")
 @click.option("--budget", metavar="33ms,4GiB", help="Limits of the pipeline: pass or fail.")
 @measured
+@click.option("--plot", "plot_file", metavar="FILE", type=Path, help="Write one PNG here.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -87,7 +87,7 @@ def command(
 @measured
 def networks(
     names: tuple[str, ...], clip_frames: str, sizes: str, backend: str, device: str, threads: int,
-    iterations: int, json_file: Path | None, plot_file: Path | None,
+    iterations: int, json_file: Path | None,
 ) -> None:  # fmt: skip
     """Measure lifters over the window T and 2D networks over the input size, each in a fresh
     process: parameters, time of a call and of a frame, peak memory.
@@ -102,7 +102,7 @@ def networks(
 
     job = Job("stages", backend=backend, device=device, threads=threads, iterations=iterations)
     asked = sizes_from_text(sizes), clips_from_text(clip_frames)
-    bench_networks(names, *asked, job, json_file, plot_file)
+    bench_networks(names, *asked, job, json_file)
 
 
 @command.command()

@@ -29,7 +29,10 @@ def bench(
     rows = comparison.compare(bundle, vs, job, sweep=sweep and bool(vs), tell=click.echo)
     names = [comparison.shown_name(name) for name in vs]
     sentences = [*report.ratios(rows, comparison.TIERS, names), *sweeps.ratios(rows)]
-    show(rows, sentences, job, {"bundle": bundle.hash}, json_file, plot_file)
+    show(rows, sentences, job, {"bundle": bundle.hash}, json_file)
+    if plot_file is not None:
+        report.plot(rows, plot_file)
+        click.echo(f"wrote {plot_file}")
     verdicts = report.verdicts(rows, limits)
     for sentence, kept in verdicts:
         click.echo(f"{sentence} {'ok' if kept else 'FAIL'}")
@@ -42,7 +45,6 @@ def bench_networks(
     clips: Sequence[int],
     job: Job,
     json_file: Path | None,
-    plot_file: Path | None,
 ) -> None:
     """Print the table of the networks over their sizes; write what was asked for.
 
@@ -54,7 +56,7 @@ def bench_networks(
     # Listed first: an export that fails shows before minutes of measuring.
     sides = list(sweeps.sides(candidates, sizes, clips))
     rows = measure_all(sides, job, click.echo)
-    show(rows, sweeps.ratios(rows), job, {}, json_file, plot_file)
+    show(rows, sweeps.ratios(rows), job, {}, json_file)
 
 
 def show(
@@ -63,9 +65,8 @@ def show(
     job: Job,
     about: Mapping[str, object],
     json_file: Path | None,
-    plot_file: Path | None,
 ) -> None:
-    """Print the machine, the table and the sentences; write the files that were asked for."""
+    """Print the machine, the table and the sentences; append the rows to the file."""
     about = {**report.machine(), "backend": job.backend, **about}
     click.echo(f"{about['cpu']}, {job.backend}, {job.threads} threads, commit {about['commit']}")
     for line in (*report.table(rows), *sentences):
@@ -73,9 +74,6 @@ def show(
     if json_file is not None:
         report.write_json_lines(rows, json_file, about)
         click.echo(f"wrote {len(rows)} rows to {json_file}")
-    if plot_file is not None:
-        report.plot(rows, plot_file)
-        click.echo(f"wrote {plot_file}")
 
 
 def bench_scan(json_file: Path | None) -> bool:

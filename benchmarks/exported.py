@@ -49,7 +49,8 @@ def stage_of(name: str) -> str:
 def own_size(stage: str) -> Size | None:
     """The size at which the target has the networks of a stage; None of one without a size."""
     schedule = target_from_name(TARGET).schedule
-    return {"pose2d": schedule.pose_size, "lift3d": schedule.clip_frames}.get(stage)
+    own: dict[str, Size] = {"pose2d": schedule.pose_size, "lift3d": schedule.clip_frames}
+    return own.get(stage)
 
 
 def exported(name: str, size: Size | None = None) -> Bundle:

@@ -180,11 +180,13 @@ def ratios(
 
 def _costs(a: Row, b: Row, goal: str = "") -> str:
     """``peak memory 0.50x (goal below 1), latency 0.42x``; per frame where the two answer unlike
-    numbers of frames.
+    numbers of frames, and said to be per call where one states none.
     """
     times, what = (a.p50_ms, b.p50_ms), "latency"
-    if a.frame_ms is not None and b.frame_ms is not None and a.frames != b.frames:
-        times, what = (a.frame_ms, b.frame_ms), "time per frame"
+    if a.frames != b.frames:
+        what = "time per call"
+        if a.frame_ms is not None and b.frame_ms is not None:
+            times, what = (a.frame_ms, b.frame_ms), "time per frame"
     held = f" (goal {goal})" if goal else ""
     return f"peak memory {a.peak_mib / b.peak_mib:.2f}x{held}, {what} {times[0] / times[1]:.2f}x"
 

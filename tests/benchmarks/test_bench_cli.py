@@ -45,9 +45,9 @@ def test_networks_and_baselines_reach_the_measurement(monkeypatch: pytest.Monkey
     words = ["networks", "posemamba-s", "mine", "--clip-frames", "9", "--sizes", "64x48"]
     done = CliRunner().invoke(command, [*words, "--threads", "1", "--json", "rows"])
     assert done.exit_code == 0, done.output
-    names, sizes, clips, job, json_file, plot_file = asked.pop()
+    names, sizes, clips, job, json_file = asked.pop()
     assert (names, sizes, clips) == (("posemamba-s", "mine"), ((64, 48),), (9,))
-    assert (job.threads, json_file, plot_file) == (1, Path("rows"), None)
+    assert (job.threads, json_file) == (1, Path("rows"))
     done = CliRunner().invoke(command, ["--engine", "a", "--vs", "b", "--vs", "vitpose-b"])
     assert done.exit_code == 0, done.output
     assert asked.pop()[1] == ("b", "vitpose-b")
@@ -68,10 +68,28 @@ def test_without_names_the_networks_that_ship_are_measured(
         "sides",
         lambda candidates, *sizes: swept.extend(c.label for c in candidates) or [],
     )
-    compare.bench_networks((), (), (), Job("stages"), None, None)
+    compare.bench_networks((), (), (), Job("stages"), None)
     shipped = read_bundle(loading.shipped_bundle())
     assert swept == [
         *(entry.network for entry in shipped.stages.values()),
         *sweeps.LIFTERS,
         *sweeps.POSE_NETWORKS,
     ]
+
+
+def test_a_missed_bar_of_the_scan_is_exit_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambapose.benchmarks import scan
+
+    file = tmp_path / "scan.jsonl"
+    for kept, code in ((True, 0), (False, 1)):
+        rows = [{"ok": kept}]
+        monkeypatch.setattr(scan, "run", lambda rows=rows: rows)
+        monkeypatch.setattr(scan, "table", lambda rows: ["a line"])
+        monkeypatch.setattr(
+            scan, "write_json_lines", lambda rows, path, about: path.write_text("{}")
+        )
+        done = CliRunner().invoke(command, ["scan", "--json", str(file)])
+        assert (done.exit_code, done.output.splitlines()[0]) == (code, "a line")
+        assert file.exists()

@@ -49,7 +49,7 @@ def test_a_lone_network_is_held_against_every_baseline() -> None:
     other = replace(BASE, label="theirs model", peak_mib=30.0, frames=None)
     lines = report.ratios([mine, window, other], (), ("posemamba-s", "theirs"))
     assert lines == [
-        "code:net / posemamba-s: peak memory 0.50x, latency 0.50x",
+        "code:net / posemamba-s: peak memory 0.50x, time per call 0.50x",
         "model / theirs model: peak memory 2.00x, latency 0.50x",
     ]
     stepping = replace(mine, label="lift3d", frames=1)

@@ -259,7 +259,7 @@ def test_the_smallest_lifter_is_measured_beside_its_transformer(
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "rows.jsonl"
     job = Job("stages", threads=1, iterations=2, seconds=0.0)
-    compare.bench_networks(["mambapose3d-nano"], (), (9,), job, file, None)
+    compare.bench_networks(["mambapose3d-nano"], (), (9,), job, file)
     said = capsys.readouterr().out
     assert "mambapose3d-nano / transformer:1 at T=9: peak memory" in said
     lines = file.read_text().splitlines()
