@@ -19,11 +19,10 @@ from mambapose.runtime.cli import RunCommand, command, main
 from mambapose.runtime.destination import destination_of
 from mambapose.runtime.engine import BACKENDS
 from mambapose.runtime.run import noted_warnings
-from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
 
 from .drawn_clip import DrawnClip, write_clip
-from .fakes import fake, gaussians, lift_engine, pose_engine, tensor
+from .fakes import gaussians, lift_engine, pose_engine
 from .small_bundle import use_fakes, write_fake_bundle
 
 HERE = Path(__file__).resolve().parent
@@ -191,37 +190,6 @@ def test_quiet_is_quiet(capsys, tmp_path, bundle, clip):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == ""
-
-
-def test_a_network_that_looks_ahead_runs_and_says_so(capsys, monkeypatch, tmp_path, clip):
-    heat = (17, 64, 48)
-    encode = fake(
-        "encode",
-        [tensor("rgb", "N", 256, 192, 3, dtype="uint8")],
-        [tensor("features", "N", *heat)],
-        lambda inputs: {"features": upright(inputs)["heatmaps"]},
-    )
-    main = fake(
-        "main",
-        [tensor("features", "N", 5, *heat)],
-        [tensor("heatmaps", "N", *heat)],
-        lambda inputs: {"heatmaps": inputs["features"][:, 2]},
-    )
-    engines = {"pose2d.encode": encode, "pose2d": main, "lift3d": lift_engine(None, 9, cues=False)}
-    use_fakes(monkeypatch, engines)
-    names = {"pose2d": "glsmamba-s"}
-    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE, networks=names).path
-    out = tmp_path / "out"
-    assert mp_run("--engine", bundle, clip, "--out", out, "--overlay", "--range", "2:14") == 0
-    assert "2D poses look ahead 2 frames" in capsys.readouterr().err
-    document = json.loads((out / "poses.json").read_text())
-    assert document["meta"]["pose2d_lookahead"] == 2
-    assert [frame["frame"] for frame in document["frames"]] == list(range(2, 14))
-    assert all(frame["people"][0]["xyz"] for frame in document["frames"])
-    report = json.loads((out / "run.json").read_text())
-    assert report["frames"] == report["times"]["encode"]["runs"] == 12
-    assert any("boxes follow poses that are 2 frames old" in note for note in report["notes"])
-    assert sum(1 for _ in open_source(str(out / "overlay.mp4"))) == 12
 
 
 def test_untrained_weights_are_marked_everywhere(capsys, monkeypatch, tmp_path, clip):

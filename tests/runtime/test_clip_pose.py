@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from mambapose.runtime.cli import main
 from mambapose.runtime.clip_pose import ClipPose, window_places
 from mambapose.runtime.crop import crops_from_boxes, crops_from_image
 from mambapose.runtime.decode import joints_from_heatmaps
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import needed_graphs
 from mambapose.runtime.pipeline import Options, Pipeline
+from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
 from mambapose.runtime.tracking import Targets
 from mambapose.runtime.types import Frame
 
+from .drawn_clip import DrawnClip, write_clip
 from .fakes import fake, gaussians, lift_engine, tensor
-from .small_bundle import write_fake_bundle
+from .small_bundle import use_fakes, write_fake_bundle
 
 SIZE, HEAT, T = (16, 12), (16, 12), 5
 TOKENS = (6, 2)
@@ -315,6 +320,28 @@ def test_graphs_that_do_not_fit_together_are_refused() -> None:
     )
     with pytest.raises(EngineError, match="graph main of pose2d was wanted to take"):
         Pipeline(parts, SCHEDULE)
+
+
+def test_mp_run_says_that_it_looks_ahead_and_draws_every_frame(capsys, monkeypatch, tmp_path):
+    engines = {**clip_engines(), "lift3d": lift_engine(None, 9, cues=False)}
+    use_fakes(monkeypatch, engines)
+    names = {"pose2d": "glsmamba-s"}
+    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE, networks=names)
+    video, out = tmp_path / "clip.mp4", tmp_path / "out"
+    write_clip(video, DrawnClip(frames=16, size=(160, 96)))
+    options = ["--out", str(out), "--overlay", "--range", "2:14"]
+    with pytest.raises(SystemExit) as ended:
+        main(["--engine", str(bundle.path), str(video), *options])
+    assert ended.value.code == 0
+    assert "2D poses look ahead 2 frames" in capsys.readouterr().err
+    document = json.loads((out / "poses.json").read_text())
+    assert document["meta"]["pose2d_lookahead"] == 2
+    assert [frame["frame"] for frame in document["frames"]] == list(range(2, 14))
+    assert all(frame["people"][0]["xyz"] for frame in document["frames"])
+    report = json.loads((out / "run.json").read_text())
+    assert report["frames"] == report["times"]["encode"]["runs"] == 12
+    assert any("boxes follow poses that are 2 frames old" in note for note in report["notes"])
+    assert sum(1 for _ in open_source(str(out / "overlay.mp4"))) == 12
 
 
 def test_both_graphs_of_a_bundle_are_loaded(tmp_path) -> None:
