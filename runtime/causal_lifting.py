@@ -7,8 +7,8 @@ person's id:
     seen      the state goes one step on, everyone in the picture in one batch
     not seen  the state rests: no joints are invented for the gap, the next frame seen follows the
               last one seen. A person back within GAP_FRAMES is answered from it
-    gone      for longer than that, or at a scene cut: the state is dropped, who comes back begins
-              anew
+    gone      for longer than that: the state is dropped, who comes back begins anew. So does
+              everybody after a scene cut, which gives new ids
 """
 
 from __future__ import annotations
@@ -84,10 +84,6 @@ class CausalLifter:
     def finish(self) -> list[tuple[int, dict[int, FloatArray]]]:
         """Nothing: no frame waits."""
         return []
-
-    def forget(self) -> None:
-        """A new scene: everyone's state is dropped."""
-        self._people.clear()
 
     def _step(self, frame: int, seen: Seen) -> FloatArray:
         """(N, 17, 3) of the people in the frame, whose states go one step on."""

@@ -162,9 +162,6 @@ class Lifter:
             done += self._lift_block()
         return done
 
-    def forget(self) -> None:
-        """A new scene: nothing, people of the old one still wait, and the new ones have new ids."""
-
     def _remember(self, frame: int, seen: Seen) -> None:
         count = len(seen.ids)
         rows = np.zeros((count, 17, 6), np.float32)

@@ -109,9 +109,9 @@ def needed_graphs(
         graph = oriented_graph(bundle.stages["depth"], "depth", "main", portrait=portrait)
         needed.append(("depth", "depth", graph))
     bundle.graph("pose2d", "main")  # the one stage that must be there
-    needed.append(("pose2d", "pose2d", "main"))
     if "encode" in bundle.stages["pose2d"].graphs:
         needed.append(("pose2d.encode", "pose2d", "encode"))
+    needed.append(("pose2d", "pose2d", "main"))
     if "lift3d" in bundle.stages:
         causal = STEP in bundle.stages["lift3d"].graphs
         needed.append(("lift3d", "lift3d", STEP if causal else "main"))

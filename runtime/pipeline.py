@@ -258,8 +258,6 @@ class Pipeline:
             done = self._rest()
             self.people.forget()
             self._forget_dense()
-            if self.lifter is not None:
-                self.lifter.forget()
         if not follows and self._flow is not None:
             self._flow.forget()
         return done

@@ -60,13 +60,6 @@ def test_a_long_gap_counts_in_frames_of_the_source():
     assert counted(lifter, GAP_FRAMES + 1, 1) == [0]
 
 
-def test_a_new_scene_begins_anew():
-    lifter = CausalLifter(step_engine())
-    counted(lifter, 0, 1, 2)
-    lifter.forget()
-    assert counted(lifter, 1, 1, 2) == [0, 0]
-
-
 def test_the_thousandth_frame_is_the_work_of_the_first():
     """One run a frame, of the same shapes; none when nobody is there."""
     shapes = []

@@ -21,7 +21,7 @@ from mambapose.runtime.tracking import Targets
 from mambapose.runtime.types import Frame
 
 from .drawn_clip import DrawnClip, write_clip
-from .fakes import fake, gaussians, lift_engine, tensor
+from .fakes import fake, gaussians, lift_engine, step_engine, tensor
 from .small_bundle import use_fakes, write_fake_bundle
 
 SIZE, HEAT, T = (16, 12), (16, 12), 5
@@ -237,6 +237,17 @@ def test_the_lifter_behind_it_gets_every_frame_in_order() -> None:
     assert all(result.frame.image.shape == (48, 64, 3) for result in shown)
     assert all(result.frame.image.size == 0 for result in found)
     assert all(result.poses[0].xyz.shape == (17, 3) for result in found)
+
+
+def test_a_causal_lifter_behind_it_goes_on_to_the_end_of_a_scene() -> None:
+    """The frames that still wait at a cut are lifted from the state of their own scene."""
+    moving = [*clip(4), *(Frame(f.image // 8, f.index, f.timestamp) for f in clip(4, 4))]
+    people = [{1 if t < 4 else 2: box(1, t)} for t in range(8)]
+    results, _, script = followed(moving, people, lift3d=step_engine())
+    assert script.scenes == 1
+    assert [result.frame.index for result in results] == list(range(8))
+    steps = [result.poses[0].xyz[1, 2] for result in results]
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_memory_is_bounded_and_no_picture_stays() -> None:
