@@ -7,7 +7,8 @@ looks at several frames answers some frames late (``clip_pose.py``); all that fo
 it does, so boxes come from poses that are as old.
 
 Memory is constant: the last feature map, the last depth map, T + hop frames of joints or the state
-of a causal lifter, and the results that wait for their 3D (without their pictures).
+of a causal lifter, the results that wait for their 3D (without their pictures), and frames that
+wait for their 2D (with them).
 """
 
 from __future__ import annotations
@@ -212,13 +213,11 @@ class Pipeline:
                 look = partial(self._looked_at, frame, dense)
                 self.people.search(frame.index, size, look)
             targets = self.people.targets(size)
+        crops = crops_from_boxes(targets.boxes, self._crop_size)
         inputs: dict[str, Array] = {}
         if targets.ids:
             with self.times.measure("crop"):
-                crops = crops_from_boxes(targets.boxes, self._crop_size)
                 inputs = self._pose_arrays(frame, dense, crops)
-        else:
-            crops = crops_from_boxes(np.zeros((0, 4)), self._crop_size)
         watched = Watched(frame, targets, crops, dense)
         return done + [self._posed(*answer) for answer in self._pose.add(watched, inputs)]
 
@@ -241,7 +240,9 @@ class Pipeline:
         return FrameResult(frame, poses), seen
 
     def _looked_at(self, frame: Frame, dense: Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
-        """The same, a few boxes at a time and without counting as runs of the stages."""
+        """Joints (N, 17, 2) px of the frame and scores (N, 17) of what is in boxes (N, 4), a few
+        boxes at a time and without counting as runs of the stages.
+        """
         parts = []
         for first in range(0, len(boxes), SEARCH_BATCH):
             crops = crops_from_boxes(boxes[first : first + SEARCH_BATCH], self._crop_size)

@@ -15,7 +15,8 @@ changed: STMM's deformable convolutions (glsmamba_blocks.py). docs/decisions/000
 Keys: ``backbone.*`` and ``keypoint_head.deconv_layers.*`` as in official ViTPose files, and our
 own ``embed.{weight (d, 256), bias}``, ``time_embed`` (T, d), ``global_blocks.i.*``,
 ``local_blocks.i.*``, ``head_norm.*``, ``head.{weight (17, d), bias}``; those of a block are in
-glsmamba_blocks.py.
+glsmamba_blocks.py. A file of ViTPose itself gives the encoder (``load_encoder``), the rest then
+stays random.
 Letters: N people, T frames, P = H/4 * W/4 tokens of a crop of H x W pixels, d width.
 """
 

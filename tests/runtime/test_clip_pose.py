@@ -11,13 +11,14 @@ from mambapose.runtime.cli import main
 from mambapose.runtime.clip_pose import ClipPose, window_places
 from mambapose.runtime.crop import crops_from_boxes, crops_from_image
 from mambapose.runtime.decode import joints_from_heatmaps
+from mambapose.runtime.detect import Detections
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import needed_graphs
 from mambapose.runtime.pipeline import Options, Pipeline
 from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.tracking import Targets
+from mambapose.runtime.tracking import Targets, Tracker
 from mambapose.runtime.types import Frame
 
 from .drawn_clip import DrawnClip, write_clip
@@ -294,6 +295,33 @@ def test_one_person_is_found_and_followed_by_a_trained_network(monkeypatch) -> N
     assert {result.poses[0].track for result in found} == {1}
     searched = parts["pose2d"].calls - 12
     assert 0 < searched < 40
+
+
+def test_people_of_a_detector_keep_their_ids() -> None:
+    class Detector:
+        calls = 0
+
+        def run(self, image):
+            self.calls += 1
+            boxes = np.array([(10, 20, 40, 90), (100, 30, 130, 100)], np.float64)
+            return Detections(boxes[:: (-1) ** self.calls], np.array([0.9, 0.8]))
+
+    # Of a person who fills two thirds of the crop, so that the boxes stay as they are.
+    upright = np.stack([np.linspace(3, 8, 17), np.linspace(4, 11, 17)], -1)
+    parts = clip_engines()
+    parts["pose2d"].function = lambda inputs: {"heatmaps": gaussians(upright[None], HEAT)}
+    pipeline = Pipeline(parts, SCHEDULE)
+    pipeline.people = Tracker(every=4, max_people=5)
+    pipeline._detector = detector = Detector()
+    found = list(pipeline.run(clip(11, size=(160, 160))))
+    assert [result.frame.index for result in found] == list(range(11))
+    assert [sorted(pose.track for pose in result.poses) for result in found] == [[1, 2]] * 11
+    first = {pose.track: pose.xy[:, 0].mean() for pose in found[0].poses}
+    for result in found:
+        assert all(abs(pose.xy[:, 0].mean() - first[pose.track]) < 20 for pose in result.poses)
+    assert abs(first[1] - first[2]) > 60
+    assert detector.calls == 3
+    assert (parts["pose2d.encode"].calls, parts["pose2d"].calls) == (11, 22)
 
 
 def test_untrained_weights_look_at_the_whole_frame() -> None:
