@@ -65,20 +65,20 @@ class Public:
 
 
 @contextlib.contextmanager
-def network(case: Public, folder: Path, factory: Path, *, own_scan: bool) -> Iterator[Any]:
-    """(The public network, its own scan or None); everything it imported is forgotten after."""
+def network(case: Public, folder: Path, factory: Path) -> Iterator[Any]:
+    """(The public network, its own scan in place); everything it imported is forgotten after."""
     before, paths, here = set(sys.modules), list(sys.path), Path.cwd()
-    first = [folder / path for path in case.own_paths] if own_scan else []
-    sys.path[:0] = [str(path) for path in (*first, factory)]
+    sys.path[:0] = [*(str(folder / path) for path in case.own_paths), str(factory)]
     os.chdir(folder / case.repository / case.root)
     try:
         with user_code(Path.cwd()):
             torch.manual_seed(0)
             model = built("public_factory:make")
-            yield model, case.run_own_scan(folder) if own_scan else None
+            yield model, case.run_own_scan(folder)
     finally:
         os.chdir(here)
         sys.path[:] = paths
+        # Mamba3D's utils has no file of its own: a folder without __init__.py.
         for name in set(sys.modules) - before:
             place = str(getattr(sys.modules[name], "__file__", None) or "")
             if place.startswith((str(folder), str(factory))) or name.partition(".")[0] == "utils":

@@ -98,7 +98,7 @@ def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     work = tmp_path_factory.mktemp(request.param)
     (work / "public_factory.py").write_text(case.code)
     sides = case.inputs.rpartition(":")[2].split(",")
-    with PUBLIC.network(case, folder, work, own_scan=True) as (model, scan), torch.no_grad():
+    with PUBLIC.network(case, folder, work) as (model, scan), torch.no_grad():
         PUBLIC.move(model, case.spread)
         x = torch.randn([int(side) if side.isdigit() else 2 for side in sides])
         wanted = model(x)
