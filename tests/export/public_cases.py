@@ -2,7 +2,7 @@
 
 Nothing here is their code: factories of a few lines, and the names under which each repository
 keeps its reference scan. The functions ``run_*`` put that scan where the compiled one would be,
-while the network's code is imported, and count its calls.
+while the network's code is imported, and note its calls.
 """
 
 from __future__ import annotations
@@ -25,13 +25,27 @@ from mambapose.export.user_model import built, user_code
 Scan = Callable[..., Any]
 
 
+@dataclass
+class OwnScan:
+    """A repository's reference scan. calls: so far; without_state: leave the recurrence out."""
+
+    scan: Scan
+    calls: int = 0
+    without_state: bool = False
+
+    def __call__(self, u, delta, A, B, C, *rest, **options):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        B = torch.zeros_like(B) if self.without_state else B
+        return self.scan(u, delta, A, B, C, *rest, **options)
+
+
 @dataclass(frozen=True)
 class Public:
     """repository: folder name; root: where its imports start; code: a factory called ``make``.
 
     scans: selective-scan nodes of the graph; calls: of the reference scan, for the same; limit:
     of the relative error, golden/README's for the family; spread: of what is added to the weights;
-    run_own_scan: given the folder of checkouts, returns the list its calls are noted in;
+    run_own_scan: given the folder of checkouts, puts the scan in its place and returns it;
     own_paths: folders of checkouts whose packages then come before the stand-ins; wrapped: a state
     dict as the repository's training saves it; packages: that the code imports.
     """
@@ -42,7 +56,7 @@ class Public:
     scans: int
     calls: int
     limit: float
-    run_own_scan: Callable[[Path], list[None]]
+    run_own_scan: Callable[[Path], OwnScan]
     wrapped: Callable[[dict[str, torch.Tensor]], dict[str, Any]]
     root: str = "."
     own_paths: tuple[str, ...] = ()
@@ -51,35 +65,35 @@ class Public:
 
 
 @contextlib.contextmanager
-def network(case: Public, folder: Path, factory: Path, *, own_scan: bool) -> Iterator[Any]:
-    """(The public network, calls of its own scan); everything it imported is forgotten after."""
+def network(case: Public, folder: Path, factory: Path) -> Iterator[Any]:
+    """(The public network, its own scan in place); everything it imported is forgotten after."""
     before, paths, here = set(sys.modules), list(sys.path), Path.cwd()
-    first = [folder / path for path in case.own_paths] if own_scan else []
-    sys.path[:0] = [str(path) for path in (*first, factory)]
+    sys.path[:0] = [*(str(folder / path) for path in case.own_paths), str(factory)]
     os.chdir(folder / case.repository / case.root)
     try:
         with user_code(Path.cwd()):
             torch.manual_seed(0)
             model = built("public_factory:make")
-            calls = case.run_own_scan(folder) if own_scan else []
-            yield model, calls
+            yield model, case.run_own_scan(folder)
     finally:
         os.chdir(here)
         sys.path[:] = paths
+        # Mamba3D's utils has no file of its own: a folder without __init__.py.
         for name in set(sys.modules) - before:
             place = str(getattr(sys.modules[name], "__file__", None) or "")
             if place.startswith((str(folder), str(factory))) or name.partition(".")[0] == "utils":
                 del sys.modules[name]
 
 
-def counted(scan: Scan) -> tuple[Scan, list[None]]:
-    calls: list[None] = []
-
-    def noted(*arguments: Any, **options: Any) -> Any:
-        calls.append(None)
-        return scan(*arguments, **options)
-
-    return noted, calls
+def move(model: torch.nn.Module, spread: float) -> None:
+    """Weights away from where they start, and larger steps and state: the recurrence counts."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+            if "x_proj" in name:
+                parameter.mul_(4)
+            if "dt_proj" in name and "bias" in name:
+                parameter.add_(2)
 
 
 def loaded(file: Path) -> ModuleType:
@@ -100,25 +114,25 @@ def gated(scan: Scan) -> Scan:
     return forward
 
 
-def run_posemamba(folder: Path) -> list[None]:
+def run_posemamba(folder: Path) -> OwnScan:
     """The reference of their kernels' test, for selective_scan_cuda_core.fwd."""
     file = folder / "PoseMamba/kernels/selective_scan/test_selective_scan.py"
-    scan, calls = counted(loaded(file).selective_scan_ref)
+    scan = OwnScan(loaded(file).selective_scan_ref)
 
     def forward(u, delta, A, B, C, D, bias, softplus, rows):  # type: ignore[no-untyped-def]
         return scan(u, delta, A, B, C, D, None, bias, softplus), None
 
     sys.modules["selective_scan_cuda_core"].fwd = forward  # type: ignore[attr-defined]
-    return calls
+    return scan
 
 
-def run_vim(folder: Path) -> list[None]:
+def run_vim(folder: Path) -> OwnScan:
     """Their mamba-1p1p1 runs as it is; under it their reference scan, convolution and norm."""
     scans = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
     norms = importlib.import_module("mamba_ssm.ops.triton.layer_norm")
     convolve = importlib.import_module("causal_conv1d.causal_conv1d_interface").causal_conv1d_ref
     assert Path(scans.__file__ or "").is_relative_to(folder)
-    scan, calls = counted(scans.selective_scan_ref)
+    scan = OwnScan(scans.selective_scan_ref)
 
     def convolution(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
         return convolve(x, weight, bias, activation="silu" if rest[-1] else None)
@@ -129,30 +143,30 @@ def run_vim(folder: Path) -> list[None]:
     scans.selective_scan_cuda.fwd = gated(scan)
     scans.causal_conv1d_cuda.causal_conv1d_fwd = convolution
     sys.modules["models_mamba"].rms_norm_fn = norm  # type: ignore[attr-defined]
-    return calls
+    return scan
 
 
-def run_vmamba(folder: Path) -> list[None]:
+def run_vmamba(folder: Path) -> OwnScan:
     """What their code does itself where no kernel is installed."""
     code: Any = sys.modules["vmamba"]
     code.WITH_SELECTIVESCAN_MAMBA = False
-    code.selective_scan_torch, calls = counted(code.selective_scan_torch)
-    return calls
+    code.selective_scan_torch = scan = OwnScan(code.selective_scan_torch)
+    return scan
 
 
-def run_mambavision(folder: Path) -> list[None]:
+def run_mambavision(folder: Path) -> OwnScan:
     """mamba-ssm's reference scan, which Vim's checkout holds."""
     file = folder / "Vim/mamba-1p1p1/mamba_ssm/ops/selective_scan_interface.py"
-    scan, calls = counted(loaded(file).selective_scan_ref)
+    scan = OwnScan(loaded(file).selective_scan_ref)
     sys.modules["mambavision.models.mamba_vision"].selective_scan_fn = scan  # type: ignore[attr-defined]
-    return calls
+    return scan
 
 
-def run_mamba3d(folder: Path) -> list[None]:
+def run_mamba3d(folder: Path) -> OwnScan:
     code: Any = sys.modules["ops.selective_scan_interface"]
-    scan, calls = counted(code.selective_scan_ref)
+    scan = OwnScan(code.selective_scan_ref)
     code.selective_scan_cuda.fwd = gated(scan)
-    return calls
+    return scan
 
 
 def vssm(options: str) -> str:
@@ -164,7 +178,7 @@ def vssm(options: str) -> str:
 def vmamba(options: str) -> Public:
     return Public(
         "VMamba", vssm(options), "x:float32:1,3,64,64", scans=4, calls=4, limit=1e-5,
-        run_own_scan=run_vmamba, packages=("timm", "einops", "fvcore"),
+        run_own_scan=run_vmamba, spread=0.1, packages=("timm", "einops", "fvcore"),
         wrapped=lambda state: {"model": state, "epoch": 9, "max_accuracy": 0.0},
     )  # fmt: skip
 

@@ -140,11 +140,74 @@ class Net(nn.Module):
             delta_bias=self.dt_proj.bias.float(), return_last_state=None)
         return self.out(torch.cat([y, z], 1).transpose(1, 2))
 """
+# Points: centers sampled, their neighbours pooled, then both ways over the channels, not the steps;
+# the compiled gated scan and convolution inside an autograd function.
+POINTS = """
+import causal_conv1d_cuda
+import chamfer
+import selective_scan_cuda
+import torch
+from knn_cuda import KNN
+from pointnet2_ops import pointnet2_utils
+from torch import nn
+
+class Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, xz, conv, conv_bias, project, step, A, D, bias):
+        x, z = xz.chunk(2, dim=1)
+        u = causal_conv1d_cuda.causal_conv1d_fwd(x, conv[:, 0], conv_bias, None, True)
+        parts = u.transpose(1, 2) @ project.t()
+        rank, states = step.shape[1], A.shape[1]
+        dt, B, C = parts.split([rank, states, states], -1)
+        dt = (dt @ step.t()).transpose(1, 2).contiguous()
+        B, C = (part.transpose(1, 2)[:, None].contiguous() for part in (B, C))
+        out, chunks, gated = selective_scan_cuda.fwd(u, dt, A, B, C, D, z, bias, True)
+        ctx.save_for_backward(chunks, out)
+        return gated
+
+class Way(nn.Module):
+    def __init__(self, inner, rank, states):
+        super().__init__()
+        self.conv = nn.Conv1d(inner, inner, 4, groups=inner)
+        self.project = nn.Parameter(torch.randn(rank + 2 * states, inner) * 0.2)
+        self.step = nn.Linear(rank, inner)
+        self.logs = nn.Parameter(torch.rand(inner, states))
+        self.D = nn.Parameter(torch.ones(inner))
+
+    def forward(self, xz):
+        return Gated.apply(
+            xz, self.conv.weight, self.conv.bias, self.project, self.step.weight,
+            -torch.exp(self.logs), self.D, self.step.bias)
+
+class Net(nn.Module):
+    def __init__(self, centers=6, near=4, width=8):
+        super().__init__()
+        self.centers, self.near = centers, KNN(k=near, transpose_mode=True)
+        self.embed = nn.Sequential(nn.Conv1d(3, width, 1), nn.BatchNorm1d(width), nn.ReLU(True))
+        self.into, self.out = nn.Linear(width, 4 * width), nn.Linear(2 * width, width)
+        self.ahead, self.back = Way(2 * width, 2, 4), Way(2 * width, 2, 4)
+        self.head = nn.Linear(2 * width, 5)
+
+    def forward(self, points):
+        batch, count, _ = points.shape
+        index = pointnet2_utils.furthest_point_sample(points, self.centers)
+        centers = pointnet2_utils.gather_operation(points.transpose(1, 2).contiguous(), index)
+        centers = centers.transpose(1, 2).contiguous()
+        _, near = self.near(points, centers)
+        near = (near + torch.arange(batch).view(-1, 1, 1) * count).view(-1)
+        groups = points.view(batch * count, -1)[near].view(batch * self.centers, -1, 3)
+        hidden = self.embed(groups.transpose(1, 2) - centers.reshape(-1, 3, 1)).max(2)[0]
+        xz = self.into(hidden.view(batch, self.centers, -1)).transpose(1, 2)
+        y = self.ahead(xz) + self.back(xz.flip([-2])).flip([-2])
+        y = self.out(y.transpose(1, 2))
+        return self.head(torch.cat([y[:, 0], y.max(1)[0] + y.mean(1)], -1))
+"""
 FAMILIES = {
     "vmamba, 16 states": (CROSS_SCAN.replace("{states}", "16"), "x:float32:1,8,6,4", 1),
     "vmamba, 1 state": (CROSS_SCAN.replace("{states}", "1"), "x:float32:1,8,6,4", 1),
     "vim": (INNER, "x:float32:N,11,8", 4),
     "mambavision": (MIXED, "x:float32:2,9,8", 1),
+    "mamba3d": (POINTS, "points:float32:2,40,3", 2),
 }
 
 
