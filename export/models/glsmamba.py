@@ -2,7 +2,7 @@
 
 After the public description of Feng et al., "High-Resolution Spatiotemporal Modeling with
 Global-Local State Space Models for Video-Based Human Pose Estimation" (ICCV 2025, arXiv
-2510.11017), sections 3.2 to 3.4. No figure of the paper is one of this network's. What we chose,
+2510.11017). No figure of the paper is one of this network's. What we chose,
 because it is not told: the widths of FFN (1), channel attention (1/16) and head (a norm and a
 linear layer), the six orders (glsmamba_orders.py), COCO's 17 joints for PoseTrack's 15; what we
 changed: STMM's deformable convolutions (glsmamba_blocks.py). docs/decisions/0008 has the reasons.
