@@ -36,6 +36,8 @@ FORWARDS = {
                   "        return self.last * 2",
                   r"^error: last is kept from one call to the next .* take the state as an input"),
     "noise": ("return x + torch.randn(4)", r"the same inputs, .* draws no random numbers"),
+    "values": ("if x.any(): raise ValueError('zeros only')\n        return x",
+               r"with random values and failed: ValueError: zeros only \(bad_net.py:9\); every"),
     "cuda": ("return x + torch.zeros(4, device='cuda')",
              r"CUDA.* \(bad_net.py:9\); .*make tensors on the device of the inputs"),
     "package": ("import a_package_nobody_has\n        return x",
