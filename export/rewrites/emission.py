@@ -8,6 +8,7 @@ their own, and nothing is split or joined that a product can write in place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -178,40 +179,75 @@ def arranged(
     where: position of each element in one batch element; shape: with the batch side, first or
     merged into another. None, and nothing is made, when an order of axes cannot say it.
     """
-    steps = _steps(value, where)
+    steps = _steps(value, where, shape)
     if steps is None:
         return None
-    split, perm, turned = steps
-    if perm:
-        value = _reshaped(build, value, split)
-        value = added(build, "Transpose", [value], turned, value.dtype, {"perm": perm})
+    if steps.perm:
+        value = _reshaped(build, value, steps.split)
+        options = {"perm": steps.perm}
+        value = added(build, "Transpose", [value], steps.turned, value.dtype, options)
     return _reshaped(build, value, shape)
 
 
 def arranging(value: ir.Value, where: Array, shape: Sequence[Side]) -> int | None:
     """The number of nodes `arranged` would add, or None where it cannot."""
-    steps = _steps(value, where)
-    if steps is None:
-        return None
-    split, perm, turned = steps
-    if not perm:
-        return int(split != tuple(shape))
-    return int(split != sides(value)) + 1 + int(turned != tuple(shape))
+    steps = _steps(value, where, shape)
+    return None if steps is None else steps.count(sides(value) or (), shape)
 
 
-def _steps(
-    value: ir.Value, where: Array
-) -> tuple[tuple[Side, ...], list[int], tuple[Side, ...]] | None:
-    """Shape to split into, order of its axes (empty: as they are), shape after that."""
+@dataclass(frozen=True)
+class Steps:
+    """Shape before the axes change their order, that order (none: as they are), shape after it."""
+
+    split: tuple[Side, ...]
+    perm: tuple[int, ...]
+    turned: tuple[Side, ...]
+
+    def count(self, source: Sequence[Side], target: Sequence[Side]) -> int:
+        if not self.perm:
+            return int(tuple(source) != tuple(target))
+        return int(self.split != tuple(source)) + 1 + int(self.turned != tuple(target))
+
+
+def _steps(value: ir.Value, where: Array, shape: Sequence[Side]) -> Steps | None:
+    """The fewest: on the axes as they are, towards the axes that are wanted, or on the digits."""
     found, full = digits(where), sides(value)
     if found is None or full is None:
         return None
     order = sorted(range(len(found)), key=lambda at: -found[at][1])
     if order == list(range(len(found))):
-        return full, [], full
-    split = (full[0], *(found[at][0] for at in order))
+        return Steps(full, (), full)
+    sizes = [size for size, _ in found]
+    ways: list[Steps] = []
+    blocks = _blocks(full[1:], [sizes[at] for at in order])
+    if blocks is not None:
+        perm = [0, *(1 + axis for at in range(len(found)) for axis in blocks[order.index(at)])]
+        ways.append(Steps(full, tuple(perm), tuple(full[axis] for axis in perm)))
+    blocks = _blocks(shape[1:], sizes) if shape[0] == full[0] else None
+    if blocks is not None:
+        perm = [0, *(1 + axis for at in order for axis in blocks[at])]
+        back = tuple(perm.index(axis) for axis in range(len(perm)))
+        ways.append(Steps(tuple(shape[axis] for axis in perm), back, tuple(shape)))
+    split = (full[0], *(sizes[at] for at in order))
     perm = [0, *(1 + order.index(at) for at in range(len(found)))]
-    return split, perm, tuple(split[axis] for axis in perm)
+    ways.append(Steps(split, tuple(perm), tuple(split[axis] for axis in perm)))
+    return min(ways, key=lambda way: way.count(full, shape))
+
+
+def _blocks(axes: Sequence[Side], sizes: Sequence[int]) -> list[list[int]] | None:
+    """Which axes, one after the other, make up each size; None where they do not."""
+    found: list[list[int]] = [[] for _ in sizes]
+    at, product = 0, 1
+    for axis, side in enumerate(axes):
+        if isinstance(side, str):
+            return None
+        if product == sizes[at] and side > 1:
+            at, product = at + 1, 1
+        if at == len(sizes) or sizes[at] % (product * side):
+            return None
+        product *= side
+        found[at].append(axis)
+    return found if at == len(sizes) - 1 and product == sizes[-1] else None
 
 
 def _reshaped(build: Builder, value: ir.Value, shape: Sequence[Side]) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,10 +33,12 @@ from mambapose.export.rewrites.lanes import (
     lanes_of,
     sizes_of,
 )
+from mambapose.export.rewrites.movement import is_picking
 from mambapose.export.rewrites.sources import Table
 from mambapose.export.rewrites.tokens import unsettled
 from mambapose.plugins.onnx_function import INPUTS
 
+MOST_WAYS = 64
 FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found has to agree
 
 
@@ -61,15 +64,38 @@ def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
         return None
     region = unsettled(graph)
     free = isinstance(sizes_of(nodes[0], 2)[0].batch, str)
-    for preference in (0, 1):
-        every = [
-            _look(nodes, region, count, preference, summed=summed)
-            for count in (FREE_COUNTS if free else FREE_COUNTS[:1])
-        ]
-        first = every[0]
-        if first is not None and all(_agree(first, other) for other in every[1:]):
-            return first
-    return None
+    counts = FREE_COUNTS if free else FREE_COUNTS[:1]
+    ways: dict[int, int] = {}
+    first = _look(nodes, region, counts[0], {}, ways, summed=summed)
+    # A value with as many channels as tokens can be read in two ways; only one fits the scan.
+    for choice in itertools.islice(itertools.product(*map(range, ways.values())), 1, MOST_WAYS):
+        if first is not None:
+            break
+        preferred = dict(zip(ways, choice, strict=True))
+        first = _look(nodes, region, counts[0], preferred, {}, summed=summed)
+    if first is None or not _spares(graph, first):
+        return None
+    others = [
+        _look(nodes, region, count, first.table.preferred, {}, summed=summed)
+        for count in counts[1:]
+    ]
+    return first if all(_agree(first, other) for other in others) else None
+
+
+def _spares(graph: ir.Graph, found: Found) -> bool:
+    """Whether a node that reorders or copies tokens has no reader left afterwards."""
+    ends = {value for value, _ in found.ends}
+    dead: set[ir.Node] = set()
+    for node in reversed(list(graph)):
+        if all(
+            value in ends
+            or not (value.is_graph_output() or any(use.node not in dead for use in value.uses()))
+            for value in node.outputs
+        ):
+            dead.add(node)
+            if is_picking(node):
+                return True
+    return False
 
 
 def _agree(one: Found, other: Found | None) -> bool:
@@ -90,12 +116,14 @@ def _look(
     nodes: Sequence[ir.Node],
     region: dict[ir.Node, int],
     count: int,
-    preference: int,
+    preferred: dict[int, int],
+    ways: dict[int, int],
     *,
     summed: bool,
 ) -> Found | None:
+    """One reading of the graph. ways: filled with the values that have several, and how many."""
     sizes, length, channels = sizes_of(nodes[0], count)
-    table = Table(sizes, length, preference)
+    table = Table(sizes, length, preferred, ways=ways)
     lanes: list[Lane] = []
     for node in nodes:
         found = lanes_of(table, node, region)

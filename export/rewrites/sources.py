@@ -61,11 +61,12 @@ class Table:
 
     sizes: Sizes
     length: int
-    preference: int  # which of the ways to read a value's axes as tokens comes first
+    preferred: dict[int, int]  # of the ways to read a value's axes as tokens; the first otherwise
     sources: list[Source] = field(default_factory=list)
     place: list[tuple[int, int]] = field(default_factory=list)
     seen: dict[tuple[int, bool], Array | None] = field(default_factory=dict)
     given: dict[int, Array | None] = field(default_factory=dict)
+    ways: dict[int, int] = field(default_factory=dict)  # how many there are, where several
 
     @property
     def stride(self) -> int:

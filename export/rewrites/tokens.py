@@ -113,7 +113,9 @@ def _given(table: Table, value: ir.Value) -> Array | None:
     if not ways:
         return None
     ways.sort(reverse=True)  # channels first, then the tokens
-    tokens = ways[min(table.preference, len(ways) - 1)]
+    if len(ways) > 1:
+        table.ways[id(value)] = len(ways)
+    tokens = ways[table.preferred.get(id(value), 0)]
     others = tuple(axis for axis in axes if axis not in tokens)
     inner = np.arange(math.prod(full[1:])).reshape(full[1:])
     where = inner.transpose([axis - 1 for axis in (*tokens, *others)]).reshape(table.length, -1)
