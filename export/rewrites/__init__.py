@@ -47,6 +47,7 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
     from mambapose.export.rewrites.constants import fold_constants
     from mambapose.export.rewrites.directions import merge_directions
     from mambapose.export.rewrites.flips import remove_flips
+    from mambapose.export.rewrites.repeats import remove_repeats
     from mambapose.export.rewrites.routes import remove_routes
 
     rewrites: dict[str, Callable[[ir.Model], int]] = {
@@ -55,6 +56,7 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
         "routes": remove_routes,
         "flips": remove_flips,
         "chains": shorten_chains,
+        "repeats": remove_repeats,
     }
     before = kinds(model)
     graph = ir.from_proto(model)

@@ -25,13 +25,16 @@ from mambapose.runtime.targets import TARGETS
 @dataclass(frozen=True)
 class Public:
     """repository: folder name; root: where its imports start; code: a factory called ``make``;
-    scans: selective-scan nodes of the graph."""
+    scans: selective-scan nodes of the graph; flips: those that the rewrites remove, all there are;
+    nodes: of the graph as written, and after the rewrites."""
 
     repository: str
     root: str
     code: str
     inputs: str
     scans: int
+    flips: int
+    nodes: tuple[int, int]
 
 
 def vssm(options: str) -> str:
@@ -45,7 +48,7 @@ CASES = {
         "PoseMamba", ".",
         "from lib.model.PoseMamba import PoseMamba\n"
         "def make(): return PoseMamba(num_frame=243, embed_dim_ratio=64, mlp_ratio=2, depth=2)\n",
-        "x:float32:1,27,17,2", 4,
+        "x:float32:1,27,17,2", 8, 8, (293, 194),
     ),
     "vim": Public(
         "Vim", "vim",
@@ -53,15 +56,28 @@ CASES = {
         "def make():\n"
         "    name = 'vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_'\n"
         "    return getattr(models_mamba, name + 'with_midclstok_div2')()\n",
-        "x:float32:1,3,224,224", 24,
+        "x:float32:1,3,224,224", 24, 0, (807, 759),
     ),
     "vmamba-1": Public(
         "VMamba", ".",
         vssm('ssm_d_state=1, ssm_conv_bias=False, forward_type="v05_noz", norm_layer="ln2d"'),
-        "x:float32:1,3,64,64", 4,
+        "x:float32:1,3,64,64", 4, 8, (305, 147),
     ),
     "vmamba-16": Public(
-        "VMamba", ".", vssm('ssm_d_state=16, forward_type="v05"'), "x:float32:1,3,64,64", 4
+        "VMamba", ".", vssm('ssm_d_state=16, forward_type="v05"'), "x:float32:1,3,64,64", 4, 8,
+        (305, 157),
+    ),
+    "vim layer v1": Public(
+        "Vim", "mamba-1p1p1/mamba_ssm/modules",
+        "from mamba_simple import Mamba\n"
+        "def make(): return Mamba(192, expand=2, bimamba_type='v1')\n",
+        "x:float32:1,197,192", 1, 6, (49, 22),
+    ),
+    "vim layer v2": Public(
+        "Vim", "mamba-1p1p1/mamba_ssm/modules",
+        "from mamba_simple import Mamba\n"
+        "def make(): return Mamba(192, expand=2, bimamba_type='v2', if_divide_out=True)\n",
+        "x:float32:N,197,192", 1, 2, (55, 33),
     ),
     "mambavision": Public(
         "MambaVision", ".",
@@ -69,7 +85,7 @@ CASES = {
         "def make(): return MambaVision(\n"
         "    depths=[1, 1, 2, 2], num_heads=[2, 4, 8, 16], window_size=[8, 8, 14, 7], dim=32,\n"
         "    in_dim=32, mlp_ratio=4, resolution=224, drop_path_rate=0.0)\n",
-        "x:float32:1,3,224,224", 2,
+        "x:float32:1,3,224,224", 2, 0, (201, 177),
     ),
 }  # fmt: skip
 
@@ -85,7 +101,9 @@ def checkout(case: Public) -> Path:
     return root
 
 
-def exported(case: Public, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+def exported(
+    case: Public, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> Bundle:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "public_factory.py").write_text(case.code)
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
@@ -93,7 +111,7 @@ def exported(case: Public, root: Path, tmp_path: Path, monkeypatch: pytest.Monke
     out = tmp_path / "bundle"
     monkeypatch.delitem(sys.modules, "public_factory", raising=False)
     build_brought(
-        asked, TARGETS["cpu"], out, folder=root, overwrite=False, tell=lambda _: None
+        asked, TARGETS["cpu"], out, folder=root, overwrite=False, tell=said.append
     )  # fmt: skip
     return read_bundle(out)
 
@@ -102,15 +120,24 @@ def exported(case: Public, root: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", CASES)
 def test_exports_unmodified(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
+    import onnx_ir as ir
+
+    from mambapose.export.rewrites.movement import is_flip
 
     case = CASES[name]
-    bundle = exported(case, checkout(case), tmp_path, monkeypatch)
+    said: list[str] = []
+    bundle = exported(case, checkout(case), tmp_path, monkeypatch, said)
     entry = bundle.stage(MODEL)
     assert entry.gate["relative"] < 1e-4
     assert entry.gate.get("native_vs_function", 0.0) < 1e-4
     path = bundle.file(entry.graphs["main"].file)
     graph = onnx.load(path, load_external_data=False).graph
     assert sum(node.op_type == "SelectiveScan" for node in graph.node) == case.scans
+    (line,) = [line for line in said if line.startswith("rewrites:")]
+    assert line.startswith(f"rewrites: {case.flips} flips, ")
+    assert line.endswith(f"removed ({case.nodes[0]} -> {case.nodes[1]} nodes)")
+    assert len(graph.node) == case.nodes[1]
+    assert not any(is_flip(node) for node in ir.from_proto(graph))
 
 
 def their_answer(

@@ -1,4 +1,4 @@
-"""Chains of views become the shortest that do the same; constants are folded; labels hold."""
+"""Chains of views become the shortest that do the same; constants and repeats are done once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mambapose.export.rewrites.chains import shorten_chains
 from mambapose.export.rewrites.constants import fold_constants
 from mambapose.export.rewrites.emission import arranged, digits
 from mambapose.export.rewrites.graph import Builder
+from mambapose.export.rewrites.repeats import remove_repeats
 
 
 @pytest.mark.parametrize("batch", ["N", 3])
@@ -70,6 +71,22 @@ def test_decays_are_numbers(new_draft, same, left) -> None:
             graph = ir.from_proto(model)
             fold_constants(graph)
             assert "Neg" in [node.op_type for node in graph.graph]
+
+
+def test_repeats_are_done_once(new_draft, same) -> None:
+    draft = new_draft(x=("N", 4, 3))
+    one, two = draft.turned("x"), draft.turned("x")
+    y = draft.node("Add", draft.node("Exp", one), draft.node("Exp", two))
+    changed, removed = same(remove_repeats, draft.model(y))
+    assert removed == 2
+    assert [node.op_type for node in changed.graph.node] == ["Transpose", "Exp", "Add"]
+
+
+def test_two_outputs_stay_two(new_draft, same) -> None:
+    draft = new_draft(x=("N", 4, 3))
+    model = draft.model(draft.node("Exp", "x"), draft.node("Exp", "x"))
+    changed, _ = same(remove_repeats, model)
+    assert len(changed.graph.output) == 2
 
 
 def test_digits_are_the_axes_of_a_view() -> None:
