@@ -175,7 +175,9 @@ def apply(found: Found) -> None:
     graph = found.lanes[0].node.graph
     assert isinstance(graph, ir.Graph)
     build = Builder(graph)
-    made = [_scan(build, found, lanes) for lanes in _nodes(found)]
+    nodes = _nodes(found)
+    orders = _orders(nodes)
+    made = [_scan(build, found, lanes, *order) for lanes, order in zip(nodes, orders, strict=True)]
     result = made[0]
     for other in made[1:]:
         result = added(build, "Add", [result, other], sides(result) or (), result.dtype)
@@ -196,11 +198,16 @@ def _nodes(found: Found) -> list[list[Lane]]:
     return list(by_u.values()) if shared else [found.lanes]
 
 
-def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
+def _scan(
+    build: Builder,
+    found: Found,
+    lanes: Sequence[Lane],
+    order: Array | None,
+    reverse: Sequence[int],
+) -> ir.Value:
     """y (N, L, D) of one node, or (N, L, K*D) where the directions stay apart."""
     table, node = found.table, lanes[0].node
     given = given_inputs(node)
-    order, reverse = _order(lanes)
     inputs: dict[str, ir.Value | None] = {}
     for name in given:
         if name in lanes[0].parts:
@@ -212,9 +219,8 @@ def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
             inputs[name] = _weights(build, lanes, name)
     if order is not None:
         inputs["order"] = stored(build, order)
-    keep = {name: entry for name, entry in node.attributes.items()}
     attributes = {
-        **keep,
+        **node.attributes,
         "directions": len(lanes),
         "groups": 1,
         "reverse": reverse,
@@ -233,6 +239,26 @@ def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
     whole = found.channels * len(lanes)
     described(build, scan.outputs[1], (batch, whole, states), ir.DataType.FLOAT)
     return scan.outputs[0]
+
+
+def _orders(nodes: Sequence[Sequence[Lane]]) -> list[tuple[Array | None, list[int]]]:
+    """Order input and reverse flags of each node, in one form for all.
+
+    A node that needs no order gets that of the tokens where its neighbour needs one: a file with
+    one signature runs in readers that do not tell function bodies apart (docs/decisions/0003).
+    """
+    found = [_order(lanes) for lanes in nodes]
+    rows = [order.ndim for order, _ in found if order is not None]
+    if not rows:
+        return found
+    tokens = np.arange(len(nodes[0][0].order), dtype=np.int32)
+    filled: list[tuple[Array | None, list[int]]] = []
+    for (order, reverse), lanes in zip(found, nodes, strict=True):
+        order = tokens if order is None else order
+        if max(rows) == 2:
+            order = np.broadcast_to(order, (len(lanes), len(tokens)))
+        filled.append((order, reverse))
+    return filled
 
 
 def _order(lanes: Sequence[Lane]) -> tuple[Array | None, list[int]]:

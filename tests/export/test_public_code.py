@@ -77,7 +77,7 @@ CASES = {
         "Vim", "mamba-1p1p1/mamba_ssm/modules",
         "from mamba_simple import Mamba\n"
         "def make(): return Mamba(192, expand=2, bimamba_type='v2', if_divide_out=True)\n",
-        "x:float32:N,197,192", 1, 2, (55, 33),
+        "x:float32:1,197,192", 1, 2, (55, 33),
     ),
     "mambavision": Public(
         "MambaVision", ".",
@@ -131,7 +131,10 @@ def test_exports_unmodified(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert entry.gate["relative"] < 1e-4
     assert entry.gate.get("native_vs_function", 0.0) < 1e-4
     path = bundle.file(entry.graphs["main"].file)
-    graph = onnx.load(path, load_external_data=False).graph
+    model = onnx.load(path, load_external_data=False)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["mambapose.scan_signatures"] == "1"  # docs/decisions/0003
+    graph = model.graph
     assert sum(node.op_type == "SelectiveScan" for node in graph.node) == case.scans
     (line,) = [line for line in said if line.startswith("rewrites:")]
     assert line.startswith(f"rewrites: {case.flips} flips, ")

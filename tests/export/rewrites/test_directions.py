@@ -77,7 +77,7 @@ def test_shared_rows_are_read_in_place(new_draft, same, scans) -> None:
     model = shared(new_draft)
     changed, removed = same(merge_directions, model)
     assert (kinds(model)["flips"], kinds(changed)["flips"]) == (6, 0)
-    assert (kinds(model)["all"], removed) == (16, 7)
+    assert (kinds(model)["all"], removed) == (16, 5)
     (scan,) = scans(changed)
     assert scan["directions"] == 2
     shapes = {value.name: value.type.tensor_type.shape for value in changed.graph.value_info}
