@@ -34,9 +34,10 @@ class Removed:
         """``rewrites: 48 flips, 24 copies removed (312 -> 204 nodes)``."""
         if not any(self.nodes.values()):
             return f"rewrites: nothing to remove ({self.before} nodes)"
-        words = (f"{self.flips} flips" if self.flips != 1 else "1 flip",
-                 f"{self.copies} copies" if self.copies != 1 else "1 copy")  # fmt: skip
-        return f"rewrites: {', '.join(words)} removed ({self.before} -> {self.after} nodes)"
+        kinds = (("flip", "flips", self.flips), ("copy", "copies", self.copies))
+        words = [f"{count} {many if count > 1 else one}" for one, many, count in kinds if count > 0]
+        what = ", ".join(words) or f"{self.before - self.after} nodes"
+        return f"rewrites: {what} removed ({self.before} -> {self.after} nodes)"
 
 
 def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from mambapose.export.rewrites import kinds, rewritten
+from mambapose.export.rewrites import Removed, kinds, rewritten
 from mambapose.export.rewrites.chains import shorten_chains
 from mambapose.export.rewrites.constants import fold_constants
 from mambapose.export.rewrites.emission import arranged, digits
@@ -118,6 +118,17 @@ def test_arranged_makes_any_order_of_axes(run) -> None:
         given = np.random.default_rng(1).standard_normal([2, *sides]).astype(np.float32)
         wanted = given.reshape(2, -1)[:, where.reshape(-1)].reshape(target)
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("flips", "copies", "line"),
+    [(48, 24, "rewrites: 48 flips, 24 copies removed (312 -> 204 nodes)"),
+     (1, 1, "rewrites: 1 flip, 1 copy removed (312 -> 204 nodes)"),
+     (0, 2, "rewrites: 2 copies removed (312 -> 204 nodes)"),
+     (0, -1, "rewrites: 108 nodes removed (312 -> 204 nodes)")],
+)  # fmt: skip
+def test_what_is_said_of_it(flips, copies, line) -> None:
+    assert str(Removed(312, 204, flips, copies, {"flips": 108})) == line
 
 
 def test_a_graph_without_any_of_it_is_the_same_object(new_draft) -> None:
