@@ -91,7 +91,8 @@ def _given(build: Builder, table: Table, source: Given, picks: Array) -> ir.Valu
     run = bool((picks == np.arange(picks[0], picks[0] + len(picks))).all())
     width = math.prod(source.shape[axis - 1] for axis in source.others)
     whole = run and len(picks) == width
-    if run and not whole and len(source.others) == 1:
+    key = ("given", source.value, source.tokens)
+    if run and not whole and len(source.others) == 1 and key not in build.memo:
         source = _cut(build, source, int(picks[0]), int(picks[-1]) + 1)
         whole = True
     key = ("given", source.value, source.tokens)
@@ -106,6 +107,11 @@ def _given(build: Builder, table: Table, source: Given, picks: Array) -> ir.Valu
     shape = (table.sizes.batch, table.length, len(picks))
     index = stored(build, picks.astype(np.int64))
     return added(build, "Gather", [value, index], shape, value.dtype, {"axis": 2})
+
+
+def known_rows(build: Builder, value: ir.Value, made: ir.Value) -> None:
+    """Says that the rows (N, L, C) of a value are there already, in token order."""
+    build.memo["given", value, (1,)] = made
 
 
 def _cut(build: Builder, source: Given, start: int, end: int) -> Given:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mambapose.export.rewrites.emission import arranged, digits, rows
+from mambapose.export.rewrites.emission import arranged, known_rows, rows
 from mambapose.export.rewrites.graph import (
     SCAN,
     Array,
@@ -28,13 +28,15 @@ from mambapose.export.rewrites.lanes import (
     Lane,
     alike,
     ends_of,
+    exits_of,
     given_inputs,
     lane_count,
     lanes_of,
+    positions,
     sizes_of,
 )
 from mambapose.export.rewrites.movement import is_picking
-from mambapose.export.rewrites.sources import Table
+from mambapose.export.rewrites.sources import Columns, Table
 from mambapose.export.rewrites.tokens import unsettled
 from mambapose.plugins.onnx_function import INPUTS
 
@@ -46,14 +48,15 @@ FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found 
 class Found:
     """Lanes of one or several scans, and where their results (or, summed, their sum) go.
 
-    ends: value, and for each of its elements in one batch element the position in (L, C) rows.
+    ends: value, for each of its elements in one batch element the position in (L, C) rows, and the
+    columns of those rows; none for the rows of the scan itself.
     """
 
     table: Table
     lanes: list[Lane]
     channels: int
     summed: bool
-    ends: list[tuple[ir.Value, Array]]
+    ends: list[tuple[ir.Value, Array, Columns]]
 
 
 def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
@@ -84,7 +87,7 @@ def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
 
 def _spares(graph: ir.Graph, found: Found) -> bool:
     """Whether a node that reorders or copies tokens has no reader left afterwards."""
-    ends = {value for value, _ in found.ends}
+    ends = {value for value, *_ in found.ends}
     dead: set[ir.Node] = set()
     for node in reversed(list(graph)):
         if all(
@@ -104,10 +107,10 @@ def _agree(one: Found, other: Found | None) -> bool:
             (a.order == b.order).all() and a.parts == b.parts
             for a, b in zip(one.lanes, other.lanes, strict=True)
         )
-        and [value for value, _ in one.ends] == [value for value, _ in other.ends]
+        and len(one.ends) == len(other.ends)
         and all(
-            a.shape == b.shape and (a == b).all()
-            for (_, a), (_, b) in zip(one.ends, other.ends, strict=True)
+            a[0] is b[0] and a[1].shape == b[1].shape and (a[1] == b[1]).all() and a[2] == b[2]
+            for a, b in zip(one.ends, other.ends, strict=True)
         )
     )
 
@@ -134,40 +137,30 @@ def _look(
         return None
     if any(lane.parts.get("z") != lanes[0].parts.get("z") for lane in lanes):
         return None  # a node has one gate for all of its directions
-    ends = ends_of(lanes, table, channels, through_sums=summed)
-    if not ends:
+    if not summed:
+        exits = exits_of(lanes, table, region)
+        return None if exits is None else Found(table, lanes, channels, summed, exits)
+    ends = ends_of(lanes, table, channels)
+    if ends is None or len(ends) != 1:
         return None
-    width = channels if summed else channels * len(lanes)
-    placed = []
-    for end in ends:
-        where = _where(end, table, channels, len(lanes) if summed else 1, width)
-        if where is None or where.size != length * width or digits(where) is None:
-            return None
-        placed.append((end.value, where))
-    if summed and len(placed) != 1:
+    where = _where(ends[0], table, channels, len(lanes))
+    if where is None:
         return None
-    return Found(table, lanes, channels, summed, placed)
+    return Found(table, lanes, channels, summed, [(ends[0].value, where, ())])
 
 
-def _where(end: End, table: Table, channels: int, terms: int, width: int) -> Array | None:
-    """Position of each element in (L, width) rows; None unless each is the sum of all lanes."""
-    if len(end.terms) != terms:
+def _where(end: End, table: Table, channels: int, lanes: int) -> Array | None:
+    """Position of each element in (L, D) rows; None unless each is the sum of all lanes."""
+    if len(end.terms) != lanes:
         return None
     column, place = end.terms // table.stride, end.terms % table.stride
-    if (place != place[:1]).any():
+    lane, channel = column // channels, column % channels
+    wanted = np.arange(lanes).reshape(-1, *[1] * (lane.ndim - 1))
+    if (np.sort(lane, 0) != wanted).any():
         return None
-    if terms > 1:
-        lane, channel = column // channels, column % channels
-        wanted = np.arange(terms).reshape(-1, *[1] * (lane.ndim - 1))
-        if (channel != channel[:1]).any() or (np.sort(lane, 0) != wanted).any():
-            return None
-        column = channel
-    where: Array = (place[0] % table.length * width + column[0]).reshape(table.sizes.count, -1)
-    batch = (place[0] // table.length).reshape(table.sizes.count, -1)
-    if (batch != np.arange(table.sizes.count)[:, None]).any() or (where != where[:1]).any():
+    if (place != place[:1]).any() or (channel != channel[:1]).any():
         return None
-    first: Array = where[0]
-    return first
+    return positions(table, place[0] + table.stride * channel[0], channels)
 
 
 def apply(found: Found) -> None:
@@ -181,8 +174,11 @@ def apply(found: Found) -> None:
     result = made[0]
     for other in made[1:]:
         result = added(build, "Add", [result, other], sides(result) or (), result.dtype)
-    for value, where in found.ends:
-        new = arranged(build, result, where, sides(value) or ())
+    if not found.summed:  # what stands for the rows of the scan in the table's sources
+        known_rows(build, found.lanes[0].node.outputs[0], result)
+    for value, where, columns in found.ends:
+        whole = result if found.summed else rows(build, found.table, columns)
+        new = arranged(build, whole, where, sides(value) or ())
         assert new is not None  # `_look` saw to it
         replace(build, value, new)
 

@@ -141,11 +141,27 @@ class Net(nn.Module):
             delta_bias=self.dt_proj.bias.float(), return_last_state=None)
         return self.out(torch.cat([y, z], 1).transpose(1, 2))
 """
+# A forward layer for each direction, with flips around the whole of the second one.
+AROUND = """
+import torch
+from torch import nn
+from mamba_ssm import Mamba
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.norm, self.ahead, self.back = nn.LayerNorm(width), Mamba(width), Mamba(width)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.ahead(y) + self.back(y.flip(1)).flip(1)
+"""
 FAMILIES = {
     "vmamba, 16 states": (CROSS_SCAN.replace("{states}", "16"), "x:float32:1,8,6,4", 1),
     "vmamba, 1 state": (CROSS_SCAN.replace("{states}", "1"), "x:float32:1,8,6,4", 1),
     "vmamba, any batch": (CROSS_SCAN.replace("{states}", "4"), "x:float32:N,8,5,3", 1),
     "vim": (INNER, "x:float32:N,11,8", 2),
+    "flips around layers": (AROUND, "x:float32:N,9,8", 2),
     "mambavision": (MIXED, "x:float32:2,9,8", 1),
 }
 
@@ -163,7 +179,10 @@ def test_family(family: str, tmp_path: Path) -> None:
     assert line.endswith(f"-> {removed['all']} nodes)")
 
 
-@pytest.mark.parametrize(("family", "scans", "flips"), [("vim", 4, 4), ("vmamba, 1 state", 1, 2)])
+@pytest.mark.parametrize(
+    ("family", "scans", "flips"),
+    [("vim", 4, 4), ("flips around layers", 2, 2), ("vmamba, 1 state", 1, 2)],
+)
 def test_as_written(family: str, scans: int, flips: int, tmp_path: Path) -> None:
     code, inputs, _ = FAMILIES[family]
     (tmp_path / "family_net.py").write_text(code)

@@ -82,7 +82,10 @@ def drawn(new_draft, seed):
         orders = [order_of(random, height, width) for _ in range(random.integers(1, 4))]
         y = scanned(draft, random, row, orders, channels, length, z)
         for at, order in enumerate(orders):
-            part = draft.part(y, 2, at * channels, (at + 1) * channels)
+            alone = len(orders) == 1
+            part = y if alone else draft.part(y, 2, at * channels, (at + 1) * channels)
+            if random.random() < 0.3:
+                part = mixed(draft, random, part, channels, 3)
             back = np.argsort(order)
             if random.random() < 0.1:
                 back = random.permutation(back)
