@@ -34,7 +34,7 @@ from mambapose.export.build import (
 )
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.plan import SIZE_NAMES, Options, make_plan
-from mambapose.export.refusals import is_of_user_code, traced
+from mambapose.export.refusals import is_of_user_code, reason, traced
 from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.export.user_model import built, check_repeatable, contract, flattened, user_code
@@ -232,7 +232,14 @@ def _loaded(brought: Brought, model: nn.Module) -> Loaded:
 
 
 def _rewritten(tell: Tell, model: onnx.ModelProto) -> onnx.ModelProto:
-    model, removed = rewritten(model)
+    """The model without flips and copies of tokens, and a line that counts them."""
+    try:
+        model, removed = rewritten(model)
+    except Exception as err:
+        raise ExportError(
+            f"flips and copies were wanted as orders of the graph's scans, found {reason(err)}; "
+            "keep them with --no-rewrite, and please report this"
+        ) from err
     tell(str(removed))
     return model
 

@@ -34,9 +34,10 @@ class Removed:
         """``rewrites: 48 flips, 24 copies removed (312 -> 204 nodes)``."""
         if not any(self.nodes.values()):
             return f"rewrites: nothing to remove ({self.before} nodes)"
-        words = (f"{self.flips} flips" if self.flips != 1 else "1 flip",
-                 f"{self.copies} copies" if self.copies != 1 else "1 copy")  # fmt: skip
-        return f"rewrites: {', '.join(words)} removed ({self.before} -> {self.after} nodes)"
+        kinds = (("flip", "flips", self.flips), ("copy", "copies", self.copies))
+        words = [f"{count} {many if count > 1 else one}" for one, many, count in kinds if count > 0]
+        what = ", ".join(words) or f"{self.before - self.after} nodes"
+        return f"rewrites: {what} removed ({self.before} -> {self.after} nodes)"
 
 
 def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
@@ -47,6 +48,7 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
     from mambapose.export.rewrites.constants import fold_constants
     from mambapose.export.rewrites.directions import merge_directions
     from mambapose.export.rewrites.flips import remove_flips
+    from mambapose.export.rewrites.repeats import remove_repeats
     from mambapose.export.rewrites.routes import remove_routes
 
     rewrites: dict[str, Callable[[ir.Model], int]] = {
@@ -55,6 +57,7 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
         "routes": remove_routes,
         "flips": remove_flips,
         "chains": shorten_chains,
+        "repeats": remove_repeats,
     }
     before = kinds(model)
     graph = ir.from_proto(model)

@@ -41,8 +41,10 @@ def _numbers(node: ir.Node) -> Array | None:
     if len(node.outputs) != 1 or node.domain:
         return None
     arrays = [constant(value) for value in node.inputs]
-    if node.op_type in ELEMENTWISE:
-        return None if arrays[0] is None else ELEMENTWISE[node.op_type](arrays[0])
+    if node.op_type in ELEMENTWISE and arrays[0] is not None:
+        with np.errstate(over="ignore"):
+            found: Array = ELEMENTWISE[node.op_type](arrays[0])
+        return found if np.isfinite(found).all() else None
     if not is_movement(node) or any(arrays[at] is None for at in data_inputs(node)):
         return None
     outputs = moved(node, arrays, NO_BATCH)

@@ -7,7 +7,9 @@ their own, and nothing is split or joined that a product can write in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -23,12 +25,13 @@ from mambapose.export.rewrites.sources import (
     Table,
 )
 
+MOST_SLICES = 4  # of one value, to be joined; beyond that an index picks the columns
 NARROW = 64  # inputs of a product that may be mostly zeros, to spare a node that joins
 
 
 def rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
     """The (N, L, C) value of these columns, made once."""
-    key = ("rows", id(table), columns)
+    key = ("rows", columns)
     if key not in build.memo:
         build.memo[key] = _rows(build, table, columns)
     return build.memo[key]
@@ -41,17 +44,28 @@ def _rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
         alike = all(source.inputs == sources[0].inputs for source in sources)  # type: ignore[union-attr]
         if alike or len(joined) <= NARROW:
             return _product(build, table, columns, joined)
-    runs: list[list[int]] = []
-    for at, column in enumerate(columns):
-        if at == 0 or sources[at] is not sources[at - 1]:
-            runs.append([])
-        runs[-1].append(column)
+    runs = _runs(table, columns, sources)
     if len(runs) > 1:
         parts = [rows(build, table, tuple(run)) for run in runs]
         shape = (table.sizes.batch, table.length, len(columns))
         return added(build, "Concat", parts, shape, parts[0].dtype, {"axis": 2})
     picks = np.array([table.place[column][1] for column in columns])
     return _part(build, table, sources[0], picks)
+
+
+def _runs(table: Table, columns: Columns, sources: Sequence[Source]) -> list[list[int]]:
+    """Columns of one source together; of a value, as slices where a few slices do."""
+    by_source: list[list[int]] = []
+    slices: list[list[int]] = []
+    for at, column in enumerate(columns):
+        alike = at > 0 and sources[at] is sources[at - 1]
+        if not alike:
+            by_source.append([])
+        if not (alike and (not isinstance(sources[at], Given) or column == columns[at - 1] + 1)):
+            slices.append([])
+        by_source[-1].append(column)
+        slices[-1].append(column)
+    return slices if len(slices) <= MOST_SLICES * len(by_source) else by_source
 
 
 def _part(build: Builder, table: Table, source: Source, picks: Array) -> ir.Value:
@@ -73,23 +87,47 @@ def _part(build: Builder, table: Table, source: Source, picks: Array) -> ir.Valu
 
 
 def _given(build: Builder, table: Table, source: Given, picks: Array) -> ir.Value:
-    key = ("given", id(source.value), source.where.tobytes())
-    width = source.where.shape[1]
+    """Rows of a value; a run of its columns is cut out before anything is turned."""
+    run = bool((picks == np.arange(picks[0], picks[0] + len(picks))).all())
+    width = math.prod(source.shape[axis - 1] for axis in source.others)
+    whole = run and len(picks) == width
+    key = ("given", source.value, source.tokens)
+    if run and not whole and len(source.others) == 1 and key not in build.memo:
+        source = _cut(build, source, int(picks[0]), int(picks[-1]) + 1)
+        whole = True
+    key = ("given", source.value, source.tokens)
     if key not in build.memo:
-        shape = (table.sizes.batch, table.length, width)
-        found = arranged(build, source.value, source.where, shape)
+        shape = (table.sizes.batch, table.length, math.prod(source.shape) // table.length)
+        found = arranged(build, source.value, source.where(), shape)
         assert found is not None  # an order of axes is always one
         build.memo[key] = found
-    whole = build.memo[key]
+    value = build.memo[key]
+    if whole:
+        return value
     shape = (table.sizes.batch, table.length, len(picks))
-    if len(picks) == width and (picks == np.arange(width)).all():
-        return whole
-    if (picks == np.arange(picks[0], picks[0] + len(picks))).all():
-        ends = [np.array([edge], np.int64) for edge in (picks[0], picks[-1] + 1, 2)]
-        inputs = [whole, *(stored(build, end) for end in ends)]
-        return added(build, "Slice", inputs, shape, whole.dtype)
     index = stored(build, picks.astype(np.int64))
-    return added(build, "Gather", [whole, index], shape, whole.dtype, {"axis": 2})
+    return added(build, "Gather", [value, index], shape, value.dtype, {"axis": 2})
+
+
+def known_rows(build: Builder, value: ir.Value, made: ir.Value) -> None:
+    """Says that the rows (N, L, C) of a value are there already, in token order."""
+    build.memo["given", value, (1,)] = made
+
+
+def _cut(build: Builder, source: Given, start: int, end: int) -> Given:
+    """The source with only these of its columns, which are one axis of its value."""
+    (axis,) = source.others
+    shape = tuple(
+        end - start if at == axis else side for at, side in enumerate(source.shape, start=1)
+    )
+    key = ("cut", source.value, axis, start, end)
+    if key not in build.memo:
+        places = [stored(build, np.array([place], np.int64)) for place in (start, end, axis)]
+        batch = (sides(source.value) or ())[0]
+        build.memo[key] = added(
+            build, "Slice", [source.value, *places], (batch, *shape), source.value.dtype
+        )
+    return Given(build.memo[key], source.tokens, shape)
 
 
 def _product(build: Builder, table: Table, columns: Columns, joined: list[int]) -> ir.Value:
@@ -131,7 +169,7 @@ def _turned(build: Builder, value: ir.Value, shape: Sequence[Side]) -> ir.Value:
     if node is not None and node.op_type == "Transpose" and ints(node, "perm") == (0, 2, 1):
         assert node.inputs[0] is not None
         return node.inputs[0]
-    key = ("turned", id(value))
+    key = ("turned", value)
     if key not in build.memo:
         build.memo[key] = added(
             build, "Transpose", [value], shape, value.dtype, {"perm": [0, 2, 1]}
@@ -178,40 +216,75 @@ def arranged(
     where: position of each element in one batch element; shape: with the batch side, first or
     merged into another. None, and nothing is made, when an order of axes cannot say it.
     """
-    steps = _steps(value, where)
+    steps = _steps(value, where, shape)
     if steps is None:
         return None
-    split, perm, turned = steps
-    if perm:
-        value = _reshaped(build, value, split)
-        value = added(build, "Transpose", [value], turned, value.dtype, {"perm": perm})
+    if steps.perm:
+        value = _reshaped(build, value, steps.split)
+        options = {"perm": steps.perm}
+        value = added(build, "Transpose", [value], steps.turned, value.dtype, options)
     return _reshaped(build, value, shape)
 
 
 def arranging(value: ir.Value, where: Array, shape: Sequence[Side]) -> int | None:
     """The number of nodes `arranged` would add, or None where it cannot."""
-    steps = _steps(value, where)
-    if steps is None:
-        return None
-    split, perm, turned = steps
-    if not perm:
-        return int(split != tuple(shape))
-    return int(split != sides(value)) + 1 + int(turned != tuple(shape))
+    steps = _steps(value, where, shape)
+    return None if steps is None else steps.count(sides(value) or (), shape)
 
 
-def _steps(
-    value: ir.Value, where: Array
-) -> tuple[tuple[Side, ...], list[int], tuple[Side, ...]] | None:
-    """Shape to split into, order of its axes (empty: as they are), shape after that."""
+@dataclass(frozen=True)
+class Steps:
+    """Shape before the axes change their order, that order (none: as they are), shape after it."""
+
+    split: tuple[Side, ...]
+    perm: tuple[int, ...]
+    turned: tuple[Side, ...]
+
+    def count(self, source: Sequence[Side], target: Sequence[Side]) -> int:
+        if not self.perm:
+            return int(tuple(source) != tuple(target))
+        return int(self.split != tuple(source)) + 1 + int(self.turned != tuple(target))
+
+
+def _steps(value: ir.Value, where: Array, shape: Sequence[Side]) -> Steps | None:
+    """The fewest: on the axes as they are, towards the axes that are wanted, or on the digits."""
     found, full = digits(where), sides(value)
     if found is None or full is None:
         return None
     order = sorted(range(len(found)), key=lambda at: -found[at][1])
     if order == list(range(len(found))):
-        return full, [], full
-    split = (full[0], *(found[at][0] for at in order))
+        return Steps(full, (), full)
+    sizes = [size for size, _ in found]
+    ways: list[Steps] = []
+    blocks = _blocks(full[1:], [sizes[at] for at in order])
+    if blocks is not None:
+        perm = [0, *(1 + axis for at in range(len(found)) for axis in blocks[order.index(at)])]
+        ways.append(Steps(full, tuple(perm), tuple(full[axis] for axis in perm)))
+    blocks = _blocks(shape[1:], sizes) if shape[0] == full[0] else None
+    if blocks is not None:
+        perm = [0, *(1 + axis for at in order for axis in blocks[at])]
+        back = tuple(perm.index(axis) for axis in range(len(perm)))
+        ways.append(Steps(tuple(shape[axis] for axis in perm), back, tuple(shape)))
+    split = (full[0], *(sizes[at] for at in order))
     perm = [0, *(1 + order.index(at) for at in range(len(found)))]
-    return split, perm, tuple(split[axis] for axis in perm)
+    ways.append(Steps(split, tuple(perm), tuple(split[axis] for axis in perm)))
+    return min(ways, key=lambda way: way.count(full, shape))
+
+
+def _blocks(axes: Sequence[Side], sizes: Sequence[int]) -> list[list[int]] | None:
+    """Which axes, one after the other, make up each size; None where they do not."""
+    found: list[list[int]] = [[] for _ in sizes]
+    at, product = 0, 1
+    for axis, side in enumerate(axes):
+        if isinstance(side, str):
+            return None
+        if product == sizes[at] and side > 1:
+            at, product = at + 1, 1
+        if at == len(sizes) or sizes[at] % (product * side):
+            return None
+        product *= side
+        found[at].append(axis)
+    return found if at == len(sizes) - 1 and product == sizes[-1] else None
 
 
 def _reshaped(build: Builder, value: ir.Value, shape: Sequence[Side]) -> ir.Value:

@@ -1,9 +1,9 @@
 """Flips around a scan become its ``reverse`` flag, any other one order of tokens its order map.
 
-The equality, for a permutation P of the tokens, f that works on each token alone, S a scan and
-S_P the scan that visits the tokens in the order P:  P^-1 S(f(P x)) = S_P(f(x)).  A causal
-depthwise convolution between the flip and the scan is the anti-causal one (taps reversed, padding
-on the other side) in token order:  P conv(P x) = conv'(x).
+The equality, for a permutation P of the tokens, f and g that work on each token alone, S a scan
+and S_P the scan that visits the tokens in the order P:  P^-1 g(S(f(P x))) = g(S_P(f(x))).  A causal
+depthwise convolution on the way is, for the flip P, the anti-causal one (taps reversed, padding on
+the other side) in token order:  P conv(P x) = conv'(x).
 """
 
 from __future__ import annotations

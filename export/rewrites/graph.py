@@ -89,10 +89,11 @@ def described(
 
 def stored(build: Builder, array: Array) -> ir.Value:
     """An initialiser with these numbers; equal ones once."""
+    array = np.array(array)
     key = ("stored", array.dtype.str, array.shape, array.tobytes())
     if key not in build.memo:
         value = ir.Value(name=_free_name(build))
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+        value.const_value = ir.tensor(array, name=value.name)
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(value.const_value.dtype)
         build.graph.register_initializer(value)

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from mambapose.export.rewrites.emission import digits
 from mambapose.export.rewrites.graph import Array, ints, is_scan, sides, text
 from mambapose.export.rewrites.movement import (
     NOWHERE,
     Sizes,
+    concrete,
     data_inputs,
     is_movement,
     moved,
 )
-from mambapose.export.rewrites.sources import Columns, Table
-from mambapose.export.rewrites.tokens import labels
+from mambapose.export.rewrites.operators import COMPUTE
+from mambapose.export.rewrites.sources import Columns, Given, Table, new_columns
+from mambapose.export.rewrites.tokens import DEPTH, labels
 from mambapose.plugins.onnx_function import INPUTS
 
 ROWS = ("u", "dt", "B", "C", "z")
@@ -119,9 +122,74 @@ class End:
     terms: Array
 
 
-def ends_of(
-    lanes: Sequence[Lane], table: Table, channels: int, *, through_sums: bool
-) -> list[End] | None:
+def exits_of(
+    lanes: Sequence[Lane], table: Table, region: dict[ir.Node, int]
+) -> list[tuple[ir.Value, Array, Columns]] | None:
+    """Where the result of the lanes' node is back in token order, on every way from it.
+
+    In between stand nodes that move it or work on each token alone; they are made again in token
+    order. Answers value, position of each element in (L, C) rows, and the columns of the rows. None
+    where a way leads elsewhere: what is read there is the result in the order of the steps.
+    """
+    y = lanes[0].node.outputs[0]
+    shape = concrete(y, table.sizes)
+    if shape is None:
+        return None
+    columns = new_columns(table, Given(y, (1,), shape[1:]), shape[2])
+    orders = np.repeat([lane.order for lane in lanes], shape[2] // len(lanes), axis=0)  # (K*D, L)
+    batches = np.arange(shape[0])[:, None, None] * table.length
+    table.seen[id(y), False] = columns * table.stride + batches + orders.T
+    table.seen[id(y), True] = table.seen[id(y), False]
+    waiting, passed, exits = [y], {y}, []
+    behind = dict(region)
+    while waiting:
+        value = waiting.pop(0)
+        found = labels(table, value, behind)
+        if found is None or table.given.get(id(value)) is not None or (found == NOWHERE).any():
+            return None
+        table.seen[id(value), True] = found
+        used = np.unique(found // table.stride)
+        where = positions(table, _renumbered(table, found, used), len(used))
+        if where is not None and value is not y:
+            exits.append((value, where, tuple(used.tolist())))
+            continue
+        if value.is_graph_output() or len(passed) > DEPTH:
+            return None
+        for node in dict.fromkeys(use.node for use in value.uses()):
+            if not (is_movement(node) or (node.op_type in COMPUTE and not node.domain)):
+                return None
+            behind[node] = 1
+            waiting.extend(
+                out
+                for out in node.outputs
+                if out not in passed and (out.uses() or out.is_graph_output())
+            )
+            passed.update(node.outputs)
+    return exits or None
+
+
+def _renumbered(table: Table, found: Array, used: Array) -> Array:
+    """The labels with columns counted from 0 in the order of their numbers."""
+    renumbered: Array = np.searchsorted(used, found // table.stride) * table.stride
+    renumbered += found % table.stride
+    return renumbered
+
+
+def positions(table: Table, found: Array, width: int) -> Array | None:
+    """Position in (L, width) rows of each labelled element of one batch element.
+
+    None where batch elements differ, or an order of axes cannot say it.
+    """
+    column, place = found // table.stride, found % table.stride
+    where: Array = (place % table.length * width + column).reshape(table.sizes.count, -1)
+    batch = (place // table.length).reshape(table.sizes.count, -1)
+    if (batch != np.arange(table.sizes.count)[:, None]).any() or (where != where[:1]).any():
+        return None
+    first: Array = where[0]
+    return first if first.size == table.length * width and digits(first) is not None else None
+
+
+def ends_of(lanes: Sequence[Lane], table: Table, channels: int) -> list[End] | None:
     """Where the results of the lanes' nodes leave the nodes that only move and add them.
 
     The labels are those of (lane, channel) columns at the token each step belongs to. None where a
@@ -146,7 +214,7 @@ def ends_of(
         inputs = [terms.get(id(item)) if item is not None else None for item in node.inputs]
         if all(item is None for item in inputs) or is_scan(node):
             continue
-        found = _through(node, inputs, table.sizes, through_sums)
+        found = _through(node, inputs, table.sizes)
         if found is not None:
             passed.add(node)
             for value, item in zip(node.outputs, found, strict=True):
@@ -159,13 +227,11 @@ def ends_of(
     return None if any((end.terms == NOWHERE).any() for end in ends) else ends
 
 
-def _through(
-    node: ir.Node, inputs: Sequence[Array | None], sizes: Sizes, through_sums: bool
-) -> list[Array] | None:
+def _through(node: ir.Node, inputs: Sequence[Array | None], sizes: Sizes) -> list[Array] | None:
     """Terms of the outputs of a node that moves or adds terms; None for other nodes."""
     if node.domain:
         return None
-    if node.op_type == "Add" and through_sums:
+    if node.op_type == "Add":
         one, two = inputs
         if one is None or two is None or one.shape[1:] != two.shape[1:]:
             return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from mambapose.export.rewrites.emission import arranged, digits, rows
+from mambapose.export.rewrites.emission import arranged, known_rows, rows
 from mambapose.export.rewrites.graph import (
     SCAN,
     Array,
@@ -27,15 +28,19 @@ from mambapose.export.rewrites.lanes import (
     Lane,
     alike,
     ends_of,
+    exits_of,
     given_inputs,
     lane_count,
     lanes_of,
+    positions,
     sizes_of,
 )
-from mambapose.export.rewrites.sources import Table
+from mambapose.export.rewrites.movement import is_picking
+from mambapose.export.rewrites.sources import Columns, Table
 from mambapose.export.rewrites.tokens import unsettled
 from mambapose.plugins.onnx_function import INPUTS
 
+MOST_WAYS = 64
 FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found has to agree
 
 
@@ -43,14 +48,15 @@ FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found 
 class Found:
     """Lanes of one or several scans, and where their results (or, summed, their sum) go.
 
-    ends: value, and for each of its elements in one batch element the position in (L, C) rows.
+    ends: value, for each of its elements in one batch element the position in (L, C) rows, and the
+    columns of those rows; none for the rows of the scan itself.
     """
 
     table: Table
     lanes: list[Lane]
     channels: int
     summed: bool
-    ends: list[tuple[ir.Value, Array]]
+    ends: list[tuple[ir.Value, Array, Columns]]
 
 
 def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
@@ -61,15 +67,38 @@ def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
         return None
     region = unsettled(graph)
     free = isinstance(sizes_of(nodes[0], 2)[0].batch, str)
-    for preference in (0, 1):
-        every = [
-            _look(nodes, region, count, preference, summed=summed)
-            for count in (FREE_COUNTS if free else FREE_COUNTS[:1])
-        ]
-        first = every[0]
-        if first is not None and all(_agree(first, other) for other in every[1:]):
-            return first
-    return None
+    counts = FREE_COUNTS if free else FREE_COUNTS[:1]
+    ways: dict[int, int] = {}
+    first = _look(nodes, region, counts[0], {}, ways, summed=summed)
+    # A value with as many channels as tokens can be read in two ways; only one fits the scan.
+    for choice in itertools.islice(itertools.product(*map(range, ways.values())), 1, MOST_WAYS):
+        if first is not None:
+            break
+        preferred = dict(zip(ways, choice, strict=True))
+        first = _look(nodes, region, counts[0], preferred, {}, summed=summed)
+    if first is None or not _spares(graph, first):
+        return None
+    others = [
+        _look(nodes, region, count, first.table.preferred, {}, summed=summed)
+        for count in counts[1:]
+    ]
+    return first if all(_agree(first, other) for other in others) else None
+
+
+def _spares(graph: ir.Graph, found: Found) -> bool:
+    """Whether a node that reorders or copies tokens has no reader left afterwards."""
+    ends = {value for value, *_ in found.ends}
+    dead: set[ir.Node] = set()
+    for node in reversed(list(graph)):
+        if all(
+            value in ends
+            or not (value.is_graph_output() or any(use.node not in dead for use in value.uses()))
+            for value in node.outputs
+        ):
+            dead.add(node)
+            if is_picking(node):
+                return True
+    return False
 
 
 def _agree(one: Found, other: Found | None) -> bool:
@@ -78,10 +107,10 @@ def _agree(one: Found, other: Found | None) -> bool:
             (a.order == b.order).all() and a.parts == b.parts
             for a, b in zip(one.lanes, other.lanes, strict=True)
         )
-        and [value for value, _ in one.ends] == [value for value, _ in other.ends]
+        and len(one.ends) == len(other.ends)
         and all(
-            a.shape == b.shape and (a == b).all()
-            for (_, a), (_, b) in zip(one.ends, other.ends, strict=True)
+            a[0] is b[0] and a[1].shape == b[1].shape and (a[1] == b[1]).all() and a[2] == b[2]
+            for a, b in zip(one.ends, other.ends, strict=True)
         )
     )
 
@@ -90,12 +119,14 @@ def _look(
     nodes: Sequence[ir.Node],
     region: dict[ir.Node, int],
     count: int,
-    preference: int,
+    preferred: dict[int, int],
+    ways: dict[int, int],
     *,
     summed: bool,
 ) -> Found | None:
+    """One reading of the graph. ways: filled with the values that have several, and how many."""
     sizes, length, channels = sizes_of(nodes[0], count)
-    table = Table(sizes, length, preference)
+    table = Table(sizes, length, preferred, ways=ways)
     lanes: list[Lane] = []
     for node in nodes:
         found = lanes_of(table, node, region)
@@ -106,40 +137,30 @@ def _look(
         return None
     if any(lane.parts.get("z") != lanes[0].parts.get("z") for lane in lanes):
         return None  # a node has one gate for all of its directions
-    ends = ends_of(lanes, table, channels, through_sums=summed)
-    if not ends:
+    if not summed:
+        exits = exits_of(lanes, table, region)
+        return None if exits is None else Found(table, lanes, channels, summed, exits)
+    ends = ends_of(lanes, table, channels)
+    if ends is None or len(ends) != 1:
         return None
-    width = channels if summed else channels * len(lanes)
-    placed = []
-    for end in ends:
-        where = _where(end, table, channels, len(lanes) if summed else 1, width)
-        if where is None or where.size != length * width or digits(where) is None:
-            return None
-        placed.append((end.value, where))
-    if summed and len(placed) != 1:
+    where = _where(ends[0], table, channels, len(lanes))
+    if where is None:
         return None
-    return Found(table, lanes, channels, summed, placed)
+    return Found(table, lanes, channels, summed, [(ends[0].value, where, ())])
 
 
-def _where(end: End, table: Table, channels: int, terms: int, width: int) -> Array | None:
-    """Position of each element in (L, width) rows; None unless each is the sum of all lanes."""
-    if len(end.terms) != terms:
+def _where(end: End, table: Table, channels: int, lanes: int) -> Array | None:
+    """Position of each element in (L, D) rows; None unless each is the sum of all lanes."""
+    if len(end.terms) != lanes:
         return None
     column, place = end.terms // table.stride, end.terms % table.stride
-    if (place != place[:1]).any():
+    lane, channel = column // channels, column % channels
+    wanted = np.arange(lanes).reshape(-1, *[1] * (lane.ndim - 1))
+    if (np.sort(lane, 0) != wanted).any():
         return None
-    if terms > 1:
-        lane, channel = column // channels, column % channels
-        wanted = np.arange(terms).reshape(-1, *[1] * (lane.ndim - 1))
-        if (channel != channel[:1]).any() or (np.sort(lane, 0) != wanted).any():
-            return None
-        column = channel
-    where: Array = (place[0] % table.length * width + column[0]).reshape(table.sizes.count, -1)
-    batch = (place[0] // table.length).reshape(table.sizes.count, -1)
-    if (batch != np.arange(table.sizes.count)[:, None]).any() or (where != where[:1]).any():
+    if (place != place[:1]).any() or (channel != channel[:1]).any():
         return None
-    first: Array = where[0]
-    return first
+    return positions(table, place[0] + table.stride * channel[0], channels)
 
 
 def apply(found: Found) -> None:
@@ -147,12 +168,17 @@ def apply(found: Found) -> None:
     graph = found.lanes[0].node.graph
     assert isinstance(graph, ir.Graph)
     build = Builder(graph)
-    made = [_scan(build, found, lanes) for lanes in _nodes(found)]
+    nodes = _nodes(found)
+    orders = _orders(nodes)
+    made = [_scan(build, found, lanes, *order) for lanes, order in zip(nodes, orders, strict=True)]
     result = made[0]
     for other in made[1:]:
         result = added(build, "Add", [result, other], sides(result) or (), result.dtype)
-    for value, where in found.ends:
-        new = arranged(build, result, where, sides(value) or ())
+    if not found.summed:  # what stands for the rows of the scan in the table's sources
+        known_rows(build, found.lanes[0].node.outputs[0], result)
+    for value, where, columns in found.ends:
+        whole = result if found.summed else rows(build, found.table, columns)
+        new = arranged(build, whole, where, sides(value) or ())
         assert new is not None  # `_look` saw to it
         replace(build, value, new)
 
@@ -168,11 +194,16 @@ def _nodes(found: Found) -> list[list[Lane]]:
     return list(by_u.values()) if shared else [found.lanes]
 
 
-def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
+def _scan(
+    build: Builder,
+    found: Found,
+    lanes: Sequence[Lane],
+    order: Array | None,
+    reverse: Sequence[int],
+) -> ir.Value:
     """y (N, L, D) of one node, or (N, L, K*D) where the directions stay apart."""
     table, node = found.table, lanes[0].node
     given = given_inputs(node)
-    order, reverse = _order(lanes)
     inputs: dict[str, ir.Value | None] = {}
     for name in given:
         if name in lanes[0].parts:
@@ -184,9 +215,8 @@ def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
             inputs[name] = _weights(build, lanes, name)
     if order is not None:
         inputs["order"] = stored(build, order)
-    keep = {name: entry for name, entry in node.attributes.items()}
     attributes = {
-        **keep,
+        **node.attributes,
         "directions": len(lanes),
         "groups": 1,
         "reverse": reverse,
@@ -205,6 +235,26 @@ def _scan(build: Builder, found: Found, lanes: Sequence[Lane]) -> ir.Value:
     whole = found.channels * len(lanes)
     described(build, scan.outputs[1], (batch, whole, states), ir.DataType.FLOAT)
     return scan.outputs[0]
+
+
+def _orders(nodes: Sequence[Sequence[Lane]]) -> list[tuple[Array | None, list[int]]]:
+    """Order input and reverse flags of each node, in one form for all.
+
+    A node that needs no order gets that of the tokens where its neighbour needs one: a file with
+    one signature runs in readers that do not tell function bodies apart (docs/decisions/0003).
+    """
+    found = [_order(lanes) for lanes in nodes]
+    rows = [order.ndim for order, _ in found if order is not None]
+    if not rows:
+        return found
+    tokens = np.arange(len(nodes[0][0].order), dtype=np.int32)
+    filled: list[tuple[Array | None, list[int]]] = []
+    for (order, reverse), lanes in zip(found, nodes, strict=True):
+        order = tokens if order is None else order
+        if max(rows) == 2:
+            order = np.broadcast_to(order, (len(lanes), len(tokens)))
+        filled.append((order, reverse))
+    return filled
 
 
 def _order(lanes: Sequence[Lane]) -> tuple[Array | None, list[int]]:

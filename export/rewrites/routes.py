@@ -19,7 +19,7 @@ def remove_routes(model: ir.Model) -> int:
     """Rewrites scans of several groups; the number of nodes the graph lost."""
     before = len(model.graph)
     for node in [node for node in model.graph if is_plain(node) and lane_count(node) > 1]:
-        found = look([node], summed=True) or look([node], summed=False)
+        found = look([node], summed=True)
         if found is not None:
             apply(found)
             tidy(model)

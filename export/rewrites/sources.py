@@ -6,6 +6,7 @@ of the columns that are asked for.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +20,25 @@ Columns = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Given:
-    """A value of the graph. where: (L, C) position of each element in one batch element."""
+    """A value of the graph. tokens: its axes that are the tokens, in order; the others are
+    columns. shape: without the batch.
+    """
 
     value: ir.Value
-    where: Array
+    tokens: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(1, len(self.shape) + 1) if axis not in self.tokens)
+
+    def where(self) -> Array:
+        """(L, C) position of each element in one batch element."""
+        inner = np.arange(math.prod(self.shape)).reshape(self.shape)
+        length = math.prod(self.shape[axis - 1] for axis in self.tokens)
+        turned = inner.transpose([axis - 1 for axis in (*self.tokens, *self.others)])
+        rows: Array = turned.reshape(length, -1)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -61,11 +77,12 @@ class Table:
 
     sizes: Sizes
     length: int
-    preference: int  # which of the ways to read a value's axes as tokens comes first
+    preferred: dict[int, int]  # of the ways to read a value's axes as tokens; the first otherwise
     sources: list[Source] = field(default_factory=list)
     place: list[tuple[int, int]] = field(default_factory=list)
     seen: dict[tuple[int, bool], Array | None] = field(default_factory=dict)
     given: dict[int, Array | None] = field(default_factory=dict)
+    ways: dict[int, int] = field(default_factory=dict)  # how many there are, where several
 
     @property
     def stride(self) -> int:

@@ -113,13 +113,14 @@ def _given(table: Table, value: ir.Value) -> Array | None:
     if not ways:
         return None
     ways.sort(reverse=True)  # channels first, then the tokens
-    tokens = ways[min(table.preference, len(ways) - 1)]
-    others = tuple(axis for axis in axes if axis not in tokens)
-    inner = np.arange(math.prod(full[1:])).reshape(full[1:])
-    where = inner.transpose([axis - 1 for axis in (*tokens, *others)]).reshape(table.length, -1)
-    columns = new_columns(table, Given(value, where), where.shape[1])
+    if len(ways) > 1:
+        table.ways[id(value)] = len(ways)
+    tokens = ways[table.preferred.get(id(value), 0)]
+    source = Given(value, tokens, full[1:])
+    where = source.where()
+    columns = new_columns(table, source, where.shape[1])
     rows = columns * table.stride + np.arange(table.length)[:, None]
-    flat = np.empty(inner.size, np.int64)
+    flat = np.empty(where.size, np.int64)
     flat[where.reshape(-1)] = rows.reshape(-1)
     batches = np.arange(table.sizes.count).reshape(-1, *[1] * (len(full) - 1))
     return flat.reshape(full[1:]) + batches * table.length

@@ -43,9 +43,9 @@ class OwnScan:
 class Public:
     """repository: folder name; root: where its imports start; code: a factory called ``make``.
 
-    scans: selective-scan nodes of the graph; calls: of the reference scan, for the same; limit:
-    of the relative error, golden/README's for the family; spread: of what is added to the weights;
-    run_own_scan: given the folder of checkouts, puts the scan in its place and returns it;
+    scans: selective-scan nodes of the graph; calls: of the reference scan, for the same; rewrites:
+    what the command says of them; flips: that stay, of channels; limit: of the relative error,
+    golden/README's for the family; spread: of what is added to the weights; run_own_scan: given the folder of checkouts, puts the scan in its place and returns it;
     own_paths: folders of checkouts whose packages then come before the stand-ins; wrapped: a state
     dict as the repository's training saves it; packages: that the code imports.
     """
@@ -55,10 +55,12 @@ class Public:
     inputs: str
     scans: int
     calls: int
+    rewrites: str
     limit: float
     run_own_scan: Callable[[Path], OwnScan]
     wrapped: Callable[[dict[str, torch.Tensor]], dict[str, Any]]
     root: str = "."
+    flips: int = 0
     own_paths: tuple[str, ...] = ()
     spread: float = 0.02
     packages: tuple[str, ...] = ("timm", "einops")
@@ -175,10 +177,10 @@ def vssm(options: str) -> str:
     return f"from vmamba import VSSM\ndef make(): return VSSM({sizes}, {kinds}, {options})\n"
 
 
-def vmamba(options: str) -> Public:
+def vmamba(options: str, rewrites: str) -> Public:
     return Public(
         "VMamba", vssm(options), "x:float32:1,3,64,64", scans=4, calls=4, limit=1e-5,
-        run_own_scan=run_vmamba, spread=0.1, packages=("timm", "einops", "fvcore"),
+        rewrites=rewrites,        run_own_scan=run_vmamba, spread=0.1, packages=("timm", "einops", "fvcore"),
         wrapped=lambda state: {"model": state, "epoch": 9, "max_accuracy": 0.0},
     )  # fmt: skip
 
@@ -188,7 +190,8 @@ CASES = {
         "PoseMamba",
         "from lib.model.PoseMamba import PoseMamba\n"
         "def make(): return PoseMamba(num_frame=243, embed_dim_ratio=64, mlp_ratio=2, depth=10)\n",
-        "x:float32:N,27,17,2", scans=20, calls=20, limit=5e-5, run_own_scan=run_posemamba,
+        "x:float32:N,27,17,2", scans=40, calls=20, limit=5e-5, rewrites="R",
+        run_own_scan=run_posemamba,
         wrapped=lambda state: {
             "epoch": 9, "lr": 2e-4, "min_loss": 1.0,
             "model_pos": {f"module.{key}": value for key, value in state.items()},
@@ -200,22 +203,23 @@ CASES = {
         "def make():\n"
         "    name = 'vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_'\n"
         "    return getattr(models_mamba, name + 'with_midclstok_div2')()\n",
-        "x:float32:1,3,224,224", scans=24, calls=48, limit=2e-5, run_own_scan=run_vim,
+        "x:float32:1,3,224,224", scans=24, calls=48, rewrites="(807 -> 759 nodes)", limit=2e-5, run_own_scan=run_vim,
         wrapped=lambda state: {"model": state, "epoch": 9, "scaler": None},
         root="vim", own_paths=("Vim/mamba-1p1p1", "Vim/causal-conv1d"),
         packages=("timm", "einops", "transformers"),
     ),
     "vmamba-1": vmamba(
-        'ssm_d_state=1, ssm_conv_bias=False, forward_type="v05_noz", norm_layer="ln2d"'
+        'ssm_d_state=1, ssm_conv_bias=False, forward_type="v05_noz", norm_layer="ln2d"',
+        "(305 -> 147 nodes)",
     ),
-    "vmamba-16": vmamba('ssm_d_state=16, forward_type="v05"'),
+    "vmamba-16": vmamba('ssm_d_state=16, forward_type="v05"', "(305 -> 157 nodes)"),
     "mambavision": Public(
         "MambaVision",
         "from mambavision.models.mamba_vision import MambaVision\n"
         "def make(): return MambaVision(\n"
         "    depths=[1, 1, 2, 2], num_heads=[2, 4, 8, 16], window_size=[8, 8, 14, 7], dim=32,\n"
         "    in_dim=32, mlp_ratio=4, resolution=224, drop_path_rate=0.0)\n",
-        "x:float32:1,3,224,224", scans=2, calls=2, limit=2e-5, run_own_scan=run_mambavision,
+        "x:float32:1,3,224,224", scans=2, calls=2, rewrites="(201 -> 177 nodes)", limit=2e-5, run_own_scan=run_mambavision,
         wrapped=lambda state: {"state_dict": state, "arch": "mamba_vision", "epoch": 9},
     ),
     "mamba3d": Public(
@@ -229,8 +233,17 @@ CASES = {
         "    trans_dim=96, depth=2, drop_path_rate=0.1, cls_dim=15, num_heads=6, group_size=16,\n"
         "    num_group=32, encoder_dims=96, bimamba_type='v4', center_local_k=4, ordering=False,\n"
         "    label_smooth=0.0))\n",
-        "x:float32:1,512,3", scans=4, calls=4, limit=2e-5, run_own_scan=run_mamba3d,
+        "x:float32:1,512,3", scans=4, calls=4, limit=2e-5, rewrites="R",
+        run_own_scan=run_mamba3d, flips=4,
         wrapped=lambda state: {"base_model": state, "epoch": 9, "metrics": {"acc": 0.0}},
         packages=("timm", "einops", "easydict", "transformers", "matplotlib"),
     ),
 }  # fmt: skip
+# Vim's own layer in place of ours, with all its flips: factory by type.
+VIM_LAYERS = {
+    kind: (
+        "from mamba_simple import Mamba\n"
+        f"def make(): return Mamba(192, expand=2, bimamba_type='{kind}', if_divide_out=True)\n"
+    )
+    for kind in ("v1", "v2")
+}

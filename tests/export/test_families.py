@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from mambapose.export.bring import Brought, build_brought
+from mambapose.export.rewrites import kinds
 from mambapose.export.user_model import inputs_from_texts
 from mambapose.runtime.bundle import MODEL, read_bundle
 from mambapose.runtime.targets import TARGETS
@@ -202,10 +203,27 @@ class Net(nn.Module):
         y = self.out(y.transpose(1, 2))
         return self.head(torch.cat([y[:, 0], y.max(1)[0] + y.mean(1)], -1))
 """
+# A forward layer for each direction, with flips around the whole of the second one.
+AROUND = """
+import torch
+from torch import nn
+from mamba_ssm import Mamba
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.norm, self.ahead, self.back = nn.LayerNorm(width), Mamba(width), Mamba(width)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.ahead(y) + self.back(y.flip(1)).flip(1)
+"""
 FAMILIES = {
     "vmamba, 16 states": (CROSS_SCAN.replace("{states}", "16"), "x:float32:1,8,6,4", 1),
     "vmamba, 1 state": (CROSS_SCAN.replace("{states}", "1"), "x:float32:1,8,6,4", 1),
-    "vim": (INNER, "x:float32:N,11,8", 4),
+    "vmamba, any batch": (CROSS_SCAN.replace("{states}", "4"), "x:float32:N,8,5,3", 1),
+    "vim": (INNER, "x:float32:N,11,8", 2),
+    "flips around layers": (AROUND, "x:float32:N,9,8", 2),
     "mambavision": (MIXED, "x:float32:2,9,8", 1),
     "mamba3d": (POINTS, "points:float32:2,40,3", 2),
 }
@@ -215,14 +233,40 @@ FAMILIES = {
 def test_family(family: str, tmp_path: Path) -> None:
     code, inputs, scans = FAMILIES[family]
     (tmp_path / "family_net.py").write_text(code)
-    out = tmp_path / "bundle"
+    said: list[str] = []
+    model = exported(tmp_path, inputs, said)
+    assert [scan.op_type for scan in model.graph.node].count("SelectiveScan") == scans
+    removed = kinds(model)
+    assert removed["flips"] == 0
+    (line,) = [line for line in said if line.startswith("rewrites:")]
+    assert line.endswith(f"-> {removed['all']} nodes)")
+
+
+@pytest.mark.parametrize(
+    ("family", "scans", "flips"),
+    [("vim", 4, 4), ("flips around layers", 2, 2), ("vmamba, 1 state", 1, 2)],
+)
+def test_as_written(family: str, scans: int, flips: int, tmp_path: Path) -> None:
+    code, inputs, _ = FAMILIES[family]
+    (tmp_path / "family_net.py").write_text(code)
+    said: list[str] = []
+    model = exported(tmp_path, inputs, said, rewrite=False)
+    assert [node.op_type for node in model.graph.node].count("SelectiveScan") == scans
+    assert kinds(model)["flips"] == flips
+    assert not [line for line in said if line.startswith("rewrites:")]
+
+
+def exported(
+    folder: Path, inputs: str, said: list[str], *, rewrite: bool = True
+) -> onnx.ModelProto:
+    """The graph of family_net.py, which agreed with torch in both forms."""
+    out = folder / "bundle"
     build_brought(
-        Brought("family_net:Net", inputs_from_texts([inputs])), TARGETS["cpu"], out,
-        folder=tmp_path, overwrite=False, tell=lambda _: None,
+        Brought("family_net:Net", inputs_from_texts([inputs]), rewrite=rewrite), TARGETS["cpu"],
+        out, folder=folder, overwrite=False, tell=said.append,
     )  # fmt: skip
     bundle = read_bundle(out)
     entry = bundle.stage(MODEL)
     assert entry.gate["relative"] < 1e-4
     assert entry.gate.get("native_vs_function", 0.0) < 1e-4
-    graph = onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False).graph
-    assert sum(node.op_type == "SelectiveScan" for node in graph.node) == scans
+    return onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False)

@@ -25,6 +25,7 @@ from mambapose.export.build import Loaded, errors_text, facts_of_weights, writte
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.models import vim
 from mambapose.export.models.folding import freeze
+from mambapose.export.rewrites import kinds
 from mambapose.export.verify import open_graph
 from mambapose.runtime.bundle import MODEL, Bundle, read_bundle
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
@@ -106,7 +107,7 @@ def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         moved = float((model(x) - wanted).abs().max() / wanted.abs().max())
         torch.save(case.wrapped(model.state_dict()), work / "best.pth")
     root = folder / case.repository / case.root
-    command(
+    said = command(
         ["mambapose.export.cli", "--model", "public_factory:make", "--inputs", case.inputs,
          "--weights", str(work / "best.pth"), "--target", "cpu", "--out", str(work / "bundle")],
         root, work,
@@ -124,14 +125,23 @@ def outputs_of(bundle: Bundle, stage: str, x: Array, library: Path | None) -> Ar
     return open_graph(bundle.file(graph.file), library).run({given.name: x})[asked.name]
 
 
+def check_graph(bundle: Bundle, scans: int, flips: int = 0) -> None:
+    """So many flips, and scans of one signature (docs/decisions/0003)."""
+    path = bundle.file(bundle.stage(MODEL).graphs["main"].file)
+    model = onnx.load(path, load_external_data=False)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["mambapose.scan_signatures"] == "1"
+    assert sum(node.op_type == "SelectiveScan" for node in model.graph.node) == scans
+    assert kinds(model)["flips"] == flips
+
+
 def test_exports_with_one_command(answered: Answered) -> None:
     entry = answered.bundle.stage(MODEL)
     assert entry.weights.file == "best.pth"
     assert entry.gate["relative"] <= answered.case.limit
     assert entry.gate.get("native_vs_function", 0.0) <= answered.case.limit
-    path = answered.bundle.file(entry.graphs["main"].file)
-    graph = onnx.load(path, load_external_data=False).graph
-    assert sum(node.op_type == "SelectiveScan" for node in graph.node) == answered.case.scans
+    check_graph(answered.bundle, answered.case.scans, answered.case.flips)
+    assert answered.case.rewrites in answered.said
     print(f"{answered.name}: {entry.params / 1e6:.2f} M parameters, {errors_text(entry.gate)}")
     checked = command(["mambapose.runtime.check_cli", str(answered.bundle.path)], Path.cwd())
     assert "public_factory:make on onnxruntime" in checked
@@ -190,3 +200,20 @@ def test_vim_equals_our_own(answered: Answered, tmp_path: Path) -> None:
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"ours: {error:.2g}")
     assert error <= answered.case.limit
+
+
+@pytest.mark.parametrize(
+    ("kind", "rewrites"),
+    [("v1", "6 flips, 11 copies removed (49 -> 22 nodes)"),
+     ("v2", "2 flips, 12 copies removed (55 -> 33 nodes)")],
+)  # fmt: skip
+def test_vims_own_layer_is_one_scan(kind: str, rewrites: str, tmp_path: Path) -> None:
+    folder = checkouts(PUBLIC.CASES["vim"])
+    (tmp_path / "public_factory.py").write_text(PUBLIC.VIM_LAYERS[kind])
+    said = command(
+        ["mambapose.export.cli", "--model", "public_factory:make", "--inputs",
+         "x:float32:1,197,192", "--target", "cpu", "--out", str(tmp_path / "bundle")],
+        folder / "Vim/mamba-1p1p1/mamba_ssm/modules", tmp_path,
+    )  # fmt: skip
+    check_graph(read_bundle(tmp_path / "bundle"), 1)
+    assert rewrites in said

@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+import torch
+from torch import nn
 
 from mambapose.export.models import (
     depth_anything,
@@ -28,7 +31,10 @@ from mambapose.export.models import (
     vitpose,
 )
 from mambapose.export.onnx_export import export_graph
-from mambapose.plugins.onnx_function import inline_functions
+from mambapose.export.rewrites import rewritten
+from mambapose.plugins.adapters import CrossMerge, CrossScan, SelectiveScanCore
+from mambapose.plugins.onnx_function import inline_functions, strip_functions
+from mambapose.runtime.types import GraphSpec, TensorSpec
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
@@ -105,6 +111,10 @@ def test_every_graph_builds(name: str, tmp_path: Path) -> None:
     for number, graph in enumerate(graphs.values()):
         paths.append(tmp_path / f"{number}.onnx")
         paths[-1].write_bytes(inline_functions(export_graph(*graph)).SerializeToString())
+    check_builds(paths)
+
+
+def check_builds(paths: list[Path]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BUILD, *map(str, paths)],
         capture_output=True,
@@ -112,5 +122,48 @@ def test_every_graph_builds(name: str, tmp_path: Path) -> None:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, f"{list(graphs)}: {done.stdout[-500:]} {done.stderr[-2000:]}"
-    assert done.stdout.count("built") == len(graphs)
+    assert done.returncode == 0, f"{paths}: {done.stdout[-500:]} {done.stderr[-2000:]}"
+    assert done.stdout.count("built") == len(paths)
+
+
+class Routed(nn.Module):
+    """Four routes over an image in the style of VMamba, whose copies the rewrites remove."""
+
+    def __init__(self, width: int = 8, states: int = 4, rank: int = 2) -> None:
+        super().__init__()
+        self.parts = [rank, states, states]
+        self.project = nn.Parameter(0.2 * torch.randn(4, rank + 2 * states, width))
+        self.steps = nn.Parameter(torch.randn(4, width, rank))
+        self.logs = nn.Parameter(torch.rand(4 * width, states))
+        self.skip, self.bias = (
+            nn.Parameter(torch.ones(4 * width)),
+            nn.Parameter(torch.randn(4 * width)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        routes = CrossScan.apply(x)
+        dt, b, c = torch.einsum("bkdl,kcd->bkcl", routes, self.project).split(self.parts, 2)
+        dt = torch.einsum("bkrl,kdr->bkdl", dt, self.steps)
+        y = SelectiveScanCore.apply(
+            routes.flatten(1, 2), dt.flatten(1, 2), -self.logs.exp(), b, c, self.skip, self.bias,
+            True,
+        )  # fmt: skip
+        return CrossMerge.apply(y.reshape(-1, 4, *x.shape[1:]))
+
+
+def test_rewritten_graphs_build(tmp_path: Path) -> None:
+    """Orders, reverse flags and a summed merge, from copies; and the form with plugin nodes."""
+    torch.manual_seed(0)
+    spec = GraphSpec(
+        "main",
+        (TensorSpec("x", "float32", ("N", 8, 6, 5)),),
+        (TensorSpec("y", "float32", ("N", 8, 30)),),
+    )
+    model = export_graph(Routed(), spec, rewrite=lambda model: rewritten(model)[0])
+    (scan,) = (node for node in strip_functions(model).graph.node if node.domain == "mambapose")
+    found = {entry.name: onnx.helper.get_attribute_value(entry) for entry in scan.attribute}
+    assert (found["directions"], found["presence"]) == (4, 1 | 4 | 8)  # D, dt_bias and order
+    assert all(scan.input)
+    path = tmp_path / "routed.onnx"
+    path.write_bytes(inline_functions(model).SerializeToString())
+    check_builds([path])
