@@ -45,9 +45,10 @@ class Public:
 
     scans: selective-scan nodes of the graph; calls: of the reference scan, for the same; rewrites:
     what the command says of them; flips: that stay, of channels; limit: of the relative error,
-    golden/README's for the family; spread: of what is added to the weights; run_own_scan: given the folder of checkouts, puts the scan in its place and returns it;
-    own_paths: folders of checkouts whose packages then come before the stand-ins; wrapped: a state
-    dict as the repository's training saves it; packages: that the code imports.
+    golden/README's for the family; spread: of what is added to the weights; run_own_scan: given
+    the folder of checkouts, puts the scan in its place and returns it; own_paths: folders of
+    checkouts whose packages then come before the stand-ins; wrapped: a state dict as the
+    repository's training saves it; packages: that the code imports.
     """
 
     repository: str

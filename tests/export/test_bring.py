@@ -11,6 +11,7 @@ import torch
 
 from mambapose.benchmarks.comparison import own_sides
 from mambapose.benchmarks.sides import size_of
+from mambapose.export import bring
 from mambapose.export.bring import AS_BUILT, Brought, build_brought, check_contract
 from mambapose.export.cli import main
 from mambapose.export.user_model import inputs_from_texts
@@ -166,7 +167,9 @@ def test_a_lifter_takes_its_place_in_the_pipeline(
         ["--model", "brought_net:Lifter", "--inputs", KEYPOINTS, "--outputs", "xyz", "--stage",
          "lift3d", "--out", "mine"]
     )  # fmt: skip
-    assert "next: mp-run --engine mine VIDEO" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "next: mp-run --engine mine VIDEO" in said
+    assert "rewrites: " in said
     bundle = read_bundle(folder / "mine")
     assert list(bundle.stages) == ["pose2d", "lift3d"]
     assert (bundle.schedule.clip_frames, bundle.schedule.hop) == (9, 3)
@@ -224,6 +227,31 @@ class Bright(torch.nn.Module):
     def forward(self, image):
         return image.float().mean(-1)[:, None] / 255
 """
+
+
+def test_no_rewrite_reaches_the_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(bring, "build_brought", lambda asked, *_, **__: seen.append(asked.rewrite))
+    for words in ([], ["--no-rewrite"]):
+        main(["--model", "brought_net:Lifter", "--inputs", KEYPOINTS, "--out", "none", *words])
+    assert seen == [True, False]
+
+
+def test_a_rewrite_that_fails_says_how_to_do_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: onnx.ModelProto) -> None:
+        raise ZeroDivisionError("not foreseen")
+
+    monkeypatch.setattr(bring, "rewritten", fail)
+    with pytest.raises(ExportError, match=r"not foreseen.*--no-rewrite"):
+        build_brought(
+            brought(), TARGETS["cpu"], folder / "none", folder=folder, overwrite=False,
+            tell=lambda _: None,
+        )  # fmt: skip
+    assert not (folder / "none").exists()
+
+
 LIFT = GraphSpec(
     "main",
     (TensorSpec("keypoints", "float32", ("N", 9, 17, 2)),),
