@@ -181,7 +181,7 @@ def vssm(options: str) -> str:
 def vmamba(options: str, rewrites: str) -> Public:
     return Public(
         "VMamba", vssm(options), "x:float32:1,3,64,64", scans=4, calls=4, limit=1e-5,
-        rewrites=rewrites,        run_own_scan=run_vmamba, spread=0.1, packages=("timm", "einops", "fvcore"),
+        rewrites=rewrites, run_own_scan=run_vmamba, spread=0.1, packages=("timm", "einops", "fvcore"),
         wrapped=lambda state: {"model": state, "epoch": 9, "max_accuracy": 0.0},
     )  # fmt: skip
 
@@ -191,8 +191,8 @@ CASES = {
         "PoseMamba",
         "from lib.model.PoseMamba import PoseMamba\n"
         "def make(): return PoseMamba(num_frame=243, embed_dim_ratio=64, mlp_ratio=2, depth=10)\n",
-        "x:float32:N,27,17,2", scans=40, calls=20, limit=5e-5, rewrites="R",
-        run_own_scan=run_posemamba,
+        "x:float32:N,27,17,2", scans=40, calls=20, limit=5e-5,
+        rewrites="40 flips, 442 copies removed (1658 -> 914 nodes)", run_own_scan=run_posemamba,
         wrapped=lambda state: {
             "epoch": 9, "lr": 2e-4, "min_loss": 1.0,
             "model_pos": {f"module.{key}": value for key, value in state.items()},
@@ -204,7 +204,8 @@ CASES = {
         "def make():\n"
         "    name = 'vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_'\n"
         "    return getattr(models_mamba, name + 'with_midclstok_div2')()\n",
-        "x:float32:1,3,224,224", scans=24, calls=48, rewrites="(807 -> 759 nodes)", limit=2e-5, run_own_scan=run_vim,
+        "x:float32:1,3,224,224", scans=24, calls=48, limit=2e-5,
+        rewrites="(807 -> 759 nodes)", run_own_scan=run_vim,
         wrapped=lambda state: {"model": state, "epoch": 9, "scaler": None},
         root="vim", own_paths=("Vim/mamba-1p1p1", "Vim/causal-conv1d"),
         packages=("timm", "einops", "transformers"),
@@ -220,7 +221,8 @@ CASES = {
         "def make(): return MambaVision(\n"
         "    depths=[1, 1, 2, 2], num_heads=[2, 4, 8, 16], window_size=[8, 8, 14, 7], dim=32,\n"
         "    in_dim=32, mlp_ratio=4, resolution=224, drop_path_rate=0.0)\n",
-        "x:float32:1,3,224,224", scans=2, calls=2, rewrites="(201 -> 177 nodes)", limit=2e-5, run_own_scan=run_mambavision,
+        "x:float32:1,3,224,224", scans=2, calls=2, limit=2e-5,
+        rewrites="(201 -> 177 nodes)", run_own_scan=run_mambavision,
         wrapped=lambda state: {"state_dict": state, "arch": "mamba_vision", "epoch": 9},
     ),
     "mamba3d": Public(
@@ -234,7 +236,7 @@ CASES = {
         "    trans_dim=96, depth=2, drop_path_rate=0.1, cls_dim=15, num_heads=6, group_size=16,\n"
         "    num_group=32, encoder_dims=96, bimamba_type='v4', center_local_k=4, ordering=False,\n"
         "    label_smooth=0.0))\n",
-        "x:float32:1,512,3", scans=4, calls=4, limit=2e-5, rewrites="R",
+        "x:float32:1,512,3", scans=4, calls=4, limit=2e-5, rewrites="(563 -> 529 nodes)",
         run_own_scan=run_mamba3d, flips=4,
         wrapped=lambda state: {"base_model": state, "epoch": 9, "metrics": {"acc": 0.0}},
         packages=("timm", "einops", "easydict", "transformers", "matplotlib"),
