@@ -181,7 +181,8 @@ def vssm(options: str) -> str:
 def vmamba(options: str, rewrites: str) -> Public:
     return Public(
         "VMamba", vssm(options), "x:float32:1,3,64,64", scans=4, calls=4, limit=1e-5,
-        rewrites=rewrites, run_own_scan=run_vmamba, spread=0.1, packages=("timm", "einops", "fvcore"),
+        rewrites=rewrites, run_own_scan=run_vmamba, spread=0.1,
+        packages=("timm", "einops", "fvcore"),
         wrapped=lambda state: {"model": state, "epoch": 9, "max_accuracy": 0.0},
     )  # fmt: skip
 
