@@ -63,6 +63,7 @@ class Answered:
     without_state: float
     weights: Path
     bundle: Bundle
+    said: str
 
 
 def command(words: list[str], folder: Path, *paths: Path) -> str:
@@ -114,7 +115,15 @@ def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     )  # fmt: skip
     bundle = read_bundle(work / "bundle")
     return Answered(
-        request.param, case, x.numpy(), wanted.numpy(), calls, moved, work / "best.pth", bundle
+        request.param,
+        case,
+        x.numpy(),
+        wanted.numpy(),
+        calls,
+        moved,
+        work / "best.pth",
+        bundle,
+        said,
     )
 
 
