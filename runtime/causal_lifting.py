@@ -107,7 +107,8 @@ class CausalLifter:
 
 def _row(batch: Array, place: int) -> Array:
     """One person's part, which does not keep that of the others in memory."""
-    return batch[0] if len(batch) == 1 else batch[place].copy()
+    row: Array = batch[place]
+    return row if len(batch) == 1 else row.copy()
 
 
 def _batch(rows: list[Array]) -> Array:
