@@ -1,7 +1,8 @@
 """``docs/benchmarks.md`` from the measured JSON lines: ``python -m mambapose.benchmarks.page``.
 
-Arguments: the file of the comparison, of the scan, and of any number of GPUs. The page holds no
-number of its own; a test compares it with what this module writes.
+Arguments: the file of the comparison, of the scan, and of any number of runs of ``mp-bench
+networks`` and of GPUs. The page holds no number of its own; a test compares it with what this
+module writes.
 """
 
 from __future__ import annotations
@@ -45,21 +46,32 @@ def comparison_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
     every = [row_from_dict(item) for item in found]
     swept = [row for row in every if is_swept(row)]
     rows = [row for row in every if not is_swept(row)]
-    about = found[0]
     shown = columns(rows)
     heads = ("group", *(name for name, _ in shown))
     texts = ((row.group, *cells(row)[: len(shown)]) for row in rows)
     lines = [
         "## Memory and latency",
         "",
-        f"{about['cpu']}, {about['threads']} threads, ONNX Runtime {about['onnxruntime']}, "
-        f"commit {about['commit']}, {about['date'][:10]}.",
+        _machine(found[0]),
         "",
         *(f"- {sentence}" for sentence in ratios(rows, TIERS, (BASELINE,))),
         "",
         *markdown_table(heads, texts, 4),
     ]
     return lines + (sweep_lines(swept) if swept else [])
+
+
+def networks_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A run of ``mp-bench networks``."""
+    swept = sweep_lines([row_from_dict(item) for item in found])
+    return ["## Networks, by `mp-bench networks`", "", _machine(found[0]), *swept]
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    return (
+        f"{about['cpu']}, {about['threads']} threads, ONNX Runtime {about['onnxruntime']}, "
+        f"commit {about['commit']}, {about['date'][:10]}."
+    )
 
 
 def is_swept(row: Row) -> bool:
@@ -195,19 +207,23 @@ def _time_cells(
     return cells
 
 
-def page(comparison: Path, scan: Path, gpus: Iterable[Path] = ()) -> str:
-    """The whole page as text; gpus: a results file for each GPU that was measured."""
-    sections = [comparison_section(read_rows(comparison)), scan_section(read_rows(scan))]
-    on_gpus = [gpu_section(read_rows(path)) for path in gpus]
-    sections += on_gpus
+def page(comparison: Path, scan: Path, others: Iterable[Path] = ()) -> str:
+    """The whole page as text; others: results of ``mp-bench networks``, and one for each GPU that
+    was measured.
+    """
+    files = [read_rows(path) for path in others]
+    networks = [networks_section(rows) for rows in files if "bench" not in rows[0]]
+    on_gpus = [gpu_section(rows) for rows in files if "bench" in rows[0]]
+    first, last = comparison_section(read_rows(comparison)), scan_section(read_rows(scan))
+    sections = [first, *networks, last, *on_gpus]
     intro = INTRO.replace(ON_CPU, ON_ITS_MACHINE) if on_gpus else INTRO
     return "\n".join([intro, *(line for part in sections for line in ("", *part))]) + "\n"
 
 
 def main() -> None:
     """Write the page of the given files to standard output."""
-    comparison, scan, *gpus = map(Path, sys.argv[1:])
-    sys.stdout.write(page(comparison, scan, gpus))
+    comparison, scan, *others = map(Path, sys.argv[1:])
+    sys.stdout.write(page(comparison, scan, others))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ def test_the_page_is_generated_from_the_results() -> None:
     scans = sorted(RESULTS.glob("*-cpu-scan.jsonl"))
     if not comparisons or not scans:
         pytest.skip("no measured results in this tree")
+    networks = sorted(RESULTS.glob("*-cpu-networks.jsonl"))[-1:]
     gpus = sorted(RESULTS.glob("gpu_*.jsonl"))
-    written = page(comparisons[-1], scans[-1], gpus)
+    written = page(comparisons[-1], scans[-1], [*networks, *gpus])
     assert (ROOT / "docs" / "benchmarks.md").read_text() == written
 
 
@@ -65,6 +67,26 @@ MACHINE = {
     "name": "NVIDIA Test 1", "multiprocessors": 132, "clock_hz": 1.98e9, "bandwidth": 4.3e12,
     "nvcc": "13.0.88", "torch": "2.11", "commit": "abc", "date": "2026-01-02T00:00:00",
 }  # fmt: skip
+
+
+def test_networks_have_a_section_of_their_own(tmp_path: Path) -> None:
+    about = {"cpu": "c", "onnxruntime": "1", "commit": "abc", "date": "2026-01-01T00:00:00"}
+    row = {
+        "label": "glsmamba-s", "group": "size sweep", "network": "n", "size": "64x48",
+        "params": 10**6, "weights_mib": 4.0, "peak_mib": 10.0, "p50_ms": 18.0, "p90_ms": 19.0,
+        "p99_ms": 20.0, "calls": 20, "threads": 2, "frames": 1,
+    }  # fmt: skip
+    file = tmp_path / "n.jsonl"
+    rows = [row, {**row, "label": "vitpose-s", "p50_ms": 9.0}]
+    file.write_text("".join(json.dumps({**item, **about}) + "\n" for item in rows))
+    comparisons = sorted(RESULTS.glob("*-cpu-comparison.jsonl"))
+    scans = sorted(RESULTS.glob("*-cpu-scan.jsonl"))
+    if not comparisons or not scans:
+        pytest.skip("no measured results in this tree")
+    written = page(comparisons[-1], scans[-1], [file])
+    section = written.split("## Networks, by `mp-bench networks`")[1].split("## The selective")[0]
+    assert "c, 2 threads, ONNX Runtime 1, commit abc, 2026-01-01." in section
+    assert "| glsmamba-s | 64x48 | vitpose-s | 1.00 | 18.0 | 1 | 18.00 | 10.0 | 2.00x" in section
 
 
 def test_a_gpu_has_a_section_with_its_last_run_alone() -> None:
