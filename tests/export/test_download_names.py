@@ -16,7 +16,7 @@ from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS
 
 CPU = TARGETS["cpu"]
-OWN = {name for name in NETWORKS if name.startswith(("mambapose", "posemagic"))}
+OWN = {name for name in NETWORKS if name.startswith(("mambapose", "glsmamba", "posemagic"))}
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:

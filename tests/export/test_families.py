@@ -228,6 +228,8 @@ FAMILIES = {
     "mamba3d": (POINTS, "points:float32:2,40,3", 2),
 }
 
+CHANNEL_FLIPS = {"mamba3d": 2}  # not of tokens, so they stay
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family: str, tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ def test_family(family: str, tmp_path: Path) -> None:
     model = exported(tmp_path, inputs, said)
     assert [scan.op_type for scan in model.graph.node].count("SelectiveScan") == scans
     removed = kinds(model)
-    assert removed["flips"] == 0
+    assert removed["flips"] == CHANNEL_FLIPS.get(family, 0)
     (line,) = [line for line in said if line.startswith("rewrites:")]
     assert line.endswith(f"-> {removed['all']} nodes)")
 
