@@ -58,13 +58,17 @@ def comparison_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         *markdown_table(heads, texts, 4),
     ]
-    return lines + (sweep_lines(swept) if swept else [])
+    if swept:
+        lines += ["", "### Over the window and the crop", "", SWEEP_INTRO, *sweep_tables(swept)]
+    return lines
 
 
-def networks_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A run of ``mp-bench networks``."""
-    swept = sweep_lines([row_from_dict(item) for item in found])
-    return ["## Networks, by `mp-bench networks`", "", _machine(found[0]), *swept]
+def networks_section(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Runs of ``mp-bench networks``, each with its machine."""
+    lines = ["## Networks, by `mp-bench networks`", "", SWEEP_INTRO]
+    for found in runs:
+        lines += ["", _machine(found[0]), *sweep_tables([row_from_dict(item) for item in found])]
+    return lines
 
 
 def _machine(about: Mapping[str, Any]) -> str:
@@ -79,9 +83,9 @@ def is_swept(row: Row) -> bool:
     return row.group in GROUPS.values() and row.frames is not None
 
 
-def sweep_lines(rows: Sequence[Row]) -> list[str]:
+def sweep_tables(rows: Sequence[Row]) -> list[str]:
     """Lifters over the window, 2D networks over the crop, each beside its yardstick."""
-    lines = ["", "### Over the window and the crop", "", SWEEP_INTRO]
+    lines: list[str] = []
     for group in GROUPS.values():
         texts = [_sweep_cells(row, rows) for row in rows if row.group == group]
         if texts:
@@ -212,10 +216,10 @@ def page(comparison: Path, scan: Path, others: Iterable[Path] = ()) -> str:
     was measured.
     """
     files = [read_rows(path) for path in others]
-    networks = [networks_section(rows) for rows in files if "bench" not in rows[0]]
+    runs = [rows for rows in files if "bench" not in rows[0]]
     on_gpus = [gpu_section(rows) for rows in files if "bench" in rows[0]]
     first, last = comparison_section(read_rows(comparison)), scan_section(read_rows(scan))
-    sections = [first, *networks, last, *on_gpus]
+    sections = [first, *([networks_section(runs)] if runs else []), last, *on_gpus]
     intro = INTRO.replace(ON_CPU, ON_ITS_MACHINE) if on_gpus else INTRO
     return "\n".join([intro, *(line for part in sections for line in ("", *part))]) + "\n"
 

@@ -92,7 +92,7 @@ def verify_stage(
             share = graph_errors("", inputs, outputs, plain(name, inputs))["relative"]
             _raise_to(errors, {"native_vs_function": share})
         gate[name] = (inputs, outputs)
-    if stage == "flow" and PAIR not in graphs:
+    if _is_raft(stage, graphs):
         for suffix in _suffixes(graphs):
             found, wanted = (
                 _flow_chain(run, graphs, suffix, flow_iters, seed) for run in (best, torch_run)
@@ -159,7 +159,7 @@ def open_graph(file: Path, library: Path | None = None) -> Engine:
 def _stage_inputs(
     stage: str, graphs: Mapping[str, Exported], run: Run, seed: int
 ) -> dict[str, Arrays]:
-    if stage == "flow" and PAIR not in graphs:
+    if _is_raft(stage, graphs):
         found: dict[str, Arrays] = {}
         for suffix in _suffixes(graphs):
             found.update(_flow_inputs(run, graphs, suffix, seed))
@@ -224,6 +224,11 @@ def _sequence_error(run: Run, graph: Exported, seed: int) -> float:
 
 
 # --- flow: the graphs feed each other --------------------------------------------------------
+
+
+def _is_raft(stage: str, graphs: Mapping[str, Exported]) -> bool:
+    """True for a flow network of several graphs, not one over both images."""
+    return stage == "flow" and PAIR not in graphs
 
 
 def _suffixes(graphs: Mapping[str, Exported]) -> list[str]:

@@ -110,7 +110,9 @@ class Pipeline:
         self._crop_size = fixed_size(rgb.shape[1:3], "pose2d")
         self._flow: FlowStage | None = None
         self._depth: DepthStage | None = None
-        takers = [self._pose.spec, *(engines[n].spec for n in ("lift3d",) if n in engines)]
+        takers = [self._pose.spec]
+        if "lift3d" in engines:
+            takers.append(engines["lift3d"].spec)
         wanted = dense_inputs(takers)
         flow = {
             name.removeprefix("flow."): engine

@@ -49,7 +49,6 @@ def settle(model: PoseMamba, batch: Batch, cues: bool) -> int:
     pairs = added_pairs(model)
     if not pairs:
         return 0
-    device = next(model.parameters()).device
     with torch.no_grad():
         tokens = _tokens_before(model, pairs[0], batch, cues)
         for pair in pairs:
@@ -60,7 +59,7 @@ def settle(model: PoseMamba, batch: Batch, cues: bool) -> int:
             wanted = (tokens - norm.bias) / norm.weight
             _make_linear(block, *_least_squares(block.norm2(seen), wanted - seen))
             # The next pair sees what this one really gives.
-            tokens = norm(block.mlp(block.norm2(seen)) + seen).to(device)
+            tokens = norm(block.mlp(block.norm2(seen)) + seen)
     return len(pairs)
 
 
