@@ -1,6 +1,7 @@
 """What a lifter has to beat: a constant pose, a linear map, temporal convolutions, a transformer.
 
-All take what PoseMamba or mambapose3d takes, and answer (B, T, 17, 3) in body heights. The last
+All take what PoseMamba or mambapose3d takes, in the coordinates of the person as the networks that
+are trained here see them, and answer (B, T, 17, 3) in body heights. The last
 two have about as many parameters as PoseMamba-S (1.47 M). The transformer is the kind used for
 lifting (factorised, as in MixSTE): attention among the joints of a frame, then among the frames of
 a joint, so its cost grows with the square of T in every second layer.
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mambapose.export.models.mambapose import standardised
-from mambapose.export.models.posemamba import JOINTS
+from mambapose.export.models.posemamba import JOINTS, person_coordinates
 from mambapose.export.models.seeds import seeded
 from mambapose.export.sizes import MAX_CLIP
 
-KEYPOINT_CHANNELS, CUE_CHANNELS = 2, 9  # with cues: x, y, score, depth, flow x 2, present x 3
+KEYPOINT_CHANNELS = 5  # x, y inside the person, x, y and size of the person
+CUE_CHANNELS = 12  # and score, depth, flow x 2, present x 3
 
 
 class _Baseline(nn.Module):
@@ -29,14 +31,17 @@ class _Baseline(nn.Module):
 
     def joints(self, keypoints: Tensor, cues: tuple[Tensor, ...]) -> Tensor:
         """(B, T, 17, channels); a cue that is absent is zeros."""
+        inside, centre, size = person_coordinates(keypoints)
+        whole = torch.cat([centre, size.expand_as(centre[..., :1])], -1)
+        person = torch.cat([inside, whole.expand(-1, -1, JOINTS, -1)], -1)
         if not cues:
-            return keypoints
+            return person
         score, depth, flow, present = cues
         known = (present > 0.5)[:, :, None, None, None].unbind(1)
-        parts = (score[..., None], standardised(depth)[..., None], flow)
+        parts = (score[..., None], standardised(depth)[..., None], flow / size)
         masked = [torch.where(k, part, 0.0) for k, part in zip(known, parts, strict=True)]
         flags = present[:, None, None].expand(*keypoints.shape[:3], -1)
-        return torch.cat([keypoints, *masked, flags], -1)
+        return torch.cat([person, *masked, flags], -1)
 
 
 def _pose(values: Tensor) -> Tensor:
@@ -56,7 +61,7 @@ class MeanPose(_Baseline):
 
 
 class LinearLifter(_Baseline):
-    """One matrix from the joints of a frame, and where its pelvis is, to the pose."""
+    """One matrix from the joints of a frame, and where and how large the person is, to the pose."""
 
     def __init__(self, cues: bool) -> None:
         super().__init__(cues)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mambapose.export.models import selective
 from mambapose.export.models.posemamba import person_coordinates
-from mambapose.export.train import lift, lift_curve, lift_state
+from mambapose.export.train import lift, lift_baselines, lift_curve, lift_state
 from mambapose.export.train.lift_loss import SCALED, VELOCITY, losses
 from mambapose.export.train.lift_networks import (
     NETWORKS,
@@ -200,6 +200,24 @@ def test_baselines_are_of_the_size_of_posemamba() -> None:
     assert whole == 1_470_211
     for name in ("tcn", "transformer"):
         assert 0.85 < parameters(build(name, 0)) / whole < 1.1
+
+
+@pytest.mark.parametrize("cues", [False, True])
+def test_baselines_see_the_person_wherever_it_is(cues: bool) -> None:
+    """Elsewhere in the picture and half as large, a pose differs in the place and the size only."""
+    generator = torch.Generator().manual_seed(0)
+    keypoints, flow = torch.randn(2, 1, 4, 17, 2, generator=generator)
+    score, depth = torch.rand(2, 1, 4, 17, generator=generator)
+    model = lift_baselines.build("linear", cues=cues)
+    given = (score, depth, flow, torch.ones(1, 3)) if cues else ()
+    halved = (score, depth, 0.5 * flow, torch.ones(1, 3)) if cues else ()
+    here = model.joints(keypoints, given)
+    there = model.joints(0.5 * keypoints + torch.tensor([0.3, -0.1]), halved)
+    place = [2, 3, 4]
+    others = [channel for channel in range(here.shape[-1]) if channel not in place]
+    torch.testing.assert_close(there[..., others], here[..., others])
+    torch.testing.assert_close(there[..., 4], 0.5 * here[..., 4])
+    assert (there[..., place] - here[..., place]).abs().min() > 1e-3
 
 
 def test_a_deeper_and_longer_run_starts_where_a_shallow_one_ended(
