@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -103,6 +106,45 @@ def test_doubt_lowers_the_peak(model: nano.MambaPoseNano) -> None:
         torn[..., 100] = torn[..., other] = 0.5
         peak = model.heatmaps(torch.log(torn + 1e-12)).amax((2, 3))
         torch.testing.assert_close(peak / sure, torch.full_like(peak, 0.5), atol=0.01, rtol=0)
+
+
+def test_pairs_give_way_as_the_sum_over_both_joints_says(model: nano.MambaPoseNano) -> None:
+    """Against the joint distribution of left and right written out, cell by cell."""
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 3, (2, 17, 32 * 24 + 1)))
+    whole = torch.softmax(logits, -1)
+    found = copy.deepcopy(model).double().apart(whole[..., :-1].unflatten(2, model.grid)).flatten(2)
+    row, column = np.divmod(np.arange(32 * 24), 24)
+    squared = (row[:, None] - row) ** 2 + (column[:, None] - column) ** 2
+    factor = np.ones((32 * 24 + 1,) * 2)  # "not in this crop" gives way to nobody
+    factor[:-1, :-1] -= nano.GIVE_WAY * np.exp(-squared / (2 * nano.GIVE_WAY_SIGMA**2))
+    for left, right in nano.LIMBS:
+        both = whole[:, left, :, None].numpy() * factor * whole[:, right, None].numpy()
+        for joint, axis in ((left, 2), (right, 1)):
+            wanted = both.sum(axis)[:, :-1]
+            wanted *= (whole[:, joint, :-1].sum(-1).numpy() / wanted.sum(-1))[:, None]
+            np.testing.assert_allclose(found[:, joint], wanted, rtol=1e-5, atol=1e-12)
+    face = found[:, :5]
+    torch.testing.assert_close(face, whole[:, :5, :-1], rtol=1e-5, atol=1e-12)
+
+
+def test_the_one_in_doubt_leaves_the_limb_of_the_other(model: nano.MambaPoseNano) -> None:
+    """Left is sure of a cell, right prefers it to another: right goes there. Two that are sure
+    stay, and a joint that is not in the crop moves nobody."""
+    left, right = nano.LIMBS[1]
+    cells = torch.full((3, 17, 32 * 24 + 1), 1e-7)
+    cells[:, left, 100] = 1.0
+    cells[:2, right, 100], cells[0, right, 700] = 0.55, 0.45
+    cells[2, right, 100] = 1.0
+    cells[1, right, -1] = 0.45
+    maps = model.heatmaps(torch.log(cells))
+    alone = model.down @ cells[..., :-1].unflatten(2, model.grid) @ model.across
+    peak, before = maps.flatten(2).argmax(-1), alone.flatten(2).argmax(-1)
+    assert peak[0, left] == before[0, left] == before[0, right] != peak[0, right]
+    assert torch.equal(peak[1:, [left, right]], before[1:, [left, right]])
+    height = maps.flatten(2).amax(-1) / alone.flatten(2).amax(-1)
+    torch.testing.assert_close(height[:, left], torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(height[1:, right], torch.ones(2), atol=1e-3, rtol=0)
 
 
 def test_batch_norms_are_folded_exactly(model: nano.MambaPoseNano) -> None:
