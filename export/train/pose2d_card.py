@@ -53,11 +53,11 @@ def failures(accuracy: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return ["not measured on real video"]
     missed = []
     if row["pck20"] < GOALS["pck20"]:
-        missed.append(f"PCK@0.2 {row['pck20']:.2f} on pose2sim, the goal is {GOALS['pck20']}")
+        missed.append(f"PCK@0.2 {row['pck20']:.3f} on pose2sim, the goal is {GOALS['pck20']}")
     for name, words in (("collapsed", "left-right pairs on one limb"), ("median", "median error")):
         if row[name] > GOALS[name]:
             found, goal = 100 * row[name], 100 * GOALS[name]
-            missed.append(f"{words}: {found:.1f} % on pose2sim, the goal is {goal:.0f} %")
+            missed.append(f"{words}: {found:.2f} % on pose2sim, the goal is {goal:.0f} %")
     return missed
 
 
