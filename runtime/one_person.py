@@ -3,8 +3,8 @@
     searched  at the start, after a cut and when the pose is lost: boxes of four sizes all over the
               frame, the best by mean joint score and size (of several people the nearest one is
               meant), each of the best few moved onto its own joints
-    followed  the box grows to the last pose at once and shrinks onto it slowly, so that a frame in
-              which only a part of the body was recognised does no harm
+    followed  the box grows to the last pose at once and shrinks onto it slowly, the slower the
+              fewer joints were recognised, so that it does not close on a part of the body
     checked   every CHECK_EVERY frames a wider box is tried too, because a box that has shrunk onto
               a part of the body would otherwise never see the rest again; while the scores are
               low, now and then the whole frame
@@ -45,6 +45,7 @@ BEST, REFINEMENTS = 3, 2
 FOUND, KEPT, SURE = 0.25, 0.15, 0.5
 VISIBLE = 0.8  # a joint counts from this share of the mean score, at most from MIN_SCORE
 INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
+PARTIAL = 3  # INWARD times the share of joints seen to this power; chosen on pose2sim
 WIDER = 1.5
 GAIN = 1.1  # a wider box must score this much better than the present one
 ELSEWHERE = 2.5  # and another place be worth this much more
@@ -55,13 +56,14 @@ CHECK_EVERY = 15
 @dataclass(frozen=True)
 class Sight:
     """What one box showed. score: mean over the joints; around: (4,) the box of the joints; worth:
-    the score, less for a small person.
+    the score, less for a small person; seen: the share of the joints that count.
     """
 
     box: Boxes
     score: float
     around: Boxes
     worth: float
+    seen: float
 
 
 class OnePerson:
@@ -132,7 +134,7 @@ class OnePerson:
         # A late pose says nothing about the box of a search that came after it.
         if self._looked is None or frame >= self._looked:
             self._last = targets.boxes
-            self._box = followed(targets.boxes, seen.around) if kept else None
+            self._box = followed(targets.boxes, seen.around, seen.seen) if kept else None
         return np.array([kept])
 
     def forget(self) -> None:
@@ -198,15 +200,23 @@ def sights_of(
     around, _ = boxes_from_joints(xy, score, size, least)
     share = np.maximum(around[:, 3] - around[:, 1], 0) / size[0]
     worth = means * np.sqrt(share)
-    return [Sight(boxes[k], float(means[k]), around[k], float(worth[k])) for k in range(len(boxes))]
+    seen = (score >= least).mean(axis=1)
+    return [
+        Sight(boxes[k], float(means[k]), around[k], float(worth[k]), float(seen[k]))
+        for k in range(len(boxes))
+    ]
 
 
-def followed(box: Boxes, around: Boxes) -> Boxes:
-    """(1, 4) the box (1, 4) moved to that of the joints (4,): outwards at once, inwards slowly."""
+def followed(box: Boxes, around: Boxes, seen: float) -> Boxes:
+    """(1, 4) the box (1, 4) moved to that of the joints (4,): outwards at once, inwards slowly, the
+    slower the smaller the share ``seen`` of the joints. An edge may come as far inwards as the
+    opposite one goes outwards: who walks takes the box along.
+    """
     (now,) = box
-    step = INWARD * float((now[2:] - now[:2]).max())
-    low = np.minimum(around[:2], now[:2] + step)
-    high = np.maximum(around[2:], now[2:] - step)
+    step = INWARD * seen**PARTIAL * float((now[2:] - now[:2]).max())
+    left_by, right_by = np.maximum(now[:2] - around[:2], 0), np.maximum(around[2:] - now[2:], 0)
+    low = np.minimum(around[:2], now[:2] + step + right_by)
+    high = np.maximum(around[2:], now[2:] - step - left_by)
     return np.concatenate([low, high])[None]
 
 

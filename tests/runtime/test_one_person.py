@@ -203,12 +203,34 @@ def test_a_box_that_shrank_onto_a_part_opens_again():
 
 def test_a_box_opens_at_once_and_closes_slowly():
     box = np.array([[100.0, 100, 200, 300]])
-    assert followed(box, np.array([50.0, 90, 210, 400])).tolist() == [[50, 90, 210, 400]]
-    part = np.array([140.0, 110, 160, 140])  # only the head was recognised
-    assert np.allclose(followed(box, part), [[114, 110, 186, 286]])
+    assert followed(box, np.array([50.0, 90, 210, 400]), 1.0).tolist() == [[50, 90, 210, 400]]
+    part = np.array([140.0, 110, 160, 140])
+    assert np.allclose(followed(box, part, 1.0), [[114, 110, 186, 286]])
     for _ in range(30):
-        box = followed(box, part)
+        box = followed(box, part, 1.0)
     assert np.allclose(box, part, atol=0.5)
+
+
+def test_a_box_hardly_closes_on_a_part_of_the_body():
+    """The legs alone are recognised for twenty frames, half of the joints."""
+    box = np.array([[100.0, 100, 200, 300]])
+    legs = np.array([110.0, 200, 180, 300])
+    for _ in range(20):
+        box = followed(box, legs, 0.5)
+    assert np.allclose(box[0, [0, 2, 3]], [110, 180, 300])
+    assert 100 < box[0, 1] < 140
+    for _ in range(20):
+        box = followed(box, legs, 1.0)
+    assert np.allclose(box, legs)
+
+
+@pytest.mark.parametrize("way", [np.array([12.0, 0]), np.array([-12.0, 0]), np.array([0, -12.0])])
+def test_who_walks_half_recognised_takes_the_box_along(way):
+    box = np.array([[100.0, 100, 160, 220]])
+    for step in range(1, 20):
+        around = np.array([100.0, 100, 160, 220]) + step * np.tile(way, 2)
+        box = followed(box, around, 0.5)
+        assert np.allclose(box, around)
 
 
 def test_someone_hardly_recognised_is_followed_but_not_begun_with():
