@@ -129,12 +129,12 @@ class OnePerson:
         """Move the box to the pose; a lost person is not reported."""
         if not self._trained:
             return np.ones(1, bool)
-        (seen,) = sights_of(targets.boxes, xy, score, size)
-        kept = seen.score >= KEPT
+        (sight,) = sights_of(targets.boxes, xy, score, size)
+        kept = sight.score >= KEPT
         # A late pose says nothing about the box of a search that came after it.
         if self._looked is None or frame >= self._looked:
             self._last = targets.boxes
-            self._box = followed(targets.boxes, seen.around, seen.seen) if kept else None
+            self._box = followed(targets.boxes, sight.around, sight.seen) if kept else None
         return np.array([kept])
 
     def forget(self) -> None:

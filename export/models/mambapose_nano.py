@@ -6,8 +6,8 @@ left-minus-right vectors that is fed back, because left and right are what heatm
 The network works on crops of half the size; heatmaps are posteriors: a softmax over the cells of a
 32x24 grid and "not in this crop", in which the two joints of a limb's pair give way to each other,
 blurred to the usual Gaussian, so that the height of a peak is about the probability that the joint
-is there. A modality that is absent enters as zeros and a
-learned offset, so one checkpoint runs with any of them.
+is there. A modality that is absent enters as zeros and a learned offset, so one checkpoint runs
+with any of them.
 
 Keys: ``stem.*``, ``levels.i.*``, ``mixer.layers.k.*`` and ``mixer.norm_f`` as in Vim,
 ``laterals.i``, ``smooth.i``, ``side_in``, ``side_mid``, ``side_out``, ``side_back``,
