@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mambapose.export.plan import Plan
 
 TRANSFORMER = "transformer"
-PARAMS, PARAMS_OF_A_PAIR = 34_307, 264_960  # without any pair, and of each; checked by a test
+PARAMS, PARAMS_OF_A_PAIR = 34_691, 264_960  # without any pair, and of each; checked by a test
 
 
 def is_transformer(name: str) -> bool:

@@ -59,7 +59,7 @@ def test_its_bundle_is_written_by_the_usual_export(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     bundle = read_bundle(out)
     (entry,) = bundle.stages.values()
-    assert (entry.network, entry.params, entry.weights.trained) == ("transformer:1", 299_267, False)
+    assert (entry.network, entry.params, entry.weights.trained) == ("transformer:1", 299_651, False)
     assert bundle.schedule.clip_frames == 3
     assert entry.gate["joint_mm"] < 0.1
     assert "transformer:1" not in NETWORKS
