@@ -214,9 +214,9 @@ def followed(box: Boxes, around: Boxes, seen: float) -> Boxes:
     """
     (now,) = box
     step = INWARD * seen**PARTIAL * float((now[2:] - now[:2]).max())
-    left_by, right_by = np.maximum(now[:2] - around[:2], 0), np.maximum(around[2:] - now[2:], 0)
-    low = np.minimum(around[:2], now[:2] + step + right_by)
-    high = np.maximum(around[2:], now[2:] - step - left_by)
+    low_by, high_by = np.maximum(now[:2] - around[:2], 0), np.maximum(around[2:] - now[2:], 0)
+    low = np.minimum(around[:2], now[:2] + step + high_by)
+    high = np.maximum(around[2:], now[2:] - step - low_by)
     return np.concatenate([low, high])[None]
 
 
