@@ -15,13 +15,13 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambapose.export.models.posemamba import PoseMamba
 from mambapose.export.train import lift_curve, lift_growth, lift_state
 from mambapose.export.train.lift_data import Batch, Motions, mean_pose, training_batch
 from mambapose.export.train.lift_eval import TorchEngine
-from mambapose.export.train.lift_loss import losses
+from mambapose.export.train.lift_loss import VELOCITY, losses
 from mambapose.export.train.lift_measure import held_out_metrics
 from mambapose.export.train.lift_networks import NETWORKS, lifted, parameters
 from mambapose.export.train.lift_state import Plan, State
@@ -65,13 +65,16 @@ def batches(plan: Plan, motions: Motions, first: int, workers: int) -> Iterator[
     return made_ahead(lambda: partial(batch_of_step, plan, motions), first, workers)
 
 
-def train_step(state: State, batch: Batch) -> dict[str, float]:
-    """One step of the optimiser; the losses in body heights and the norm of the gradient."""
+def train_step(state: State, batch: Batch, model: nn.Module | None = None) -> dict[str, float]:
+    """One step of the optimiser; the losses in body heights and the norm of the gradient.
+
+    model: the run's own, compiled.
+    """
     plan, device = state.plan, next(state.model.parameters()).device
     inputs = {name: _on(device, value) for name, value in batch.inputs.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
-        found = lifted(state.model, inputs, plan.takes_cues)
-    parts = losses(found, _on(device, batch.xyz))
+        found = lifted(state.model if model is None else model, inputs, plan.takes_cues)
+    parts = losses(found, _on(device, batch.xyz), plan.velocity)
     norm = descend(state, parts["total"], len(batch.xyz))
     return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": norm}
 
@@ -86,8 +89,12 @@ def train(
     folder: Path,
     limits: Limits,
     workers: int = 0,
+    model: nn.Module | None = None,
 ) -> int:
-    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0."""
+    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0.
+
+    model: the run's own, compiled.
+    """
     split = split_from_clips(clips, state.plan.split)
     motions = Motions(split.train)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +106,7 @@ def train(
     with stop_requests() as asked:
         while not asked and not state.finished() and (until is None or state.step < until):
             batch = next(source)
-            parts = train_step(state, batch)
+            parts = train_step(state, batch, model)
             windows, frames = batch.xyz.shape[:2]
             minute.add(parts, windows, windows * frames)
             now = time.monotonic()
@@ -189,6 +196,18 @@ def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
 @click.option("--cues", is_flag=True, help="Give a baseline score, depth and flow too.")
 @click.option("--bf16", is_flag=True, help="Matrix products in bfloat16; the scan stays float32.")
 @click.option("--muon/--adamw", default=False, help="What trains the inner layers.")
+@click.option(
+    "--velocity",
+    type=click.FloatRange(min=0),
+    default=VELOCITY,
+    help="Weight of the error between consecutive frames, beside 1 for the position.",
+)
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the network first: needs a C++ compiler and a minute.",
+)
 @click.option("--seed", type=int, default=0)
 @click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
 @click.option(
@@ -201,7 +220,8 @@ def main(
     network: str, data: Path, out: Path, minutes: float | None, steps: int | None,
     decay_steps: int | None, device: str, resume: bool, start_from: Path | None,
     split: str, frames: str, batch: int, rate: float, pairs: int | None, cues: bool,
-    bf16: bool, muon: bool, seed: int, workers: int, measure_minutes: float,
+    bf16: bool, muon: bool, velocity: float, compiled: bool, seed: int, workers: int,
+    measure_minutes: float,
 ) -> None:  # fmt: skip
     """Train a 2D-to-3D lifter; checkpoints resume exactly.
 
@@ -218,7 +238,7 @@ def main(
                 raise ExportError(f"{out} holds a run; go on with --resume or choose another --out")
             plan = Plan(
                 network, split, seed, _lengths(frames), batch, rate,
-                cues=cues, pairs=pairs, bf16=bf16, muon=muon,
+                cues=cues, pairs=pairs, bf16=bf16, muon=muon, velocity=velocity,
             )  # fmt: skip
             state = (
                 lift_state.fresh(plan, wanted)
@@ -240,7 +260,8 @@ def main(
             f"{torch.get_num_threads()} threads; {state.plan}"
         )
         limits = Limits(minutes, steps, measure_s=measure_minutes * 60)
-        number = train(state, clips, out, limits, workers)
+        model = torch.compile(state.model, dynamic=False) if compiled else None
+        number = train(state, clips, out, limits, workers, model)
     except MambaPoseError as err:
         click.echo(f"error: {err}", err=True)
         sys.exit(1)

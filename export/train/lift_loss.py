@@ -8,9 +8,10 @@ from torch import Tensor
 SCALED, VELOCITY = 0.5, 20.0  # weights of the published configuration, beside 1 for the position
 
 
-def losses(found: Tensor, truth: Tensor) -> dict[str, Tensor]:
+def losses(found: Tensor, truth: Tensor, velocity: float = VELOCITY) -> dict[str, Tensor]:
     """``total`` and its parts: position (MPJPE), scaled (after the best scale of each frame),
-    velocity (between consecutive frames). found, truth: (B, T, J, 3)."""
+    velocity (between consecutive frames; in the total times ``velocity``).
+    found, truth: (B, T, J, 3)."""
     parts = {
         "position": _distance(found, truth),
         "scaled": _distance(found * _best_scale(found, truth), truth),
@@ -18,7 +19,7 @@ def losses(found: Tensor, truth: Tensor) -> dict[str, Tensor]:
     }
     if found.shape[1] > 1:
         parts["velocity"] = _distance(found.diff(dim=1), truth.diff(dim=1))
-    total = parts["position"] + SCALED * parts["scaled"] + VELOCITY * parts["velocity"]
+    total = parts["position"] + SCALED * parts["scaled"] + velocity * parts["velocity"]
     return {"total": total, **parts}
 
 

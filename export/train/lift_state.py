@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mambapose.export.train.lift_curve import curves
+from mambapose.export.train.lift_loss import VELOCITY
 from mambapose.export.train.lift_networks import build, takes_cues, without_cues
 from mambapose.export.train.muon import MuonAdamW
 from mambapose.export.train.run_state import (
@@ -40,6 +41,7 @@ class Plan:
     batch: windows of the longest of ``frames``; shorter windows come in more, as many frames to a
     step. average: how much of the running mean of the weights a step keeps. pairs: of blocks,
     where not the published number. muon: inner layers are trained by Muon, the others by AdamW.
+    velocity: weight of the error between consecutive frames, beside 1 for the position.
     """
 
     network: str
@@ -56,6 +58,7 @@ class Plan:
     pairs: int | None = None
     bf16: bool = False
     muon: bool = False
+    velocity: float = VELOCITY
 
     @property
     def takes_cues(self) -> bool:

@@ -115,7 +115,27 @@ def test_losses_by_hand() -> None:
     assert parts["scaled"].item() == pytest.approx((3 * scale + abs(2 * scale - 1)) / 6)
     total = parts["position"] + SCALED * parts["scaled"] + VELOCITY * parts["velocity"]
     assert parts["total"].item() == pytest.approx(total.item())
+    lighter = (
+        losses(found, truth, velocity=3.0)["total"] - losses(found, truth, velocity=1.0)["total"]
+    )
+    assert lighter.item() == pytest.approx(2 * 3 / 4)
     assert losses(truth[:, :1], truth[:, :1])["velocity"].item() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_compiled_network_takes_the_same_step(motion_folder: Path) -> None:
+    clips = clips_from_file(motion_folder)
+    found = []
+    for compiled in (False, True):
+        state = lift_state.fresh(replace(TINY, velocity=2.0), CPU)
+        model = torch.compile(state.model, dynamic=False, backend="aot_eager") if compiled else None
+        batch = next(lift.batches(state.plan, lift.Motions(clips), 0, 0))
+        parts = lift.train_step(state, batch, model)
+        found.append((parts, state.model.state_dict()))
+    (parts, weights), (same, moved) = found
+    assert same == pytest.approx(parts, rel=1e-4)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(moved[name], tensor, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_rate_rises_stays_and_falls_to_zero() -> None:
