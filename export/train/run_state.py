@@ -108,6 +108,11 @@ class RunState:
     ) -> None:
         """Take over a checkpoint's content; what: network and file, for the ExportError."""
         device = next(self.model.parameters()).device
+        if "optimiser" not in content:
+            raise ExportError(
+                f"a run was wanted in {what[1]}, found a mean of runs, which cannot go on; "
+                "give its folder to --start-from"
+            )
         try:
             self.model.load_state_dict(content["model"])
             self.optimiser.load_state_dict(content["optimiser"])
