@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mambapose.export.train import lift_data
 from mambapose.export.train import lift_noise as noise
 from mambapose.export.train.lift_camera import Cameras, spheres_from_joints
 from mambapose.export.train.lift_data import (
@@ -60,6 +61,20 @@ def test_absent_cues_are_zeros_and_every_combination_occurs(motions: Motions) ->
     assert np.abs(batch.inputs["depth"][present[:, 1] == 1]).min() > 0
     none = training_batch(motions, 0, 1, 8, 3, cues=False)
     assert not none.inputs["present"][:, 1:].any()
+
+
+def test_half_of_the_windows_move_as_captured(
+    motions: Motions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poses(share: float) -> np.ndarray:
+        monkeypatch.setattr(lift_data, "VARIED_SHARE", share)
+        return training_batch(motions, 0, 3, 200, 3).xyz
+
+    wanted = lift_data.VARIED_SHARE
+    some, captured, mixed = (poses(share) for share in (wanted, 0.0, 1.0))
+    as_captured = (some == captured).all((1, 2, 3))
+    np.testing.assert_array_equal(some[~as_captured], mixed[~as_captured])
+    assert as_captured.mean() == pytest.approx(1 - wanted, abs=0.1)
 
 
 def test_people_are_about_one_body_height(motions: Motions) -> None:
