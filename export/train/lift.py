@@ -40,7 +40,7 @@ from mambapose.export.train.run_loop import (
     scan_in_float32,
     stop_requests,
 )
-from mambapose.export.train.run_state import CHECKPOINT, mean_weights
+from mambapose.export.train.run_state import CHECKPOINT, command_here, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 SETTLED_WINDOWS, SETTLED_FRAMES = 16, 27  # 7344 tokens for a matrix of 64 by 64
@@ -254,7 +254,8 @@ def main(
             _settle(state, clips)
         if state.plan.network == "mean":
             steps = _set_mean_pose(state, clips)
-        _note_command(state, device)
+        made = command_here("lift", state.step, device)
+        state.notes.setdefault("commands", []).append(made)
         click.echo(
             f"{state.plan.network}: {parameters(state.model)} parameters, step {state.step}, "
             f"{torch.get_num_threads()} threads; {state.plan}"
@@ -289,13 +290,6 @@ def _set_mean_pose(state: State, clips: tuple[MotionClip, ...]) -> int:
     state.average["pose"] = torch.from_numpy(pose)
     state.model.load_state_dict(state.average)
     return 0
-
-
-def _note_command(state: State, device: str) -> None:
-    """What the card says of how a file was made."""
-    words = " ".join(["python -m mambapose.export.train.lift", *sys.argv[1:]])
-    made = {"step": state.step, "command": words, "device": device, "torch": str(torch.__version__)}
-    state.notes.setdefault("commands", []).append(made)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -180,11 +180,17 @@ def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
         weights[embed] = _stretched(weights[embed], max(old.frames), max(plan.frames))
     state.model.load_state_dict(weights)
     state.average = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    before = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
-    before["before"] = content["notes"].get("before")
-    before["curves"] = curves(folder, BEFORE_POINTS)
+    before = as_before(content, folder, content["notes"].get("before"))
     state.notes = {"commands": list(content["notes"].get("commands", [])), "before": before}
     return state
+
+
+def as_before(
+    content: Mapping[str, Any], folder: Path, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a run keeps of one that came before it; before: what that one is to follow."""
+    kept = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
+    return {**kept, "before": before, "curves": curves(folder, BEFORE_POINTS)}
 
 
 def whole(content: Mapping[str, Any], key: str) -> float:

@@ -17,10 +17,10 @@ import click
 import torch
 from torch import Tensor
 
-from mambapose.export.train.lift_curve import CURVE, curves
-from mambapose.export.train.lift_state import BEFORE_POINTS, read
+from mambapose.export.train.lift_curve import CURVE
+from mambapose.export.train.lift_state import as_before, read
 from mambapose.export.train.pose2d_state import so_far
-from mambapose.export.train.run_state import CHECKPOINT, write_checkpoint
+from mambapose.export.train.run_state import CHECKPOINT, command_here, write_checkpoint
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 # What a run needs to go on, which a mean has not.
@@ -84,10 +84,7 @@ def _add_to_history(folder: Path, content: Mapping[str, Any], later: dict[str, A
         notes["before"] = before
         later["offset"] += content["step"]
     else:
-        beside = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
-        notes["before"] = {
-            **beside, "before": notes.get("before"), "curves": curves(folder, BEFORE_POINTS),
-        }  # fmt: skip
+        notes["before"] = as_before(content, folder, notes.get("before"))
         shared = [command for command in known if command in others]
         notes["commands"] = [*shared, *own, *(one for one in known if one not in shared)]
     later["notes"] = notes
@@ -106,9 +103,7 @@ def main(runs: tuple[Path, ...], out: Path) -> None:
         if (out / CHECKPOINT).exists():
             raise ExportError(f"{out} holds a run; choose another --out")
         content = mean_run(runs)
-        words = " ".join(["python -m mambapose.export.train.mean", *sys.argv[1:]])
-        made = {"step": content["step"], "command": words, "device": "cpu",
-                "torch": str(torch.__version__)}  # fmt: skip
+        made = command_here("mean", content["step"], "cpu")
         commands = [*content["notes"].get("commands", []), made]
         content["notes"] = {**content["notes"], "commands": commands}
         path = write_checkpoint(content, out)

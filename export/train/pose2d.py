@@ -35,7 +35,7 @@ from mambapose.export.train.run_loop import (
     scan_in_float32,
     stop_requests,
 )
-from mambapose.export.train.run_state import CHECKPOINT, mean_weights
+from mambapose.export.train.run_state import CHECKPOINT, command_here, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
 LOOK_CROPS, LOOK_AT = 75, ("rgb", "rgb+flow+depth")
@@ -192,9 +192,7 @@ def main(
         if state.plan.bf16:
             scan_in_float32(device)
         recipe = state.recipe(stores, films_in(assets), estimates)
-        words = " ".join(["python -m mambapose.export.train.pose2d", *sys.argv[1:]])
-        version = str(torch.__version__)
-        made = {"step": state.step, "command": words, "device": device, "torch": version}
+        made = command_here("pose2d", state.step, device)
         state.notes.setdefault("commands", []).append(made)
         click.echo(
             f"mambapose-nano: step {state.step}, {torch.get_num_threads()} threads, {state.plan}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -155,6 +156,12 @@ def adamw(plan: RunPlan, model: nn.Module, without: Collection[str] = ()) -> tor
         {"params": free, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.rate, betas=(0.9, 0.98))
+
+
+def command_here(module: str, step: int, device: str) -> dict[str, Any]:
+    """What a card says of how a file was made: the command that runs now, at a step."""
+    words = " ".join([f"python -m mambapose.export.train.{module}", *sys.argv[1:]])
+    return {"step": step, "command": words, "device": device, "torch": str(torch.__version__)}
 
 
 def write_checkpoint(content: Mapping[str, Any], folder: Path) -> Path:

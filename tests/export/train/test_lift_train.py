@@ -115,10 +115,8 @@ def test_losses_by_hand() -> None:
     assert parts["scaled"].item() == pytest.approx((3 * scale + abs(2 * scale - 1)) / 6)
     total = parts["position"] + SCALED * parts["scaled"] + VELOCITY * parts["velocity"]
     assert parts["total"].item() == pytest.approx(total.item())
-    lighter = (
-        losses(found, truth, velocity=3.0)["total"] - losses(found, truth, velocity=1.0)["total"]
-    )
-    assert lighter.item() == pytest.approx(2 * 3 / 4)
+    heavy, light = (losses(found, truth, velocity=weight)["total"] for weight in (3.0, 1.0))
+    assert (heavy - light).item() == pytest.approx(2 * 3 / 4)
     assert losses(truth[:, :1], truth[:, :1])["velocity"].item() == 0
 
 
