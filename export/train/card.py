@@ -173,7 +173,7 @@ def ship(
         "windows": int(lift_state.whole(content, "windows")),
         "accuracy": accuracy,
         "beside": [beside(report) for report in others],
-        "curves": lift_curve.curves(run if run.is_dir() else run.parent),
+        "curves": lift_curve.curves(run),
         "costs": [dict(row) for row in costs],
         "known_failures": [*missed, *known],
     }

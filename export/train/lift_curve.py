@@ -27,6 +27,23 @@ def cut_curve(folder: Path, step: int) -> None:
         path.write_text("".join(kept), encoding="utf-8")
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's curve; folder: the run's, or its checkpoint. None where none is."""
+    path = (folder if folder.is_dir() else folder.parent) / CURVE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def after(rows: Sequence[Mapping[str, Any]], steps: int, seconds: float) -> list[dict[str, Any]]:
+    """A curve as that of a run which others of so many steps and seconds came before."""
+    hours = seconds / 3600
+    return [
+        {**row, "step": row["step"] + steps}
+        | ({"hours": round(row["hours"] + hours, 4)} if "hours" in row else {})
+        for row in rows
+    ]
+
+
 def thinned(rows: Sequence[Mapping[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
     """At most about ``points`` rows, evenly, the last one among them."""
     if not rows:
@@ -38,9 +55,7 @@ def thinned(rows: Sequence[Mapping[str, Any]], points: int = POINTS) -> list[dic
 def curves(folder: Path, points: int = POINTS) -> dict[str, list[dict[str, Any]]]:
     """The training curve and the looks at held-out activities of a run, thinned; empty where
     ``folder`` has none."""
-    path = folder / CURVE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = rows_of(folder)
     training = [{key: row[key] for key in KEPT if key in row} for row in rows if "total" in row]
     held_out = [
         {"step": row["step"], **row["held_out"]["mean"]} for row in rows if "held_out" in row

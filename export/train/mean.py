@@ -17,9 +17,9 @@ import click
 import torch
 from torch import Tensor
 
+from mambapose.export.train import pose2d_state
 from mambapose.export.train.lift_curve import CURVE
-from mambapose.export.train.lift_state import as_before, read
-from mambapose.export.train.pose2d_state import so_far
+from mambapose.export.train.lift_state import BEFORE_POINTS, as_before, read
 from mambapose.export.train.run_state import CHECKPOINT, command_here, write_checkpoint
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
@@ -62,7 +62,7 @@ def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
 def _commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of a run and of those before it, the first one first."""
     if "samples" in content:
-        return list(so_far(content)["commands"])
+        return pose2d_state.commands(content)
     return list(content["notes"].get("commands", []))
 
 
@@ -78,9 +78,12 @@ def _add_to_history(folder: Path, content: Mapping[str, Any], later: dict[str, A
     own = [command for command in others if command not in known]
     if "samples" in later:
         before = dict(notes.get("before", {}))
+        of_run = pose2d_state.curves(folder, BEFORE_POINTS)
+        curves = pose2d_state.with_curves(before, of_run, later["offset"])
         for key in ("samples", "seconds"):
             before[key] = before.get(key, 0) + content[key]
         before["commands"] = [*before.get("commands", []), *own]
+        before["curves"] = curves
         notes["before"] = before
         later["offset"] += content["step"]
     else:

@@ -24,7 +24,7 @@ from mambapose.export.train.card import (
     portable,
 )
 from mambapose.export.train.card_text import table
-from mambapose.export.train.lift_curve import CURVE, thinned
+from mambapose.export.train.lift_curve import thinned
 from mambapose.export.train.lift_state import read
 from mambapose.export.train.pose2d_eval import report
 from mambapose.export.train.pose2d_state import so_far
@@ -86,21 +86,6 @@ def as_rows(metrics: Mapping[str, PoseMetrics]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The training curve of a run and its looks at held-out people, thinned."""
-    path = folder / CURVE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    kept = ("step", "hours", "total", "place", "side", "samples_per_s")
-    training = [{key: row[key] for key in kept} for row in rows if "total" in row]
-    held_out = [
-        {"step": row["step"], "inputs": name, **values}
-        for row in rows
-        for name, values in row.get("held_out", {}).items()
-    ]
-    return {"training": thinned(training), "held_out": thinned(held_out)}
-
-
 def ship(
     run: Path, out: Path, assets: Path | None, stores: Sequence[Path], *, count: int = 300,
     known: Sequence[str] = (), costs: Iterable[Mapping[str, Any]] = (), commit: str | None = None,
@@ -121,7 +106,7 @@ def ship(
     accuracy = as_rows(report(model.eval(), assets, list(stores), count))
     missed = failures(accuracy)
     label = "demonstration" if missed else "trained"
-    past = so_far(content)
+    past = so_far(content, run)
     past["commands"] = portable(past["commands"])
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{NETWORK}.safetensors"
@@ -147,7 +132,7 @@ def ship(
         "commands": past["commands"],
         "accuracy": accuracy,
         "held_out_crops": count if stores else 0,
-        "curves": curves(run if run.is_dir() else run.parent),
+        "curves": past["curves"],
         "costs": [dict(row) for row in costs],
         "known_failures": [*missed, *known],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mambapose.export.models import mambapose_nano
-from mambapose.export.train.lift_state import read
+from mambapose.export.train.lift_curve import POINTS, after, rows_of, thinned
+from mambapose.export.train.lift_state import BEFORE_POINTS, read
 from mambapose.export.train.muon import MuonAdamW
 from mambapose.export.train.pose2d_data import Recipe
 from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
@@ -108,7 +109,7 @@ def started_from(path: Path, plan: Plan, device: torch.device) -> State:
         content = read(path)
         _plan(content, path)
         weights = content["average"]
-        before = so_far(content)
+        before = so_far(content, path, BEFORE_POINTS)
     try:
         state.model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as err:
@@ -122,15 +123,46 @@ def started_from(path: Path, plan: Plan, device: torch.device) -> State:
     return state
 
 
-def so_far(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps, samples, seconds and commands of a checkpoint's run and of those it started from."""
+def so_far(content: Mapping[str, Any], folder: Path, points: int = POINTS) -> dict[str, Any]:
+    """Steps, samples, seconds, commands and curves of the run in ``folder`` and of those it
+    started from; its own curves have at most about ``points`` rows."""
     before = content["notes"].get("before", {})
+    seconds = before.get("seconds", 0.0)
     return {
         "step": content["step"], "offset": content["offset"],
         "samples": content["samples"] + before.get("samples", 0),
-        "seconds": content["seconds"] + before.get("seconds", 0.0),
-        "commands": [*before.get("commands", []), *content["notes"].get("commands", [])],
+        "seconds": content["seconds"] + seconds,
+        "commands": commands(content),
+        "curves": with_curves(before, curves(folder, points), content["offset"]),
     }  # fmt: skip
+
+
+def commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What made a checkpoint's run and those it started from, the first one first."""
+    before = content["notes"].get("before", {})
+    return [*before.get("commands", []), *content["notes"].get("commands", [])]
+
+
+def with_curves(
+    before: Mapping[str, Any], own: Mapping[str, Sequence[Mapping[str, Any]]], steps: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The curves of the runs ``before``, which took so many steps, and those of the next one."""
+    earlier, seconds = before.get("curves", {}), before.get("seconds", 0.0)
+    return {name: [*earlier.get(name, []), *after(rows, steps, seconds)]
+            for name, rows in own.items()}  # fmt: skip
+
+
+def curves(folder: Path, points: int = POINTS) -> dict[str, list[dict[str, Any]]]:
+    """The training curve of a run and its looks at held-out people, thinned."""
+    rows = rows_of(folder)
+    kept = ("step", "hours", "total", "place", "side", "samples_per_s")
+    training = [{key: row[key] for key in kept} for row in rows if "total" in row]
+    held_out = [
+        {"step": row["step"], "inputs": name, **values}
+        for row in rows
+        for name, values in row.get("held_out", {}).items()
+    ]
+    return {"training": thinned(training, points), "held_out": thinned(held_out, points)}
 
 
 def averaged_model(path: Path) -> mambapose_nano.MambaPoseNano:

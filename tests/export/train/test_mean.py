@@ -109,6 +109,10 @@ def _pose2d(out: Path, seed: int, samples: int, start: Path | None = None) -> No
         if tensor.is_floating_point():
             tensor += seed
     pose2d_state.save(state, out)
+    row = {"step": state.step, "hours": round(10 / 3600, 4), "total": seed, "place": 1, "side": 1}
+    lift_curve.append_curve(out, {**row, "samples_per_s": 9.0})
+    for name in ("rgb", "rgb+flow"):
+        lift_curve.append_curve(out, {"step": state.step, "held_out": {name: {"median": seed}}})
 
 
 def test_pose2d_runs_count_once_too(tmp_path: Path) -> None:
@@ -116,12 +120,18 @@ def test_pose2d_runs_count_once_too(tmp_path: Path) -> None:
     _pose2d(tmp_path / "one", 2, 64, tmp_path / "start")
     _pose2d(tmp_path / "two", 4, 96, tmp_path / "start")
     content = _mean(tmp_path / "mean", *(tmp_path / name for name in ("start", "one", "two")))
-    past = pose2d_state.so_far(content)
+    past = pose2d_state.so_far(content, tmp_path / "mean")
     assert (past["samples"], past["seconds"]) == (320 + 64 + 96, 30.0)
     assert past["step"] + past["offset"] == (320 + 64 + 96) // 32
     words = [made["command"] for made in past["commands"]]
     assert words[:3] == [f"pose2d --out {name}" for name in ("start", "one", "two")]
     assert len(words) == 4
+    training, held_out = past["curves"]["training"], past["curves"]["held_out"]
+    assert [(row["step"], row["total"]) for row in training] == [(10, 1), (12, 2), (15, 4)]
+    assert [row["hours"] for row in training] == pytest.approx([0.0028, 0.0056, 0.0084], abs=2e-4)
+    assert [row["step"] for row in held_out] == [10, 10, 12, 12, 15, 15]
+    later = pose2d_state.started_from(tmp_path / "mean", pose2d_state.Plan(), CPU)
+    assert later.notes["before"]["curves"] == past["curves"]
     alone = pose2d_state.read(tmp_path / "start")["average"]["heat_head.bias"]
     found = pose2d_state.averaged_model(tmp_path / "mean").heat_head.bias
     torch.testing.assert_close(found.detach(), alone + (0 + 2 + 4) / 3)

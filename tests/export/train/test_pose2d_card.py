@@ -66,6 +66,8 @@ def test_training_goes_on_from_shipped_weights(shipped: tuple[Path, dict[str, An
     state = pose2d_state.started_from(folder / "out/mambapose-nano.safetensors", Plan(), CPU)
     assert state.offset == values["steps"] == 2
     assert state.notes["before"]["samples"] == values["samples"] == 4
+    assert state.notes["before"]["curves"] == values["curves"]
+    assert len(values["curves"]["training"]) == 1
 
 
 def test_card_says_what_was_measured(shipped: tuple[Path, dict[str, Any]]) -> None:
