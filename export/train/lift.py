@@ -7,7 +7,6 @@ Ctrl-C or at the end of --decay-steps, saves, and goes on with --resume as if it
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,13 +31,13 @@ from mambapose.export.train.motion import (
     split_from_clips,
 )
 from mambapose.export.train.run_loop import (
-    LINE_S,
     Limits,
     Minute,
+    Work,
     descend,
+    loop,
     made_ahead,
     scan_in_float32,
-    stop_requests,
 )
 from mambapose.export.train.run_state import CHECKPOINT, command_here, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
@@ -100,37 +99,20 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     lift_curve.cut_curve(folder, state.step)
     source = batches(state.plan, motions, state.step, workers)
-    begun = saved = measured = last = time.monotonic()
-    until = None if limits.steps is None else state.step + limits.steps
-    minute = Minute()
-    with stop_requests() as asked:
-        while not asked and not state.finished() and (until is None or state.step < until):
-            batch = next(source)
-            parts = train_step(state, batch, model)
-            windows, frames = batch.xyz.shape[:2]
-            minute.add(parts, windows, windows * frames)
-            now = time.monotonic()
-            state.seconds += now - last
-            last = now
-            over = limits.minutes is not None and now - begun > limits.minutes * 60
-            if now - minute.started > LINE_S or over:
-                minute = _report(state, folder, minute)
-            if now - saved > limits.save_s:
-                lift_state.save(state, folder)
-                saved = now
-            if split.test and now - measured > limits.measure_s:
-                _measure(state, split.test, folder)
-                measured = last = time.monotonic()
-            if over:
-                break
-    if minute.steps:
-        _report(state, folder, minute)
-    path = lift_state.save(state, folder)
-    click.echo(f"saved step {state.step} in {path}")
-    return asked[0] if asked else 0
+
+    def step() -> tuple[dict[str, float], int, int]:
+        batch = next(source)
+        windows, frames = batch.xyz.shape[:2]
+        return train_step(state, batch, model), windows, windows * frames
+
+    work = Work(
+        step, partial(_report, state, folder), partial(lift_state.save, state, folder),
+        partial(_measure, state, split.test, folder) if split.test else None,
+    )  # fmt: skip
+    return loop(state, limits, work)
 
 
-def _report(state: State, folder: Path, minute: Minute) -> Minute:
+def _report(state: State, folder: Path, minute: Minute) -> None:
     row = minute.row(state, digits=5)
     row["windows_per_s"] = round(minute.per_second(minute.samples), 2)
     row["frames_per_s"] = round(minute.per_second(minute.frames), 1)
@@ -141,7 +123,6 @@ def _report(state: State, folder: Path, minute: Minute) -> Minute:
         f"norm {row['norm']:.2f}  {row['windows_per_s']:.1f} windows/s  "
         f"{row['frames_per_s']:.0f} frames/s  {row['peak_mib']:.0f} MiB"
     )
-    return Minute()
 
 
 def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:

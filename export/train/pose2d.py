@@ -8,7 +8,6 @@ saves, and goes on with --resume as if it had not stopped.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,13 @@ from mambapose.export.train.pose2d_loss import losses
 from mambapose.export.train.pose2d_state import Plan, State
 from mambapose.export.train.pose_metrics import as_row
 from mambapose.export.train.run_loop import (
-    LINE_S,
     Limits,
     Minute,
+    Work,
     descend,
+    loop,
     made_ahead,
     scan_in_float32,
-    stop_requests,
 )
 from mambapose.export.train.run_state import CHECKPOINT, command_here, mean_weights
 from mambapose.runtime.errors import ExportError, MambaPoseError
@@ -77,33 +76,18 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     cut_curve(folder, state.step)
     source = made_ahead(partial(opened, recipe), state.offset + state.step, workers)
-    begun = saved = measured = last = time.monotonic()
-    until = None if limits.steps is None else state.step + limits.steps
-    minute = Minute()
-    with stop_requests() as asked:
-        while not asked and not state.finished() and (until is None or state.step < until):
-            minute.add(train_step(state, next(source), answer), state.plan.batch)
-            now = time.monotonic()
-            state.seconds += now - last
-            last = now
-            over = limits.minutes is not None and now - begun > limits.minutes * 60
-            if now - minute.started > LINE_S:
-                minute = _report(state, folder, minute)
-            if now - saved > limits.save_s:
-                pose2d_state.save(state, folder)
-                saved = now
-            if look is not None and now - measured > limits.measure_s:
-                append_curve(folder, {"step": state.step, "held_out": look(averaged(state))})
-                measured = last = time.monotonic()
-            if over:
-                break
-    if minute.steps:
-        _report(state, folder, minute)
-    click.echo(f"saved step {state.step} in {pose2d_state.save(state, folder)}")
-    return asked[0] if asked else 0
+
+    def step() -> tuple[dict[str, float], int, int]:
+        return train_step(state, next(source), answer), state.plan.batch, 0
+
+    work = Work(
+        step, partial(_report, state, folder), partial(pose2d_state.save, state, folder),
+        None if look is None else partial(_look, state, folder, look),
+    )  # fmt: skip
+    return loop(state, limits, work)
 
 
-def _report(state: State, folder: Path, minute: Minute) -> Minute:
+def _report(state: State, folder: Path, minute: Minute) -> None:
     row = minute.row(state, digits=4)
     row["samples_per_s"] = round(minute.per_second(minute.samples), 1)
     append_curve(folder, row)
@@ -112,7 +96,10 @@ def _report(state: State, folder: Path, minute: Minute) -> Minute:
         f"place {row['place']:.3f}  side {row['side']:.3f}  norm {row['norm']:.2f}  "
         f"{row['samples_per_s']:.0f} samples/s  {row['peak_mib']:.0f} MiB"
     )
-    return Minute()
+
+
+def _look(state: State, folder: Path, look: Look) -> None:
+    append_curve(folder, {"step": state.step, "held_out": look(averaged(state))})
 
 
 def look_at(store: Path, assets: Path | None) -> Look:

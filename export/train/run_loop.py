@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
+import click
 import torch
 from torch import Tensor
 
@@ -147,3 +149,48 @@ class Limits:
     steps: int | None = None
     save_s: float = 300.0
     measure_s: float = 1800.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is a run's own in ``loop``.
+
+    step: gives its losses, samples and frames; report: a line of the curve; save: the checkpoint;
+    look: at what is held out, if anything is.
+    """
+
+    step: Callable[[], tuple[Mapping[str, float], int, int]]
+    report: Callable[[Minute], None]
+    save: Callable[[], Path]
+    look: Callable[[], None] | None = None
+
+
+def loop(state: RunState, limits: Limits, work: Work) -> int:
+    """Train until a limit and save; the number of the signal that ended it, or 0.
+
+    A look does not count as time of the run.
+    """
+    begun = saved = measured = last = time.monotonic()
+    until = None if limits.steps is None else state.step + limits.steps
+    minute = Minute()
+    with stop_requests() as asked:
+        while not asked and not state.finished() and (until is None or state.step < until):
+            minute.add(*work.step())
+            now = time.monotonic()
+            state.seconds += now - last
+            last = now
+            if now - minute.started > LINE_S:
+                work.report(minute)
+                minute = Minute()
+            if now - saved > limits.save_s:
+                work.save()
+                saved = now
+            if work.look is not None and now - measured > limits.measure_s:
+                work.look()
+                measured = last = time.monotonic()
+            if limits.minutes is not None and now - begun > limits.minutes * 60:
+                break
+    if minute.steps:
+        work.report(minute)
+    click.echo(f"saved step {state.step} in {work.save()}")
+    return asked[0] if asked else 0
