@@ -2,7 +2,7 @@
 
 python -m mambapose.export.train.lift_sweep --frames 27,81,243. The claim it checks: the cost of a
 scan grows with T, that of attention with its square. NAME:PAIRS is a network of so many pairs of
-blocks.
+blocks. Whatever can see score, depth and flow beside the joints does.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def measured_case(
 ) -> dict[str, float | int | str]:
     """Median ms of a call (CPU: of all threads) and the most MiB above the idle process."""
     name, pairs = named(network)
-    model = build(name, 0, pairs=pairs).to(device)
-    cues = takes_cues(name, False)
+    cues = takes_cues(name, True)
+    model = build(name, 0, cues=cues, pairs=pairs).to(device)
     random = np.random.default_rng(0)
     shapes = ((17, 2), (17,), (17,), (17, 2))
     inputs = {

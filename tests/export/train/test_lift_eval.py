@@ -11,7 +11,14 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from mambapose.export.train import lift, lift_eval, lift_measure, lift_state, lift_sweep
+from mambapose.export.train import (
+    lift,
+    lift_eval,
+    lift_measure,
+    lift_networks,
+    lift_state,
+    lift_sweep,
+)
 from mambapose.export.train import lift_metrics as metrics
 from mambapose.export.train.lift_baselines import build
 from mambapose.export.train.lift_body import rotations_from_vectors
@@ -148,7 +155,8 @@ def test_a_case_of_the_sweep_is_measured(case: str) -> None:
     row = lift_sweep.measured_case("transformer:1", 5, 1, case, "cpu", 2)
     assert row["ms"] > 0
     assert row["mib"] >= 0
-    assert 200_000 < row["parameters"] < 400_000
+    with_cues = lift_networks.build("transformer", 0, cues=True, pairs=1)
+    assert row["parameters"] == lift_networks.parameters(with_cues)
 
 
 @pytest.mark.parametrize("name", ["resnet", "tcn:", "transformer:0", "transformer:x"])
