@@ -146,7 +146,7 @@ def ship(
             "credit": CREDIT}  # fmt: skip
     if content["plan"]["network"] == "posemamba-s":
         said["joints"] = PERSON
-    save_file(weights, file, metadata={**said, **lift_state.metadata(content)})
+    save_file(weights, file, metadata={**said, **lift_state.metadata(content, run)})
     file.chmod(0o644)  # save_file leaves it to its owner alone
     data = data / FILE if data.is_dir() else data
     values = {

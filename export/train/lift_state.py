@@ -123,10 +123,16 @@ def read(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def metadata(content: Mapping[str, Any]) -> dict[str, str]:
-    """What weights that ship carry beside their tensors, for ``read``."""
+def metadata(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """What weights of the run in ``folder`` carry beside their tensors, for ``read``."""
     kept = ("format_version", "plan", "step", "seconds", "windows", "notes")
-    return {RUN_KEY: json.dumps({key: content[key] for key in kept})}
+    own = {key: content[key] for key in kept}
+    return {RUN_KEY: json.dumps({**own, "curves": _curves(content, folder)})}
+
+
+def _curves(content: Mapping[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of a run in its folder, or of weights that ship, which carry theirs."""
+    return content["curves"] if "curves" in content else curves(folder, BEFORE_POINTS)
 
 
 def _shipped(path: Path) -> dict[str, Any]:
@@ -190,7 +196,7 @@ def as_before(
 ) -> dict[str, Any]:
     """What a run keeps of one that came before it; before: what that one is to follow."""
     kept = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
-    return {**kept, "before": before, "curves": curves(folder, BEFORE_POINTS)}
+    return {**kept, "before": before, "curves": _curves(content, folder)}
 
 
 def whole(content: Mapping[str, Any], key: str) -> float:

@@ -127,11 +127,10 @@ def so_far(content: Mapping[str, Any], folder: Path, points: int = POINTS) -> di
     """Steps, samples, seconds, commands and curves of the run in ``folder`` and of those it
     started from; its own curves have at most about ``points`` rows."""
     before = content["notes"].get("before", {})
-    seconds = before.get("seconds", 0.0)
     return {
         "step": content["step"], "offset": content["offset"],
         "samples": content["samples"] + before.get("samples", 0),
-        "seconds": content["seconds"] + seconds,
+        "seconds": content["seconds"] + before.get("seconds", 0.0),
         "commands": commands(content),
         "curves": with_curves(before, curves(folder, points), content["offset"]),
     }  # fmt: skip

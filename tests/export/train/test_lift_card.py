@@ -109,6 +109,9 @@ def test_training_goes_on_from_weights_that_ship(written: Path, motion_folder: P
     for name, tensor in lift_state.read(file)["average"].items():
         assert torch.equal(state.average[name], tensor), name
     assert (state.step, state.notes["before"]["step"]) == (0, 2)
+    curves = json.loads(written.with_name("some.lifter.json").read_text())["curves"]
+    assert curves["training"]
+    assert state.notes["before"]["curves"] == curves
     batch = lift.batch_of_step(PLAN, lift.Motions(clips_from_file(motion_folder)), 0)
     lift.train_step(state, batch)
     assert lift_state.whole({"step": state.step, "notes": state.notes}, "step") == 6

@@ -155,6 +155,7 @@ def test_a_case_of_the_sweep_is_measured(case: str) -> None:
     row = lift_sweep.measured_case("transformer:1", 5, 1, case, "cpu", 2)
     assert row["ms"] > 0
     assert row["mib"] >= 0
+    assert 200_000 < row["parameters"] < 400_000
     with_cues = lift_networks.build("transformer", 0, cues=True, pairs=1)
     assert row["parameters"] == lift_networks.parameters(with_cues)
 
