@@ -81,7 +81,9 @@ def rgb_converter() -> Callable[[Any], ImageArray]:
 def matrix_from_picture(picture: Any) -> Matrix | None:
     """(a, b, c, d) of the display matrix that came with a picture; None when it has none."""
     try:
-        for side in picture.side_data:
+        # By number: PyAV 19 iterates over types where older releases iterate over the data.
+        every = picture.side_data
+        for side in (every[index] for index in range(len(every))):
             if str(side.type).endswith("DISPLAYMATRIX"):
                 a, b, _, c, d = struct.unpack("=9i", bytes(side))[:5]
                 return a, b, c, d
