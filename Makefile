@@ -1,6 +1,8 @@
 # The commands a person types; CI types the same ones.
 #   make run [VIDEO=file.mp4]   set up and run the bundle that ships
 #   make test [STRICT=1]        everything CI runs; STRICT=1 fails on any skipped test
+#   make isas                   the tests of the CPU kernels with each instruction set of this processor
+#   make pythons [NEWEST=1]     install into every Python found, newest and oldest packages, and run
 #   make check                  format, lint, types
 #   make bench                  memory and latency table, selective-scan bars
 #   make weights                the bundle that ships, from the weights in export/weights
@@ -22,7 +24,7 @@ SOURCES := pyproject.toml constraints.txt $(shell find runtime export plugins be
 # When the weights last changed: the date in the bundle that ships.
 EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 
-.PHONY: run test check bench weights neon plugin clean
+.PHONY: run test isas pythons check bench weights neon plugin clean
 
 run: $(VENV)/.run
 	$(BIN)/mp-run $(VIDEO) --out $(OUT) --overlay --overwrite
@@ -55,6 +57,13 @@ $(VENV)/.test: $(VENV)/.export
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(if $(STRICT),--strict-skips) $(PYTEST_ARGS)
+
+isas: $(VENV)/.test
+	for isa in $$($(BIN)/python -c 'from mambapose.plugins import native_scan as s; print(*s.instruction_sets())'); do \
+		MAMBAPOSE_ISA=$$isa $(BIN)/python -m pytest -q -m kernels tests/plugins || exit 1; done
+
+pythons: $(VENV)/.test
+	$(BIN)/python tests/pythons.py $(if $(NEWEST),--newest)
 
 # mypy does not follow the installed namespace, so it reads the folders through links.
 check: $(VENV)/.test

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,10 @@ from mambapose.plugins.scan_abi import (
     scan_params,
 )
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.native import find_library, library_info
+from mambapose.runtime.native import ISA_VARIABLE, find_library, library_info
 
 DTYPES = {np.dtype(np.float32): FP32, np.dtype(np.float16): FP16}
+INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")
 AnyArray = NDArray[Any]
 
 
@@ -77,8 +79,19 @@ def instruction_set() -> str:
     return name.decode()
 
 
+def instruction_sets() -> list[str]:
+    """What this processor can run, the best first; the one in use before is in use again after."""
+    usable = [name for name in INSTRUCTION_SETS if force_instruction_set(name)]
+    force_instruction_set(None)
+    return usable
+
+
 def force_instruction_set(name: str | None) -> bool:
-    """Use this instruction set from now on (None: the best); False when it is absent here."""
+    """Use this instruction set from now on; False when it is absent here.
+
+    name: None goes back to the one that MAMBAPOSE_ISA names, or to the best.
+    """
+    name = name or os.environ.get(ISA_VARIABLE) or None
     chosen = name.encode() if name is not None else None
     return bool(load_library().mambapose_scan_force_isa(chosen) == 0)
 

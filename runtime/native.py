@@ -8,6 +8,7 @@ was built against ONNX Runtime's headers it is also a custom-op library for ONNX
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import re
@@ -21,6 +22,7 @@ from mambapose.runtime.errors import EngineError
 SPEC = 1
 ABI = 1
 VARIABLE = "MAMBAPOSE_LIBRARY"
+ISA_VARIABLE = "MAMBAPOSE_ISA"
 SIGNATURES_KEY = "mambapose.scan_signatures"
 OVERLOAD_VERSION = (1, 27)
 LIBRARY_NAME = "libmambapose_ort" + (".dylib" if sys.platform == "darwin" else ".so")
@@ -89,7 +91,6 @@ def library_info(path: Path) -> LibraryInfo:
         library = ctypes.CDLL(str(path))
         library.mambapose_scan_isa.restype = ctypes.c_char_p
         numbers = (int(library.mambapose_scan_spec()), int(library.mambapose_scan_abi()))
-        isa: bytes = library.mambapose_scan_isa()
     except (OSError, AttributeError) as err:
         raise EngineError(
             f"a mambapose operator library was wanted at {path}, found something else: {err}; "
@@ -100,7 +101,20 @@ def library_info(path: Path) -> LibraryInfo:
             f"operator library {path}: specification {SPEC} and ABI {ABI} were wanted, "
             f"found {numbers[0]} and {numbers[1]}; reinstall mambapose so that both parts match"
         )
+    _choose_instruction_set(path)
+    isa: bytes = library.mambapose_scan_isa()
     return LibraryInfo(*numbers, isa.decode(), hasattr(library, "RegisterCustomOps"))
+
+
+@functools.cache
+def _choose_instruction_set(path: Path) -> None:
+    """Make the library use the instruction set that MAMBAPOSE_ISA names, once per process."""
+    wanted = os.environ.get(ISA_VARIABLE)
+    if wanted and ctypes.CDLL(str(path)).mambapose_scan_force_isa(wanted.encode()) != 0:
+        raise EngineError(
+            f"instruction set {wanted!r} was wanted by {ISA_VARIABLE}, the operator library has no "
+            "kernels of that name for this processor; use avx512, avx2, neon or scalar, or unset it"
+        )
 
 
 def check_function_form(metadata: Mapping[str, str], onnxruntime_version: str) -> None:

@@ -28,7 +28,6 @@ CUDA_CASES = _neighbour("cuda_cases")
 build_shim: Callable[..., Path] = CUDA_CASES.build_shim
 INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
-ISAS = ("scalar", "avx2", "avx512", "neon")
 GOLDEN_SCANS = (
     "scan_01_single_step_bare", "scan_02_d_bias_softplus", "scan_03_gate_state_b2",
     "scan_04_groups4_state_b2", "scan_05_n1_groups4", "scan_06_gate_rank4_one_group",
@@ -190,7 +189,7 @@ def each_isa() -> Iterator[str]:
     """Every instruction set of this machine, in use while its name is out."""
     from mambapose.plugins import native_scan
 
-    for name in ISAS:
+    for name in native_scan.INSTRUCTION_SETS:
         if native_scan.force_instruction_set(name):
             yield name
 

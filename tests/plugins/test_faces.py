@@ -18,6 +18,8 @@ from mambapose.plugins.onnx_function import attach_functions
 from mambapose.plugins.reference import selective_scan_reference
 from mambapose.plugins.torch_op import selective_scan
 
+pytestmark = pytest.mark.kernels
+
 SEEDS = range(int(os.environ.get("MAMBAPOSE_FUZZ", "60")))
 ROWS = ("u", "dt", "B", "C", "z")
 STATE, EXACT = 5e-6, 1e-12

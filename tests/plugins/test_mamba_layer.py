@@ -11,6 +11,8 @@ from mambapose.export.models.vim import Mixer
 from mambapose.plugins.adapters import causal_conv1d_fn, selective_scan_ref
 from mambapose.plugins.mamba_layer import Mamba, RMSNorm, layer_norm_fn, rms_norm_fn
 
+pytestmark = pytest.mark.kernels
+
 
 def branch(layer: Mamba, x: Tensor, z: Tensor, end: str, a_log: Tensor) -> Tensor:
     """(B, D, L): conv, projections and scan along the steps, as the layer is published."""

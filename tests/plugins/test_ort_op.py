@@ -12,6 +12,8 @@ from onnx import helper
 from mambapose.plugins.onnx_function import attach_functions
 from mambapose.plugins.reference import selective_scan_reference
 
+pytestmark = pytest.mark.kernels
+
 
 def test_operator_agrees_with_the_oracle(scan_case, limit, scans, ort_library):
     session = scans.session(scans.model(scan_case, free_batch=True), ort_library)

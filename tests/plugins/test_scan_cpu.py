@@ -14,7 +14,7 @@ from mambapose.plugins.reference import selective_scan_reference
 OUT, STATE, HALF = 2e-6, 5e-6, 1.5e-3
 FULL = ("D", "z", "dt_bias", "initial_state")
 
-pytestmark = pytest.mark.usefixtures("best_isa")
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("best_isa")]
 
 
 def check(scans, case, limit=OUT):

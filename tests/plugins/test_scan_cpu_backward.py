@@ -13,7 +13,7 @@ FULL = ("D", "z", "dt_bias", "initial_state")
 STEP = 1e-5
 LIMIT = 1e-5
 
-pytestmark = pytest.mark.usefixtures("best_isa")
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("best_isa")]
 
 
 CASES = {

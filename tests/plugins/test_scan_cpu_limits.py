@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 pytestmark = [
-    pytest.mark.usefixtures("library"),
+    pytest.mark.kernels,
+    pytest.mark.usefixtures("library", "best_isa"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc"),
 ]
 
@@ -45,19 +47,38 @@ except EngineError as problem:
 """
 
 
-def _run(*settings) -> str:
+LANES = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 4}  # kWIDTH of plugins/csrc/vec_*.h
+
+
+def _run(*settings, isa=None) -> str:
     command = [sys.executable, "-c", SCRIPT, repr(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    chosen = {} if isa is None else {"MAMBAPOSE_ISA": isa}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **chosen}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_memory_for_the_scratch_is_one_sentence(threads):
-    """128 MB of running sums where 50 MB are left: on the caller's thread and on others."""
-    said = _run(2_000_000, 16, "float16", "sum", 50, threads)
-    assert said.startswith("selective scan: scratch: 128")
-    assert said.endswith("bytes of memory were wanted, found none")
+def test_no_memory_for_the_scratch_is_one_sentence(scans, threads):
+    """4 MB of running sums per lane, 64 MB with eight lanes, where half of them are left."""
+    for isa in list(scans.each_isa()):
+        megabytes = 4 * LANES[isa]
+        said = _run(1_000_000, 16, "float16", "sum", megabytes / 2, threads, isa=isa)
+        assert said.startswith(f"selective scan: scratch: {megabytes}"), isa
+        assert said.endswith("bytes of memory were wanted, found none")
+
+
+def test_an_instruction_set_that_is_absent_is_refused():
+    script = "from mambapose.plugins import native_scan; native_scan.load_library()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "MAMBAPOSE_ISA": "sse9"},
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert "instruction set 'sse9' was wanted by MAMBAPOSE_ISA" in last
+    assert "avx2" in last
 
 
 def test_threads_that_the_system_refuses_are_not_needed():

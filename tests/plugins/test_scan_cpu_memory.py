@@ -16,7 +16,7 @@ from .views import placed_at, placed_inside
 ROWS = ("u", "dt", "B", "C", "z")
 FULL = ("D", "z", "dt_bias", "initial_state")
 
-pytestmark = pytest.mark.usefixtures("best_isa")
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("best_isa")]
 
 
 @pytest.mark.parametrize("half", [False, True])

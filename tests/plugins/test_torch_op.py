@@ -12,6 +12,8 @@ from mambapose.plugins.reference import selective_scan_reference
 from mambapose.plugins.torch_op import selective_scan
 from mambapose.runtime.native import slow_notice
 
+pytestmark = pytest.mark.kernels
+
 DIFFERENTIABLE = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
 
 
