@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from mambapose.benchmarks.accuracy_video import Clip, Where
 from mambapose.benchmarks.scores import Score
-from mambapose.runtime.bundle import Bundle
-from mambapose.runtime.crop import values_at
-from mambapose.runtime.depth import DepthStage
-from mambapose.runtime.engine import load_engine
-from mambapose.runtime.flow import DenseMap, FlowStage
+from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.bundle.bundle import Bundle
 from mambapose.runtime.loading import opened_flow, oriented_graph
-from mambapose.runtime.sample import Truth
+from mambapose.runtime.stages.crop import values_at
+from mambapose.runtime.stages.depth import DepthStage
+from mambapose.runtime.stages.flow import DenseMap, FlowStage
 from mambapose.runtime.types import Frame
+from mambapose.runtime.video.sample import Truth
 
 
 def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list[Score]:

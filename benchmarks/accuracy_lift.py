@@ -6,15 +6,15 @@ from pathlib import Path
 
 from mambapose.benchmarks.accuracy_video import Where
 from mambapose.benchmarks.scores import Score, lift_score
-from mambapose.export.train.lift_measure import held_out_metrics, pose2sim_metrics
-from mambapose.export.train.motion import clips_from_file, split_from_clips
-from mambapose.export.train.pose2sim import FOLDER
-from mambapose.runtime.bundle import Bundle
-from mambapose.runtime.causal_lifting import STEP
-from mambapose.runtime.engine import load_engine
+from mambapose.benchmarks.truth.lift_measure import held_out_metrics, pose2sim_metrics
+from mambapose.benchmarks.truth.motion import clips_from_file, split_from_clips
+from mambapose.benchmarks.truth.pose2sim import FOLDER
+from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.bundle.bundle import Bundle
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.lifting import BODY_HEIGHTS
 from mambapose.runtime.loading import lift_unit
+from mambapose.runtime.stages.causal_lifting import STEP
+from mambapose.runtime.stages.lifting import BODY_HEIGHTS
 
 MOTION = "cmu-17j"
 # Which cues a lifter that takes any is told of, by name: score, depth at the joint, flow there.

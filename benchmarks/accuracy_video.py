@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.benchmarks.scores import Score, lift_score, pose_score
-from mambapose.export.train.lift_metrics import measured_h36m, summary
-from mambapose.export.train.pose2sim import View
-from mambapose.export.train.pose_metrics import pose_metrics
-from mambapose.runtime.bundle import Bundle
-from mambapose.runtime.detect import Detections, overlaps
+from mambapose.benchmarks.truth.lift_metrics import measured_h36m, summary
+from mambapose.benchmarks.truth.pose2sim import View
+from mambapose.benchmarks.truth.pose_metrics import pose_metrics
+from mambapose.runtime.bundle.bundle import Bundle
 from mambapose.runtime.loading import open_pipeline
+from mambapose.runtime.people.tracking import Look, Targets
 from mambapose.runtime.pipeline import Options
-from mambapose.runtime.sample import SAMPLE, Truth
-from mambapose.runtime.sources import open_source
-from mambapose.runtime.tracking import Look, Targets
+from mambapose.runtime.stages.detect import Detections, overlaps
 from mambapose.runtime.types import Frame, Pose
+from mambapose.runtime.video.sample import SAMPLE, Truth
+from mambapose.runtime.video.sources import open_source
 
 Array = NDArray[np.float64]
 SAME_PERSON = 0.3  # overlap of a reported box with the true one

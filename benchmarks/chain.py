@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mambapose.benchmarks.jobs import Job
-from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.loading import open_pipeline
-from mambapose.runtime.sample import SAMPLE
-from mambapose.runtime.sources import open_source
 from mambapose.runtime.types import Frame
+from mambapose.runtime.video.sample import SAMPLE
+from mambapose.runtime.video.sources import open_source
 
 FRAME_SIZE = (640, 360)  # (W, H)
 FPS = 30.0

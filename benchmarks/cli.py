@@ -127,7 +127,7 @@ def scan(json_file: Path | None) -> None:
     "stores",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Held-out shots of export.train.render --held-out; may be repeated.",
+    help="Held-out shots of train.pose2d.render --held-out; may be repeated.",
 )
 @click.option("--samples", default=300, show_default=True, help="Rendered samples to look at.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="May be repeated.")

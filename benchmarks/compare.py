@@ -10,7 +10,7 @@ import click
 from mambapose.benchmarks import comparison, report, sweeps
 from mambapose.benchmarks.jobs import Job, Row
 from mambapose.benchmarks.sides import measure_all
-from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.loading import shipped_bundle
 
 

@@ -9,8 +9,8 @@ from mambapose.benchmarks.chain import sample_frames
 from mambapose.benchmarks.exported import cache_folder
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
 from mambapose.benchmarks.worker import base_name
-from mambapose.runtime.bundle import MODEL, Bundle
-from mambapose.runtime.causal_lifting import STEP
+from mambapose.runtime.bundle.bundle import MODEL, Bundle
+from mambapose.runtime.stages.causal_lifting import STEP
 
 CHAIN_FRAMES = 30  # at least one hop of the lifter
 MIB = 1024.0 * 1024.0

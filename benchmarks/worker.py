@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from mambapose.benchmarks.jobs import Job, job_from_dict
-from mambapose.runtime.bundle import Bundle, read_bundle
-from mambapose.runtime.engine import Engine, load_engine
-from mambapose.runtime.flow import PAIR
+from mambapose.runtime.backends.engine import Engine, load_engine
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.stages.flow import PAIR
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 Step = Callable[[], None]
@@ -132,8 +132,8 @@ def timed(step: Step, job: Job) -> list[float]:
 
 def run_empty(job: Job) -> dict[str, Any]:
     """The backend with one tiny graph: what every measured process pays before its network."""
-    from mambapose.runtime.check import run_probe
-    from mambapose.runtime.native import find_library
+    from mambapose.runtime.backends.native import find_library
+    from mambapose.runtime.check.machine import run_probe
 
     run_probe(job.backend, find_library())
     return {"times_ms": []}

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mambapose.runtime.bundle import MANIFEST, Bundle, StageEntry
-from mambapose.runtime.causal_lifting import STEP
-from mambapose.runtime.engine import Engine, load_detector, load_engine
+from mambapose.runtime.backends.engine import Engine, load_detector, load_engine
+from mambapose.runtime.bundle.bundle import MANIFEST, Bundle, StageEntry
 from mambapose.runtime.errors import BundleError
-from mambapose.runtime.flow import GRAPHS, PAIR, FlowStage
-from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
+from mambapose.runtime.stages.causal_lifting import STEP
+from mambapose.runtime.stages.flow import GRAPHS, PAIR, FlowStage
+from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
 
 OURS = ("mambapose3d", "posemagic")  # lifters of our own definition
 SHIPPED = Path(__file__).parent / "data" / "cpu"

@@ -22,9 +22,13 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.runtime.causal_lifting import STEP, CausalLifter
-from mambapose.runtime.clip_pose import ClipPose
-from mambapose.runtime.crop import (
+from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.errors import EngineError
+from mambapose.runtime.people.one_person import OnePerson
+from mambapose.runtime.people.tracking import Boxes, Followed, Targets, Tracker
+from mambapose.runtime.stages.causal_lifting import STEP, CausalLifter
+from mambapose.runtime.stages.clip_pose import ClipPose
+from mambapose.runtime.stages.crop import (
     Crops,
     crops_from_boxes,
     crops_from_image,
@@ -32,13 +36,11 @@ from mambapose.runtime.crop import (
     flow_crops,
     values_at,
 )
-from mambapose.runtime.decode import joints_from_heatmaps
-from mambapose.runtime.depth import DepthStage
-from mambapose.runtime.detect import Detector
-from mambapose.runtime.engine import Engine
-from mambapose.runtime.errors import EngineError
-from mambapose.runtime.flow import DenseMap, FlowStage, fixed_size
-from mambapose.runtime.lifting import (
+from mambapose.runtime.stages.decode import joints_from_heatmaps
+from mambapose.runtime.stages.depth import DepthStage
+from mambapose.runtime.stages.detect import Detector
+from mambapose.runtime.stages.flow import DenseMap, FlowStage, fixed_size
+from mambapose.runtime.stages.lifting import (
     BODY_HEIGHTS,
     Lifter,
     Seen,
@@ -46,13 +48,11 @@ from mambapose.runtime.lifting import (
     h36m_scores,
     normalised,
 )
-from mambapose.runtime.one_person import OnePerson
-from mambapose.runtime.pose_stage import Dense, FramePose, PoseStage, Watched
-from mambapose.runtime.scenes import SceneCuts
+from mambapose.runtime.stages.pose import Dense, FramePose, PoseStage, Watched
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.tracking import Boxes, Followed, Targets, Tracker
 from mambapose.runtime.types import Array, FloatArray, Frame, GraphSpec, Pose
+from mambapose.runtime.video.scenes import SceneCuts
 
 # Crops of a search that run together: more would raise the peak of memory, and save no time.
 SEARCH_BATCH = 4

@@ -11,18 +11,17 @@ from pathlib import Path
 
 import click
 
-from mambapose.runtime.bundle import Bundle, read_bundle
-from mambapose.runtime.destination import Destination, destination_of
-from mambapose.runtime.engine import backend_from_name, thread_count
+from mambapose.runtime.backends.engine import backend_from_name, thread_count
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.interrupt import Interruptible
-from mambapose.runtime.journal import JOURNAL, Journal
 from mambapose.runtime.loading import open_pipeline
-from mambapose.runtime.painter import Painter
 from mambapose.runtime.pipeline import FrameResult, Options, Pipeline
-from mambapose.runtime.prefetch import Prefetch
 from mambapose.runtime.progress import Progress
-from mambapose.runtime.report import (
+from mambapose.runtime.results.destination import Destination, destination_of
+from mambapose.runtime.results.journal import JOURNAL, Journal
+from mambapose.runtime.results.painter import Painter
+from mambapose.runtime.results.report import (
     REPORT,
     absent_cues,
     label_text,
@@ -35,8 +34,9 @@ from mambapose.runtime.report import (
     used_stages,
     write_report,
 )
-from mambapose.runtime.sources import Source, open_source
 from mambapose.runtime.types import Frame
+from mambapose.runtime.video.prefetch import Prefetch
+from mambapose.runtime.video.sources import Source, open_source
 
 UNTRAINED = "untrained weights"
 

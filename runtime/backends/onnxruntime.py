@@ -23,15 +23,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mambapose.runtime.bundle import Bundle
-from mambapose.runtime.engine import thread_count
-from mambapose.runtime.errors import EngineError
-from mambapose.runtime.native import (
+from mambapose.runtime.backends.engine import thread_count
+from mambapose.runtime.backends.native import (
     check_function_form,
     find_library,
     library_info,
     slow_notice,
 )
+from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.errors import EngineError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

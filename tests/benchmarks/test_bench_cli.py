@@ -12,7 +12,7 @@ from mambapose.benchmarks import accuracy, compare, sweeps
 from mambapose.benchmarks.cli import command
 from mambapose.benchmarks.jobs import Job
 from mambapose.runtime import loading
-from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.errors import BundleError, MambaPoseError
 
 

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from mambapose.export import build, cli, weights
+from mambapose.export.catalogue import Source
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.plan import Options, make_plan
-from mambapose.export.sources import Source
-from mambapose.runtime.bundle import Bundle, read_bundle, read_gate
-from mambapose.runtime.engine import load_engine
+from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate
 from mambapose.runtime.targets import TARGETS
 
 SMALL = {"width": 16, "depth": 1}

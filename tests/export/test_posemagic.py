@@ -23,12 +23,12 @@ from mambapose.export.models import NETWORKS, posemagic
 from mambapose.export.models.posemamba import MIRROR
 from mambapose.export.onnx_export import export_graph
 from mambapose.export.plan import Options, make_plan
-from mambapose.runtime.bundle import Bundle
-from mambapose.runtime.causal_lifting import CausalLifter, next_name
-from mambapose.runtime.check import stage_finding
-from mambapose.runtime.engine import load_engine
+from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.lifting import Seen
+from mambapose.runtime.stages.causal_lifting import CausalLifter, next_name
+from mambapose.runtime.stages.lifting import Seen
 from mambapose.runtime.targets import TARGETS
 
 SMALL = {"width": 16, "depth": 2, "out_width": 24}

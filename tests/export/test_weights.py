@@ -26,8 +26,8 @@ from mambapose.export.weights import (
     shipped_networks,
     shipped_weights,
 )
-from mambapose.runtime.bundle import Bundle, read_bundle, read_gate
-from mambapose.runtime.engine import load_engine
+from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.targets import TARGETS

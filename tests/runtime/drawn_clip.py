@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mambapose.runtime.overlay import Overlay
+from mambapose.runtime.results.overlay import Overlay
 from mambapose.runtime.types import FloatArray, ImageArray
 
 from .figure import STATURE, Figure, Vector, Walk, figure_at, turn_x, turn_y

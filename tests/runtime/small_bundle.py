@@ -5,9 +5,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from mambapose.runtime.backends.engine import BACKENDS
 from mambapose.runtime.backends.fake import FakeEngine
-from mambapose.runtime.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry, write_bundle
-from mambapose.runtime.engine import BACKENDS
+from mambapose.runtime.bundle.bundle import (
+    Bundle,
+    GraphEntry,
+    StageEntry,
+    WeightsEntry,
+    write_bundle,
+)
 from mambapose.runtime.targets import Schedule
 
 NETWORKS = {

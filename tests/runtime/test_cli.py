@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from mambapose.runtime import loading, run
+from mambapose.runtime.backends.engine import BACKENDS
 from mambapose.runtime.cli import RunCommand, command, main
-from mambapose.runtime.destination import destination_of
-from mambapose.runtime.engine import BACKENDS
+from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run import noted_warnings
 from mambapose.runtime.targets import Schedule
 
@@ -193,7 +193,7 @@ def test_quiet_is_quiet(capsys, tmp_path, bundle, clip):
 
 
 def test_untrained_weights_are_marked_everywhere(capsys, monkeypatch, tmp_path, clip):
-    from mambapose.runtime import draw
+    from mambapose.runtime.results import draw
 
     marked = []
     real = draw.draw_poses
@@ -217,7 +217,7 @@ def test_untrained_weights_are_marked_everywhere(capsys, monkeypatch, tmp_path, 
 
 
 def test_a_label_of_the_weights_is_shown_everywhere(capsys, monkeypatch, tmp_path, clip):
-    from mambapose.runtime import draw
+    from mambapose.runtime.results import draw
 
     drawn = []
     real = draw.draw_poses

@@ -29,10 +29,10 @@ package = types.ModuleType("runtime_tests")
 package.__path__ = [{here!r}]
 sys.modules["runtime_tests"] = package
 t = importlib.import_module("runtime_tests.test_cli")
-from mambapose.runtime.engine import BACKENDS
-from mambapose.runtime import one_person
+from mambapose.runtime.backends.engine import BACKENDS
+from mambapose.runtime.people import one_person
 from mambapose.runtime.cli import main
-from mambapose.runtime.tracking import full_frame
+from mambapose.runtime.people.tracking import full_frame
 
 engines = t.plain_engines()
 def slow(inputs):

@@ -10,11 +10,17 @@ import onnx
 import pytest
 
 from mambapose.runtime.backends.onnxruntime import engine_from_file
-from mambapose.runtime.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry, write_bundle
+from mambapose.runtime.bundle.bundle import (
+    Bundle,
+    GraphEntry,
+    StageEntry,
+    WeightsEntry,
+    write_bundle,
+)
 from mambapose.runtime.cli import main
-from mambapose.runtime.destination import destination_of
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
 from mambapose.runtime.pipeline import Options
+from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run import Run, record
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
