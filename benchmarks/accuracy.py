@@ -19,7 +19,8 @@ from mambapose.benchmarks.accuracy_video import (
 )
 from mambapose.benchmarks.scores import Score
 from mambapose.runtime.backends.loader import backend_from_name
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.types import Where
 from mambapose.runtime.video.sample import read_truth
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mambapose.benchmarks.accuracy_video import Clip, Where
 from mambapose.benchmarks.scores import Score
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.loading import clip_graphs, opened_flow
 from mambapose.runtime.stages.crop import values_at
 from mambapose.runtime.stages.depth import DepthStage

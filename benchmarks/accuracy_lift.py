@@ -9,7 +9,7 @@ from mambapose.benchmarks.truth.lift_measure import held_out_metrics, pose2sim_m
 from mambapose.benchmarks.truth.motion import clips_from_file, split_from_clips
 from mambapose.benchmarks.truth.pose2sim import FOLDER
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.stages.causal_lifting import STEP

@@ -17,7 +17,7 @@ from mambapose.benchmarks.scores import Score, lift_score, pose_score
 from mambapose.benchmarks.truth.lift_metrics import measured_h36m, summary
 from mambapose.benchmarks.truth.pose2sim import View
 from mambapose.benchmarks.truth.pose_metrics import pose_metrics
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.people.tracking import PosesIn
 from mambapose.runtime.pipeline import Options

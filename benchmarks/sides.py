@@ -9,7 +9,7 @@ from mambapose.benchmarks.chain import sample_frames
 from mambapose.benchmarks.exported import cache_folder
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
 from mambapose.benchmarks.worker import one_orientation
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.stages.causal_lifting import STEP
 from mambapose.runtime.stages.table import MODEL, STAGES
 
@@ -82,8 +82,8 @@ def weights_mib(bundle: Bundle, stage: str) -> float:
     """Size of the files one orientation of a stage loads: its graphs and the weights they share."""
     graphs = bundle.stages[stage].graphs
     names: set[str] = set()
-    for name in one_orientation(graphs).values():
-        names.update(filter(None, (graphs[name].file, graphs[name].data)))
+    for graph in (graphs[name] for name in one_orientation(graphs).values()):
+        names |= {graph.onnx, *((graph.data.path,) if graph.data else ())}
     return sum((bundle.path / name).stat().st_size for name in names) / MIB
 
 

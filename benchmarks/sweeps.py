@@ -17,7 +17,8 @@ from mambapose.benchmarks.jobs import Row
 from mambapose.benchmarks.sides import Side, is_step, size_of, window_of
 from mambapose.export.models import NETWORKS
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError, MambaPoseError
 from mambapose.runtime.stages.causal_lifting import STEP
 from mambapose.runtime.stages.table import MODEL, STAGES

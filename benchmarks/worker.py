@@ -20,7 +20,8 @@ import numpy as np
 from mambapose.benchmarks.jobs import Job, job_from_dict
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.stages.flow import PAIR, FlowStage
 from mambapose.runtime.types import GraphName, TensorSpec
 

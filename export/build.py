@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,13 @@ from mambapose.export.plan import Plan, StagePlan
 from mambapose.export.weights import PERSON, Card, Facts, facts_from_file, read_card
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
 from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
+    file_entry,
     file_sha256,
     tool_version,
     write_bundle,
     write_gate,
 )
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec
@@ -273,26 +271,19 @@ def describe_graphs(
 ) -> dict[str, GraphEntry]:
     """Write the gate arrays and list every file of the stage with its hash."""
     data = folder / "stages" / f"{stage}.data"
-    hashes: dict[Path, str] = {}
 
-    def listed(path: Path | None) -> tuple[str | None, str | None]:
-        if path is None or not path.is_file():
-            return None, None
-        if path not in hashes:
-            hashes[path] = file_sha256(path)
-        return path.relative_to(folder).as_posix(), hashes[path]
+    @cache
+    def listed(path: Path) -> FileEntry:
+        return file_entry(folder, path.relative_to(folder).as_posix())
 
     entries = {}
     for name, graph in exported.items():
         arrays = folder / "gate" / f"{graph.file.stem}.npz"
         write_gate(arrays, *gate[name])
-        file, sha256 = listed(graph.file)
-        assert file is not None
-        assert sha256 is not None
-        trt = graph.file.with_suffix(".trt.onnx") if graph.has_scan else None
-        entries[name] = GraphEntry(
-            graph.spec, file, sha256, *listed(data), *listed(trt), *listed(arrays)
-        )
+        files = {"onnx": graph.file, "trt": graph.file.with_suffix(".trt.onnx")}
+        forms = {form: listed(file) for form, file in files.items() if file.is_file()}
+        shared = listed(data) if data.is_file() else None
+        entries[name] = GraphEntry(graph.spec, forms, shared, listed(arrays))
     return entries
 
 
@@ -308,19 +299,14 @@ def add_detector(path: Path, folder: Path, seed: int, licence: str | None) -> St
     outputs = open_graph(file).run(inputs)
     arrays = folder / "gate" / "detect.npz"
     write_gate(arrays, inputs, outputs)
-    digest = file_sha256(file)
-    graph = GraphEntry(
-        spec,
-        file.relative_to(folder).as_posix(),
-        digest,
-        gate_file=arrays.relative_to(folder).as_posix(),
-        gate_sha256=file_sha256(arrays),
-    )
+    listed = file_entry(folder, file.relative_to(folder).as_posix())
+    gate = file_entry(folder, arrays.relative_to(folder).as_posix())
+    graph = GraphEntry(spec, {"onnx": listed}, gate=gate)
     return StageEntry(
         network=path.stem,
         precision="fp32",
         params=params,
-        weights=WeightsEntry(path.name, digest, trained=True, licence=licence),
+        weights=WeightsEntry(path.name, listed.sha256, trained=True, licence=licence),
         graphs={"main": graph},
         opset=opset,
         options={"layout": layout},

@@ -151,7 +151,7 @@ def _export_own(
     own: dict[str, Any], asked: dict[str, Any], out: Path | None, overwrite: bool
 ) -> None:
     """A network of the user's own, alone or in its place among those that ship."""
-    from mambapose.runtime.bundle.bundle import MANIFEST
+    from mambapose.runtime.bundle.entries import MANIFEST
     from mambapose.runtime.bundle.staging import check_destination
     from mambapose.runtime.targets import target_from_name
 
@@ -222,7 +222,7 @@ def _export(plan: Any, out: Path, overwrite: bool) -> None:
     start = time.perf_counter()
     from mambapose.export.build import build_bundle, compiled_operator
     from mambapose.runtime.backends.native import slow_notice
-    from mambapose.runtime.bundle.bundle import MANIFEST
+    from mambapose.runtime.bundle.entries import MANIFEST
     from mambapose.runtime.bundle.staging import check_destination
 
     check_destination(out, overwrite=overwrite, marker=MANIFEST)  # before minutes of work

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.backends.loader import load_engine, load_file
-from mambapose.runtime.bundle.bundle import MANIFEST, Bundle
+from mambapose.runtime.bundle.entries import MANIFEST, Bundle
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.pipeline import Options, Pipeline, engine_name
 from mambapose.runtime.stages.flow import FlowStage

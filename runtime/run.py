@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from mambapose.runtime.backends.loader import backend_from_name
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.interrupt import Interruptible
 from mambapose.runtime.loading import open_pipeline

@@ -46,13 +46,8 @@ from mambapose.export.plan import Options, make_plan
 from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.plugins.standins import StandIns
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    StageEntry,
-    WeightsEntry,
-    tool_version,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import tool_version, write_bundle
+from mambapose.runtime.bundle.entries import Bundle, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.stages.lifting import IMAGE_UNITS
 from mambapose.runtime.stages.table import MODEL, STAGES, own_network_stages

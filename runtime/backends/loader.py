@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mambapose.runtime.backends.engine import Engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.types import Where
 

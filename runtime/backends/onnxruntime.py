@@ -31,7 +31,7 @@ from mambapose.runtime.backends.native import (
     library_info,
     slow_notice,
 )
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
 
@@ -121,13 +121,13 @@ def engine_from_bundle(
     fast = library is not None and library_info(library).onnxruntime
     if fast and library is not None:
         _register(options, library)
-    session = _session(bundle.file(entry.file), options, where.device)
+    session = _session(bundle.file(entry.onnx), options, where.device)
     if scans and not fast:
         metadata = session.get_modelmeta().custom_metadata_map
         check_function_form(metadata, _import().__version__)
         _warn_slow()
     check_spec(_declared(session, graph), entry.spec, f"stage {stage}, graph {graph}")
-    mapped = bundle.file(entry.data).stat().st_size if entry.data is not None else 0
+    mapped = bundle.file(entry.data.path).stat().st_size if entry.data is not None else 0
     return OrtEngine(session, entry.spec, mapped)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from mambapose.runtime.backends.loader import BACKENDS, load_engine, load_file
 from mambapose.runtime.backends.native import find_library, library_info, slow_notice
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate, tool_version
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate, tool_version
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.check.finding import Finding
 from mambapose.runtime.check.plugin import plugin_findings

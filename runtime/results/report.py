@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mambapose.runtime.bundle.bundle import Bundle, tool_version
+from mambapose.runtime.bundle.bundle import tool_version
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.pipeline import Pipeline
 from mambapose.runtime.results.files import conventions

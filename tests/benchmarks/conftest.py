@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mambapose.runtime.bundle.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
@@ -66,7 +66,9 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         for graph, inputs in graphs.items():
             file = f"{stage}-{graph}.onnx"
             (folder / file).write_bytes(b"on")
-            entries[graph] = GraphEntry(GraphSpec(graph, inputs, ()), file, "0" * 64)
+            entries[graph] = GraphEntry(
+                GraphSpec(graph, inputs, ()), {"onnx": FileEntry(file, "0" * 64)}
+            )
         weights = WeightsEntry(None, None, trained=False)
         entry = StageEntry(name, "fp32", params, weights, entries)
         return Bundle(folder, "0", "2026", "cpu", schedule or Schedule(), {stage: entry})

@@ -17,7 +17,7 @@ from mambapose.benchmarks.sides import frames_of, text_of_size
 from mambapose.benchmarks.sweeps import Candidate, candidate_list, default_candidates, ratios
 from mambapose.export.models import mambapose_nano
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError, ExportError, MambaPoseError
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import TensorSpec

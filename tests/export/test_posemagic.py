@@ -24,7 +24,7 @@ from mambapose.export.models.posemamba import MIRROR
 from mambapose.export.onnx_export import export_graph
 from mambapose.export.plan import Options, make_plan
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.causal_lifting import CausalLifter, next_name

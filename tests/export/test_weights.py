@@ -27,7 +27,8 @@ from mambapose.export.weights import (
     shipped_weights,
 )
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.targets import TARGETS

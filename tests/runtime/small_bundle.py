@@ -8,13 +8,8 @@ from pathlib import Path
 
 from mambapose.runtime.backends.fake import FakeEngine
 from mambapose.runtime.backends.loader import BACKENDS
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import write_bundle
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.targets import Schedule
 
 NETWORKS = {
@@ -39,7 +34,7 @@ def write_fake_bundle(
             (folder / file).write_bytes(key.encode())
             digest = hashlib.sha256(key.encode()).hexdigest()
             graphs = stages.setdefault(stage, {})
-            graphs[base or "main"] = GraphEntry(engine.spec, file, digest)
+            graphs[base or "main"] = GraphEntry(engine.spec, {"onnx": FileEntry(file, digest)})
         weights = WeightsEntry(None, None, False)
         if trained:
             weights = WeightsEntry("w.pth", "0" * 64, True, label=label, measured=measured or {})

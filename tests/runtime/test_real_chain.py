@@ -10,13 +10,8 @@ import onnx
 import pytest
 
 from mambapose.runtime.backends.onnxruntime import engine_from_file
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import write_bundle
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.cli import main
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
 from mambapose.runtime.pipeline import Options
@@ -64,7 +59,7 @@ def bundle(tmp_path_factory):
                 spec = engine_from_file(folder / file, Where(threads=1)).spec
                 spec = type(spec)(name, spec.inputs, spec.outputs)
                 digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-                entries[name] = GraphEntry(spec, file, digest)
+                entries[name] = GraphEntry(spec, {"onnx": FileEntry(file, digest)})
             weights = WeightsEntry("w", "0" * 64, True)
             stages[stage] = StageEntry(networks[stage], "fp32", 1, weights, entries)
         schedule = Schedule(FLOW, DEPTH, CROP, 3, 4, 10, WINDOW, 3)

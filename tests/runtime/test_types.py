@@ -17,7 +17,9 @@ def test_graph_names_are_written_and_read(text: str, name: GraphName) -> None:
     assert GraphName.parse(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "@1x2", "a@", "a@1x", "a@0x5", "a@2x²", "a b", "a@1x2x3", "é"])
+@pytest.mark.parametrize(
+    "text", ["", "@1x2", "a@", "a@1x", "a@0x5", "a@2x²", "a b", "a@1x2x3", "é"]
+)
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(EngineError, match="a graph name such as main"):
         GraphName.parse(text)

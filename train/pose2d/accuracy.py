@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mambapose.benchmarks.scores import Score, pose_score
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import opened_flow
 from mambapose.runtime.types import Where

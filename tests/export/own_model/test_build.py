@@ -74,8 +74,7 @@ def test_a_lone_network_is_a_bundle_like_any_other(folder: Path) -> None:
     assert set(entry.gate) >= {"relative"}
     graph = entry.graphs["main"]
     assert graph.spec.outputs == (TensorSpec("xyz", "float32", ("N", 9, 17, 3)),)
-    assert graph.trt_file is not None
-    assert bundle.file(graph.trt_file).is_file()
+    assert bundle.file(graph.forms["trt"].path).is_file()
     assert said[0].startswith("rewrites: ")
     assert said[1] == "stood in for: mamba_ssm.Mamba"
     assert stage_finding(bundle, MODEL, "onnxruntime").ok

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 
@@ -17,13 +16,8 @@ from mambapose.runtime.backends import onnxruntime as backend
 from mambapose.runtime.backends.fake import FakeEngine
 from mambapose.runtime.backends.loader import backend_from_name, load_engine, load_file
 from mambapose.runtime.backends.native import find_library, slow_notice
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import file_entry, write_bundle
+from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec, Where
@@ -91,11 +85,8 @@ def make_bundle(path, model, spec=SPEC, scan_spec=None, external=False):
             data = "stages/pose2d.data"
         else:
             onnx.save(model, file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        entry = GraphEntry(spec, "stages/pose2d.onnx", digest, data)
-        if data:
-            sha = hashlib.sha256((folder / data).read_bytes()).hexdigest()
-            entry = GraphEntry(spec, "stages/pose2d.onnx", digest, data, sha)
+        forms = {"onnx": file_entry(folder, "stages/pose2d.onnx")}
+        entry = GraphEntry(spec, forms, file_entry(folder, data) if data else None)
         weights = WeightsEntry(None, None, False)
         stage = StageEntry("n", "fp32", 1, weights, {"main": entry}, scan_spec=scan_spec)
         return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", Schedule(), {"pose2d": stage})

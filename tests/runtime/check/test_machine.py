@@ -14,15 +14,12 @@ from mambapose.runtime import loading
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.backends.native import find_library, library_info
 from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    file_sha256,
+    file_entry,
     read_bundle,
     write_bundle,
     write_gate,
 )
+from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.check import machine as check
 from mambapose.runtime.check.cli import main
 from mambapose.runtime.check.machine import PROBE, PROBE_LIMIT, Finding, probe_case, run_probe
@@ -86,10 +83,8 @@ def make_bundle(
         write_gate(gate, {"image": IMAGE}, {"depth": depth})
         entry = GraphEntry(
             SPEC,
-            "stages/depth.onnx",
-            file_sha256(file),
-            gate_file="gate/depth.npz",
-            gate_sha256=file_sha256(gate),
+            {"onnx": file_entry(folder, "stages/depth.onnx")},
+            gate=file_entry(folder, "gate/depth.npz"),
         )
         weights = WeightsEntry(None, None, False)
         if trained:
