@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import PERSON, Card, Facts, facts_from_file, read_card
+from mambapose.export.weights import Card, Facts, facts_from_file, read_card
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
 from mambapose.runtime.bundle.bundle import (
     file_entry,
@@ -197,13 +197,14 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
         return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
-    if facts.joints == PERSON:
-        if stage.network.module != "posemamba":
+    if facts.joints is not None:
+        if not hasattr(module, "apply_facts"):
             raise ExportError(
                 f"{file}: joints of the picture were wanted for {stage.network.name}, the weights "
-                f"are for those of the {PERSON}; export them with --lift3d posemamba-s"
+                f"are for those of the {facts.joints}; name the network they were trained for with "
+                f"--{stage.stage}"
             )
-        model.centred = True
+        module.apply_facts(model, facts)
     licence = facts.licence or stage.network.weights_licence
     weights = dataclasses.replace(
         given,

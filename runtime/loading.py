@@ -17,7 +17,6 @@ from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.stages.table import DETECT, MODEL, STAGES, whole_frame_inputs
 from mambapose.runtime.types import GraphName, Size, Where
 
-OURS = ("mambapose3d", "posemagic")  # lifters of our own definition
 SHIPPED = Path(__file__).parent / "data" / "cpu"
 
 
@@ -132,12 +131,16 @@ def _suits(size: Size, *, portrait: bool) -> bool:
 
 
 def lift_unit(bundle: Bundle) -> str:
-    """The unit of the lifter's answer: what the bundle says, else that of the network's weights.
+    """The unit of the lifter's answer: BODY_HEIGHTS, also without a lifter, or IMAGE_UNITS.
 
-    PoseMamba's published weights answer in the unit of their 2D input, ours in body heights.
+    BundleError when the bundle does not say.
     """
     if "lift3d" not in bundle.stages:
         return BODY_HEIGHTS
-    stage = bundle.stages["lift3d"]
-    usual = BODY_HEIGHTS if stage.network.startswith(OURS) else IMAGE_UNITS
-    return str(stage.options.get("unit", usual))
+    found = bundle.stages["lift3d"].options.get("unit")
+    if found not in (BODY_HEIGHTS, IMAGE_UNITS):
+        raise BundleError(
+            f"unit {BODY_HEIGHTS} or {IMAGE_UNITS} was wanted among the options of stage lift3d, "
+            f"{bundle.path} has {found!r}; export the bundle again with mp-export"
+        )
+    return str(found)

@@ -11,7 +11,7 @@ R rank of the step size, N states.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from mambapose.export.models.selective import (
 )
 from mambapose.export.sizes import MAX_CLIP, check_clip
 from mambapose.runtime.types import GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from mambapose.export.weights import Facts
 
 JOINTS = 17
 ROUTES = 4
@@ -300,6 +303,11 @@ def lift_graph(
     frozen.Temporal_pos_embed = nn.Parameter(embedding[:, :frames].clone(), requires_grad=False)
     xyz = TensorSpec("xyz", "float32", ("N", frames, JOINTS, 3))
     return LiftGraph(frozen, flip), GraphSpec("main", inputs, (xyz,))
+
+
+def apply_facts(model: PoseMamba, facts: Facts) -> None:
+    """Make the network see the joints that its weights were trained on."""
+    model.centred = facts.joints is not None
 
 
 def key_tables(model: PoseMamba) -> list[KeyTable]:

@@ -234,7 +234,7 @@ def test_other_weights_take_the_place_of_those_that_ship(
 
 
 def initializers(bundle: Bundle) -> dict[str, np.ndarray]:
-    model = onnx.load(bundle.file(bundle.graph("lift3d", "main").file))
+    model = onnx.load(bundle.file(bundle.graph("lift3d", "main").onnx))
     return {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
 
 

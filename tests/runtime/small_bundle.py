@@ -18,6 +18,7 @@ NETWORKS = {
     "pose2d": "mambapose-tiny",
     "lift3d": "mambapose3d",
 }
+OPTIONS = {"lift3d": {"unit": "body_height"}}  # as mp-export says of every lifter
 
 
 def write_fake_bundle(
@@ -40,7 +41,9 @@ def write_fake_bundle(
             weights = WeightsEntry("w.pth", "0" * 64, True, label=label, measured=measured or {})
         names = {**NETWORKS, **(networks or {})}
         entries = {
-            stage: StageEntry(names[stage], "fp32", 1, weights, graphs)
+            stage: StageEntry(
+                names[stage], "fp32", 1, weights, graphs, options=OPTIONS.get(stage, {})
+            )
             for stage, graphs in stages.items()
         }
         return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", schedule or Schedule(), entries)

@@ -47,6 +47,7 @@ def all_graphs():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     networks = {"flow": "raft-small", "depth": "d", "pose2d": "p", "lift3d": "posemamba-s"}
+    options = {"lift3d": {"unit": "image"}}
 
     def fill(folder):
         (folder / "stages").mkdir()
@@ -61,7 +62,9 @@ def bundle(tmp_path_factory):
                 digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
                 entries[name] = GraphEntry(spec, {"onnx": FileEntry(file, digest)})
             weights = WeightsEntry("w", "0" * 64, True)
-            stages[stage] = StageEntry(networks[stage], "fp32", 1, weights, entries)
+            stages[stage] = StageEntry(
+                networks[stage], "fp32", 1, weights, entries, options=options.get(stage, {})
+            )
         schedule = Schedule(FLOW, DEPTH, CROP, 3, 4, 10, WINDOW, 3)
         return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", schedule, stages)
 
