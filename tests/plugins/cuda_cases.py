@@ -23,8 +23,8 @@ def build_shim(*flags: str, csrc: Path = CSRC) -> Path:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which("sh") is None or shutil.which(compiler) is None:
         pytest.skip(f"no C++ compiler ({compiler}) to build the CUDA kernels for the host")
-    sources = [*csrc.glob("*scan*"), *csrc.glob("*.h"), *(CSRC / "tests").glob("*shim*")]
-    sources += (CSRC / "tests").glob("cuda_*")
+    sources = [*csrc.glob("core/*"), *csrc.glob("cuda/*"), *CSRC.glob("tests/*shim*")]
+    sources += CSRC.glob("tests/cuda_*")
     digest = hashlib.sha256(" ".join((compiler, *flags)).encode())
     for source in sorted(set(sources)):
         digest.update(source.name.encode() + source.read_bytes())

@@ -218,9 +218,9 @@ def test_wheel_without_a_compiler_is_complete_python(tmp_path):
     packages = {name.split("/")[1] for name in names if name.startswith("mambapose/")}
     assert packages == {"runtime", "export", "plugins", "benchmarks"}
     assert not [name for name in names if name.endswith(".so")]
-    for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/scan_cuda.cu"):
+    for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/cuda/scan_cuda.cu"):
         assert f"mambapose/plugins/{source}" in names
-    assert "mambapose/plugins/csrc/tests/trt_driver.cpp" in names
+    assert "mambapose/plugins/csrc/trt/driver/trt_driver.cpp" in names
     for part in ("runtime/data", "export/weights"):
         shipped = {path for path in (PLUGINS.parent / part).rglob("*") if path.is_file()}
         assert {f"mambapose/{path.relative_to(PLUGINS.parent)}" for path in shipped} <= set(names)

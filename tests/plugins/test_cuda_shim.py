@@ -17,7 +17,7 @@ SEEDS = {"plain": ("1", "2", "3"), "address": ("1",), "thread": ("1",)}
 
 
 def _compile(target: Path, *flags: str, sources: list[Path]) -> Path:
-    command = ["g++", "-std=c++17", "-O1", "-g1", "-pthread", f"-I{TESTS}", *flags]
+    command = ["g++", "-std=c++17", "-O1", "-g1", "-pthread", f"-I{CSRC}", *flags]
     run = subprocess.run(
         [*command, *map(str, sources), "-o", str(target)],
         capture_output=True,
@@ -196,10 +196,11 @@ def _build_faulty(folder: Path, *flags: str) -> tuple[Path, list[str]]:
     if shutil.which("sh") is None or shutil.which("g++") is None:
         pytest.skip("no sh and g++")
     texts = {
-        source.name: source.read_text()
-        for source in (*CSRC.glob("*.h"), *CSRC.glob("scan_*.cpp"), *CSRC.glob("*.cu"))
+        str(source.relative_to(CSRC)): source.read_text()
+        for part in ("core", "cuda")
+        for source in (CSRC / part).iterdir()
     }
-    texts["scan_cuda.h"] = SWITCH + texts["scan_cuda.h"]
+    texts["cuda/scan_cuda.h"] = SWITCH + texts["cuda/scan_cuda.h"]
     for old, new in EDITS:
         places = [name for name, text in texts.items() if old in text]
         assert len(places) == 1, f"the kernels no longer hold this in one file: {old}"
@@ -210,10 +211,11 @@ def _build_faulty(folder: Path, *flags: str) -> tuple[Path, list[str]]:
         texts[name] = texts[name].replace(old, new)
     barriers = []
     for name, text in sorted(texts.items()):
-        first, *rest = text.split(BARRIER) if name.startswith("scan_cuda") else [text]
+        first, *rest = text.split(BARRIER) if name.startswith("cuda/scan_cuda") else [text]
         for part in rest:
             first += f"if (faultNumber() != {FIRST_BARRIER + len(barriers)}) {BARRIER}{part}"
             barriers.append(f"{name}, before {part.strip().splitlines()[0]}")
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(first)
     program = folder / "selftest"
     command = ["sh", str(TESTS / "build_shim.sh"), str(program), *flags]

@@ -20,7 +20,7 @@ from mambapose.plugins import native_cuda
 from mambapose.plugins.reference import selective_scan_reference
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-SOURCES = ("ort_op.cpp", "ort_kernel.cpp", "ort_cuda.cpp", "scan_check.cpp")
+SOURCES = ("ort/ort_op.cpp", "ort/ort_kernel.cpp", "ort/ort_cuda.cpp", "core/scan_check.cpp")
 FLAGS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
@@ -49,7 +49,15 @@ def cuda_form(headers, ort_library, tmp_path_factory) -> Path:
     library = tmp_path_factory.mktemp("ort_cuda") / "libcuda_form.so"
     sources = [str(PLUGINS / "csrc" / name) for name in SOURCES]
     provider = '-DMAMBAPOSE_CUDA_ON_PROVIDER="CPUExecutionProvider"'
-    command = [compiler, *FLAGS, provider, "-isystem", str(headers), *sources]
+    command = [
+        compiler,
+        *FLAGS,
+        f"-I{PLUGINS / 'csrc'}",
+        provider,
+        "-isystem",
+        str(headers),
+        *sources,
+    ]
     command += [str(ort_library.resolve()), "-ldl", "-o", str(library)]
     subprocess.run(command, check=True)
     return library

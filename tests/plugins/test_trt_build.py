@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "plugins" / "csrc"
 STANDIN = CSRC / "tests" / "tensorrt_standin"
 SCRIPT = ROOT / "plugins" / "cmake" / "build_plugin.sh"
-SOURCES = sorted(CSRC.glob("trt_*.cpp"))
+SOURCES = sorted(CSRC.glob("trt/*.cpp"))
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS)
 COMPILERS = ("g++", "g++-11", "clang++")
@@ -84,7 +84,7 @@ def compile_plugin(
     compiler: str, headers: Path, folder: Path, *flags: str, sources: Sequence[Path] = SOURCES
 ) -> None:
     """Compile sources of the plugin in ``folder``; the stand-in folder lends cudaStream_t."""
-    includes = [f"-isystem{headers}", f"-isystem{STANDIN}"]
+    includes = [f"-I{CSRC}", f"-isystem{headers}", f"-isystem{STANDIN}"]
     command = [tool(compiler), *FLAGS, *flags, *includes, "-c", *map(str, sources)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -109,8 +109,8 @@ def test_plugin_compiles_to_aarch64_objects(headers, tmp_path):
 def test_headers_before_10_3_do_not_compile(tmp_path):
     """Builds without CMake are told the same."""
     write_version(tmp_path, "10.2.0")
-    flags = ["-std=c++17", f"-I{tmp_path}", f"-isystem{STANDIN}", "-fsyntax-only"]
-    command = [tool("g++"), *flags, CSRC / "trt_version.cpp"]
+    flags = ["-std=c++17", f"-I{CSRC}", f"-I{tmp_path}", f"-isystem{STANDIN}", "-fsyntax-only"]
+    command = [tool("g++"), *flags, CSRC / "trt/trt_version.cpp"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "TensorRT 10.3 or newer is wanted" in done.stderr
@@ -120,7 +120,7 @@ def test_static_registration_asks_for_the_registry(tmp_path):
     if HEADERS[0] == STANDIN:
         pytest.skip("no headers of TensorRT; set MAMBAPOSE_TENSORRT_ROOTS")
     define = "-DMAMBAPOSE_TRT_STATIC_REGISTRATION"
-    compile_plugin("g++", HEADERS[0], tmp_path, define, sources=[CSRC / "trt_creator.cpp"])
+    compile_plugin("g++", HEADERS[0], tmp_path, define, sources=[CSRC / "trt/trt_creator.cpp"])
     assert "getPluginRegistry" in undefined_symbols(tmp_path / "trt_creator.o")
 
 
@@ -375,16 +375,26 @@ def test_plugin_links_for_aarch64_but_for_the_cuda_runtime(built, tmp_path):
     """Toolkits for x86 hold no aarch64 libraries: all else that a Jetson links is linked here."""
     compiler = tool(AARCH64)
     compile_plugin(AARCH64, built.headers, tmp_path, "-O2")
-    plan = [CSRC / "scan_cuda_plan.cpp", CSRC / "scan_check.cpp"]
+    plan = [CSRC / "cuda/scan_cuda_plan.cpp", CSRC / "core/scan_check.cpp"]
     compile_plugin(AARCH64, built.headers, tmp_path, "-O2", sources=plan)
     kernels = tmp_path / "kernels.o"
     include = next(Path("/usr/local/cuda").glob("targets/*/include"))
     arch = f"-arch=sm_{TEST_ARCHITECTURE}"
-    host = ["-ccbin", compiler, f"-I{include}", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-    command = [nvcc(), "-std=c++17", "-O3", arch, *host, "-c", CSRC / "scan_cuda.cu", "-o", kernels]
+    host = ["-ccbin", compiler, f"-I{CSRC}", f"-I{include}", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+    command = [
+        nvcc(),
+        "-std=c++17",
+        "-O3",
+        arch,
+        *host,
+        "-c",
+        CSRC / "cuda/scan_cuda.cu",
+        "-o",
+        kernels,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     library = tmp_path / "libmambapose_trt.so"
-    exports = f"-Wl,--version-script={CSRC / 'exports_trt.map'}"
+    exports = f"-Wl,--version-script={CSRC / 'trt/exports_trt.map'}"
     objects = [str(path) for path in sorted(tmp_path.glob("*.o"))]
     subprocess.run([compiler, "-shared", exports, *objects, "-o", library], check=True)
     lines = table(["nm", "-D", "--defined-only", str(library)])

@@ -1,5 +1,5 @@
 """The TensorRT plugin lives through a network's life, from createPlugin to enqueue, as TensorRT
-leads it (csrc/tests/trt_driver.cpp), on the host build of the kernels; and the driver notices
+leads it (csrc/trt/driver), on the host build of the kernels; and the driver notices
 when the plugin breaks the protocol.
 
 The headers are the stand-in's. Where real ones are found, plugin and driver are also built with
@@ -24,8 +24,8 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
-DRIVER = CSRC / "tests"
-STANDIN = DRIVER / "tensorrt_standin"
+DRIVER = CSRC / "trt" / "driver"
+STANDIN = CSRC / "tests" / "tensorrt_standin"
 CACHE = CSRC.parents[1] / "build" / "trt-driver"
 SYSTEM_INCLUDES = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu")
 LAYOUT_OF = 11  # major release whose layout the stand-in has
@@ -58,7 +58,7 @@ def compile_cxx(target: Path, headers: Path, *arguments: str | Path) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     command = ["g++", "-std=c++17", "-Wall", "-Wextra", f"-isystem{headers}", f"-isystem{STANDIN}"]
-    command += [*map(str, arguments), f"-I{CSRC}", f"-I{DRIVER}", "-o", str(target)]
+    command += [*map(str, arguments), f"-I{CSRC}", "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return target
@@ -80,10 +80,9 @@ def build_driver(headers: Path) -> Path:
 
 def compile_sources(folder: Path, headers: Path, sources: Sequence[Path]) -> dict[str, Path]:
     """Objects by the name of their source; headers beside a source come first."""
+    own = (f"-I{folder}", "-c", "-fPIC", "-fvisibility=hidden")
     return {
-        source.name: compile_cxx(
-            folder / f"{source.stem}.o", headers, "-c", "-fPIC", "-fvisibility=hidden", source
-        )
+        source.name: compile_cxx(folder / f"{source.stem}.o", headers, *own, source)
         for source in sources
     }
 
@@ -97,7 +96,7 @@ def link_plugin(folder: Path, objects: Iterable[Path], kernels: Path) -> Path:
 
 def build_plugin(folder: Path, headers: Path, kernels: Path) -> Path:
     """The plugin as it is."""
-    objects = compile_sources(folder, headers, sorted(CSRC.glob("trt_*.cpp")))
+    objects = compile_sources(folder, headers, sorted(CSRC.glob("trt/*.cpp")))
     return link_plugin(folder, objects.values(), kernels)
 
 
@@ -125,7 +124,7 @@ def driver() -> Path:
 def objects(tmp_path_factory) -> dict[str, Path]:
     """The plugin's objects, built with the stand-in."""
     folder = tmp_path_factory.mktemp("objects")
-    return compile_sources(folder, STANDIN, sorted(CSRC.glob("trt_*.cpp")))
+    return compile_sources(folder, STANDIN, sorted(CSRC.glob("trt/*.cpp")))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +174,12 @@ class Fault:
     status: int = 1
 
 
-PLUGIN, HEADER, FIELDS, PLAN = "trt_plugin.cpp", "trt_plugin.h", "trt_fields.cpp", "trt_plan.cpp"
+PLUGIN, HEADER, FIELDS, PLAN = (
+    "trt/trt_plugin.cpp",
+    "trt/trt_plugin.h",
+    "trt/trt_fields.cpp",
+    "trt/trt_plan.cpp",
+)
 LAUNCH = "if (mambapose_scan_cuda(&call.params, &call.plan, workspace, workspaceBytes, stream"
 SIZE = "return static_cast<size_t>(workspaceBound("
 DONE = """            throw std::runtime_error(error);
@@ -266,7 +270,7 @@ FAULTS = {
         ("plain",), "final_state: value",
     ),
     "an exception leaves": Fault(
-        [("trt_log.h", "    catch (std::exception const& problem)\n    {\n"
+        [("trt/trt_log.h", "    catch (std::exception const& problem)\n    {\n"
           "        logError(where, problem.what());",
           "    catch (std::exception const& problem)\n    {\n"
           "        logError(where, problem.what());\n        throw;"),
@@ -312,16 +316,18 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_driver_notices(name, tmp_path, driver, objects, kernels):
     fault = FAULTS[name]
-    for source in (*CSRC.glob("trt_*.*"), CSRC / "scan_cuda.h", CSRC / "mambapose_scan.h"):
-        shutil.copy(source, tmp_path)
+    (tmp_path / "trt").mkdir()
+    for source in CSRC.glob("trt/trt_*"):
+        shutil.copy(source, tmp_path / "trt")
     for file, before, after in fault.patches:
         text = (tmp_path / file).read_text()
         assert text.count(before) == 1, f"{file} has not this text once: {before}"
         (tmp_path / file).write_text(text.replace(before, after))
-    patched = {file for file, _, _ in fault.patches}
+    patched = {Path(file).name for file, _, _ in fault.patches}
     if any(file.endswith(".h") for file in patched):
         patched = set(objects)
-    changed = compile_sources(tmp_path, STANDIN, [tmp_path / name for name in sorted(patched)])
+    sources = [tmp_path / "trt" / name for name in sorted(patched)]
+    changed = compile_sources(tmp_path, STANDIN, sources)
     broken = link_plugin(tmp_path, {**objects, **changed}.values(), kernels)
     done = drive(driver, broken, *fault.cases)
     assert re.search(f"^complaint: .*({fault.complaint})", done.stdout, re.MULTILINE), done.stdout
@@ -330,7 +336,7 @@ def test_the_driver_notices(name, tmp_path, driver, objects, kernels):
 
 def layout(target: Path, headers: Path) -> list[str]:
     """Every size, offset, enumerator, virtual slot and interface name, as the headers give it."""
-    source = DRIVER / "standin_layout.cpp"
+    source = CSRC / "tests" / "standin_layout.cpp"
     program = compile_cxx(target, headers, "-Wno-invalid-offsetof", source)
     done = subprocess.run([program], capture_output=True, text=True, check=True)
     return [line for line in done.stdout.splitlines() if not line.startswith("version")]

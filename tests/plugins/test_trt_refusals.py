@@ -12,7 +12,7 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
 STANDIN = CSRC / "tests" / "tensorrt_standin"
-SOURCES = sorted(CSRC.glob("trt_*.cpp"))
+SOURCES = sorted(CSRC.glob("trt/*.cpp"))
 SENTENCE = re.compile(r"mambapose SelectiveScan, \w+: .+ (was|were) wanted, found .+")
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -21,7 +21,15 @@ def compile_cxx(target: Path, *arguments: str | Path) -> Path:
     """Compile with the stand-in headers; skips the test without a compiler."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-isystem{STANDIN}"]
+    command = [
+        "g++",
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{CSRC}",
+        f"-isystem{STANDIN}",
+    ]
     command += [*map(str, arguments), "-ldl", "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -177,7 +177,7 @@ def parse(scans, tmp_path_factory) -> Parse:
         if include not in built:
             folder = tmp_path_factory.mktemp("recorded")
             plugin, recorder = folder / "libplugin.so", folder / "librecorder.so"
-            sources = [*sorted(CSRC.glob("trt_*.cpp")), kernels, f"-Wl,-rpath,{kernels.parent}"]
+            sources = [*sorted(CSRC.glob("trt/*.cpp")), kernels, f"-Wl,-rpath,{kernels.parent}"]
             for target, inputs in (
                 (plugin, sources),
                 (recorder, [CSRC / "tests/trt_recorder.cpp"]),

@@ -25,12 +25,12 @@ esac
 objects=""
 for source in "$here"/cuda_shim.cpp "$here"/cuda_block.cpp "$here"/cuda_fiber.cpp; do
     object=$work/$(basename "$source").o
-    "$compiler" $flags "$@" $own -c "$source" -o "$object"
+    "$compiler" $flags -I"$here/.." "$@" $own -c "$source" -o "$object"
     objects="$objects $object"
 done
-for source in "$csrc"/scan_cuda*.cu "$csrc"/scan_cuda*.cpp "$csrc"/scan_check.cpp ${MAIN:-}; do
+for source in "$csrc"/cuda/*.cu "$csrc"/cuda/*.cpp "$csrc"/core/scan_check.cpp ${MAIN:-}; do
     object=$work/$(basename "$source").o
-    "$compiler" $flags -I"$csrc" -I"$here" "$@" -x c++ -c "$source" -o "$object"
+    "$compiler" $flags -I"$csrc" -I"$here/.." "$@" -x c++ -c "$source" -o "$object"
     objects="$objects $object"
 done
 if [ -n "${MAIN:-}" ]; then

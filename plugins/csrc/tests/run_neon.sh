@@ -20,10 +20,7 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for source in "$here"/scan_selftest.cpp "$here"/../scan_*.cpp; do
-    case $source in
-    */scan_cuda*) continue ;;
-    esac
+for source in "$here"/scan_selftest.cpp "$here"/../core/*.cpp "$here"/../cpu/*.cpp; do
     "$compiler" -std=c++17 -O2 -Wall -Wextra -Werror -I"$here/.." -c "$source" -o "$work/$(basename "$source").o"
 done
 "$compiler" -static -pthread "$work"/*.o -o "$work/selftest"

@@ -28,10 +28,9 @@ case $(uname -m) in
 x86_64) avx2="-mavx2 -mfma -mf16c" avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl" ;;
 *) avx2="" avx512="" ;;
 esac
-for source in "$here"/../scan_*.cpp "$here"/scan_selftest.cpp; do
+for source in "$here"/../core/*.cpp "$here"/../cpu/*.cpp "$here"/scan_selftest.cpp; do
     name=$(basename "$source" .cpp)
     case $name in
-    scan_cuda*) continue ;; # run_cuda_sanitizers.sh
     *_avx512) extra=$avx512 ;;
     *_avx2) extra=$avx2 ;;
     *) extra="" ;;
