@@ -1,5 +1,6 @@
 # The commands a person types; CI types the same ones.
 #   make run [VIDEO=file.mp4]   set up and run the bundle that ships
+#   make dev                    an environment in which every import is this checkout
 #   make test [STRICT=1]        everything CI runs; STRICT=1 fails on any skipped test
 #   make isas                   the tests of the CPU kernels with each instruction set of this processor
 #   make pythons [NEWEST=1]     install into every Python found, newest and oldest packages, and run
@@ -18,13 +19,14 @@ VS ?= vitpose-b
 PLUGIN ?= build/plugin
 PYTEST_ARGS ?=
 
-SOURCES := pyproject.toml constraints.txt $(shell find runtime export plugins benchmarks -type f \
-	-not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
+# What an environment is made of: Python files are those of the checkout, always.
+SOURCES := pyproject.toml constraints.txt tests/develop.py plugins/CMakeLists.txt \
+	$(shell find plugins/csrc plugins/cmake -type f -not -path '*/__pycache__/*')
 
 # When the weights last changed: the date in the bundle that ships.
 EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 
-.PHONY: run test isas pythons check bench weights neon plugin clean
+.PHONY: run dev test isas pythons check bench weights neon plugin clean
 
 run: $(VENV)/.run
 	$(BIN)/mp-run $(VIDEO) --out $(OUT) --overlay --overwrite
@@ -40,20 +42,29 @@ $(BUNDLE)/bundle.json: $(VENV)/.export
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# An ordinary install, then the checkout in its place.
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt '.[$(EXTRAS)]' \
+	&& $(BIN)/python tests/develop.py
+
+$(VENV)/.run: EXTRAS := cpu
 $(VENV)/.run: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu]'
+	$(INSTALL)
 	touch $@
 
+$(VENV)/.export: EXTRAS := cpu,export
 $(VENV)/.export: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export]'
+	$(INSTALL)
 	touch $@
 
 # The parser of tensorrt-rtx is optional: where it does not install, its tests say so and skip.
-$(VENV)/.test: $(VENV)/.export
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[cpu,export,train,bench,test]'
+$(VENV)/.test: EXTRAS := cpu,export,train,bench,test
+$(VENV)/.test: $(BIN)/python $(SOURCES)
+	$(INSTALL)
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
-	touch $@
+	touch $@ $(VENV)/.run $(VENV)/.export
+
+dev: $(VENV)/.test
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(if $(STRICT),--strict-skips) $(PYTEST_ARGS)
@@ -65,14 +76,10 @@ isas: $(VENV)/.test
 pythons: $(VENV)/.test
 	$(BIN)/python tests/pythons.py $(if $(NEWEST),--newest)
 
-# mypy does not follow the installed namespace, so it reads the folders through links.
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	mkdir -p build/check/mambapose
-	for part in runtime export plugins benchmarks; do \
-		ln -sfn ../../../$$part build/check/mambapose/$$part; done
-	cd build/check && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p mambapose.runtime
+	cd build/dev && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p mambapose.runtime
 
 bench: $(VENV)/.test $(BUNDLE)/bundle.json
 	$(BIN)/mp-bench scan

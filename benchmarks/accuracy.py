@@ -12,16 +12,16 @@ import click
 from mambapose.benchmarks import report, scores
 from mambapose.benchmarks.accuracy_video import (
     Clip,
-    Where,
     clip_from_truth,
     clip_from_view,
     modalities,
     video_scores,
 )
 from mambapose.benchmarks.scores import Score
-from mambapose.runtime.bundle import Bundle, read_bundle
-from mambapose.runtime.engine import backend_from_name, thread_count
-from mambapose.runtime.sample import read_truth
+from mambapose.runtime.backends.loader import backend_from_name
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.types import Where
+from mambapose.runtime.video.sample import read_truth
 
 Tell = Callable[[str], None]
 
@@ -89,7 +89,7 @@ def facts(bundle: Bundle, where: Where) -> dict[str, object]:
         **report.machine(),
         "backend": backend_from_name(where.backend),
         "device": where.device,
-        "threads": thread_count(where.threads),
+        "threads": where.thread_count,
         "bundle": bundle.hash,
         "networks": {
             name: {
@@ -115,14 +115,14 @@ def measured(
     if "sample" in parts:
         yield from sample_scores(bundle, where, tell)
     if assets is not None and {"pose2d", "video"} & set(parts):
-        from mambapose.export.train.pose2sim import FOLDER, pose2sim_views
+        from mambapose.benchmarks.truth.pose2sim import FOLDER, pose2sim_views
 
         clips = [clip_from_view(view) for view in pose2sim_views(assets / FOLDER)]
         for part, known in (("pose2d", True), ("video", False)):
             if part in parts:
                 yield combined_scores(bundle, where, clips, tell, known=known)
     if "world" in parts and material.stores:
-        from mambapose.benchmarks.accuracy_world import world_scores
+        from mambapose.train.pose2d.accuracy import world_scores
 
         tell(f"measuring {material.samples} rendered samples")
         yield world_scores(bundle, where, material.stores, assets, material.samples)

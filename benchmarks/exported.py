@@ -12,7 +12,7 @@ import mambapose.export
 import mambapose.plugins
 from mambapose.benchmarks import yardsticks
 from mambapose.export.models import NETWORKS
-from mambapose.runtime.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.targets import target_from_name
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mambapose.benchmarks.comparison import TIERS
-from mambapose.benchmarks.gpu.bars import last_run
+from mambapose.benchmarks.gpu_check.bars import last_run
 from mambapose.benchmarks.jobs import Row, row_from_dict
 from mambapose.benchmarks.report import cells, columns, ratios
 from mambapose.benchmarks.sweeps import GROUPS, held_against, shares
@@ -143,7 +143,7 @@ def scan_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def gpu_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The last run of benchmarks/gpu/check.sh on one GPU: bars, comparisons, times."""
+    """The last run of benchmarks/gpu_check/check.sh on one GPU: bars, comparisons, times."""
     last = last_run(found)
     about = last[0]["machine"]
     kinds = {kind: [row for row in last if row["bench"] == kind] for kind in GPU_HEADS}
@@ -153,8 +153,8 @@ def gpu_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{about['multiprocessors']} multiprocessors at {about['clock_hz'] / 1e6:.0f} MHz, copies "
         f"at {about['bandwidth'] / 1e12:.2f} TB/s (both measured), nvcc {about['nvcc']}, torch "
         f"{about['torch']}, commit {about['commit']}, {about['date'][:10]}; by "
-        "`benchmarks/gpu/check.sh`. Times are those of one call in a CUDA graph, batch 1 unless "
-        "the row says otherwise; / auto is the time in times of the kernel's own choice.",
+        "`benchmarks/gpu_check/check.sh`. Times are those of one call in a CUDA graph, batch 1 "
+        "unless the row says otherwise; / auto is the time in times of the kernel's own choice.",
     ]
     cells = {"gpu-bar": _bar_cells, "gpu-check": _check_cells, "gpu-time": _time_cells(last)}
     for kind, rows in kinds.items():

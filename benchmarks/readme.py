@@ -20,10 +20,10 @@ from mambapose.benchmarks.accuracy_page import headline
 from mambapose.benchmarks.scores import read_scores
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.sample import SAMPLE, read_truth
 from mambapose.runtime.skeleton import H36M17
-from mambapose.runtime.sources import open_source
 from mambapose.runtime.types import FloatArray
+from mambapose.runtime.video.sample import SAMPLE, read_truth
+from mambapose.runtime.video.sources import open_source
 
 START, END = "<!-- accuracy of the weights that ship -->", "<!-- end -->"
 LEFT, RIGHT, MIDDLE, TRUE = "#d62728", "#2ca02c", "#c9a000", "#bbbbbb"

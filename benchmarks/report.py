@@ -59,7 +59,7 @@ def limits_from_text(text: str) -> Limits:
 
 def machine() -> dict[str, str | int]:
     """Versions and device of this run, to be written beside its numbers."""
-    from mambapose.runtime.check import processor_model
+    from mambapose.runtime.check.machine import processor_model
 
     found: dict[str, str | int] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambapose.export.train.pose_metrics import PoseMetrics
+from mambapose.benchmarks.truth.pose_metrics import PoseMetrics
 from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.skeleton import COCO17
 

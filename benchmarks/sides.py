@@ -9,8 +9,8 @@ from mambapose.benchmarks.chain import sample_frames
 from mambapose.benchmarks.exported import cache_folder
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
 from mambapose.benchmarks.worker import base_name
-from mambapose.runtime.bundle import MODEL, Bundle
-from mambapose.runtime.causal_lifting import STEP
+from mambapose.runtime.bundle.bundle import MODEL, Bundle
+from mambapose.runtime.stages.causal_lifting import STEP
 
 CHAIN_FRAMES = 30  # at least one hop of the lifter
 MIB = 1024.0 * 1024.0
@@ -115,7 +115,7 @@ def measure(side: Side, job: Job, floor_kib: int) -> Row:
         p90_ms=p90,
         p99_ms=p99,
         calls=len(result["times_ms"]),
-        threads=job.threads,
+        threads=job.where.thread_count,
         frames=frames_of(side),
     )
 
@@ -125,7 +125,7 @@ def measure_all(sides: Iterable[Side], job: Job, tell: Callable[[str], None]) ->
     once, a side that comes twice in a group is one row.
     """
     floor = empty_peak_kib(job)
-    tell(f"empty {job.backend} process: {floor / 1024:.0f} MiB, taken off every row")
+    tell(f"empty {job.where.backend} process: {floor / 1024:.0f} MiB, taken off every row")
     measured: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
     rows: dict[tuple[object, ...], Row] = {}
     for side in sides:

@@ -17,9 +17,9 @@ from mambapose.benchmarks.jobs import Row
 from mambapose.benchmarks.sides import Side, is_step, size_of, window_of
 from mambapose.export.models import NETWORKS
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.runtime.bundle import MODEL, Bundle, read_bundle
-from mambapose.runtime.causal_lifting import STEP
+from mambapose.runtime.bundle.bundle import MODEL, Bundle, read_bundle
 from mambapose.runtime.errors import BundleError, MambaPoseError
+from mambapose.runtime.stages.causal_lifting import STEP
 
 SIZES: tuple[tuple[int, int], ...] = ((256, 192), (384, 288), (512, 384))
 CLIPS = (27, 81, 243)

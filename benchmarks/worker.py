@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from mambapose.benchmarks.jobs import Job, job_from_dict
-from mambapose.runtime.bundle import Bundle, read_bundle
-from mambapose.runtime.engine import Engine, load_engine
-from mambapose.runtime.flow import PAIR
+from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.stages.flow import PAIR
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 Step = Callable[[], None]
@@ -92,12 +93,7 @@ def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
     """A function that does a stage's work on one frame or window: each graph once, flow's more."""
     entry = bundle.stages[stage]
     names = first_orientation({name: graph.spec for name, graph in entry.graphs.items()})
-    engines = {
-        base_name(name): load_engine(
-            bundle, stage, name, backend=job.backend, device=job.device, threads=job.threads
-        )
-        for name in names
-    }
+    engines = {base_name(name): load_engine(bundle, stage, name, job.where) for name in names}
     if stage == "flow" and PAIR not in engines:
         return flow_step(engines, bundle.schedule.flow_iters)
     return in_turn([graph_step(engine) for engine in engines.values()])
@@ -132,10 +128,10 @@ def timed(step: Step, job: Job) -> list[float]:
 
 def run_empty(job: Job) -> dict[str, Any]:
     """The backend with one tiny graph: what every measured process pays before its network."""
-    from mambapose.runtime.check import run_probe
-    from mambapose.runtime.native import find_library
+    from mambapose.runtime.backends.native import find_library
+    from mambapose.runtime.check.machine import run_probe
 
-    run_probe(job.backend, find_library())
+    run_probe(job.where.backend, find_library())
     return {"times_ms": []}
 
 

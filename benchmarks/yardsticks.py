@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mambapose.runtime.bundle import Bundle, WeightsEntry, tool_version, write_bundle
+from mambapose.runtime.bundle.bundle import Bundle, WeightsEntry, tool_version, write_bundle
 from mambapose.runtime.commands import run_command
-from mambapose.runtime.lifting import BODY_HEIGHTS
+from mambapose.runtime.stages.lifting import BODY_HEIGHTS
 from mambapose.runtime.targets import target_from_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
@@ -51,8 +51,8 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """
     from torch import nn
 
+    from mambapose.benchmarks import lift_baselines
     from mambapose.export.models.gelu import gelu
-    from mambapose.export.train import lift_baselines
 
     class Gelu(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

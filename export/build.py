@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
 from mambapose.export.weights import PERSON, Card, Facts, facts_from_file, read_card
-from mambapose.runtime.bundle import (
+from mambapose.runtime.backends.native import SPEC, find_library, library_info
+from mambapose.runtime.bundle.bundle import (
     STAGES,
     Bundle,
     GraphEntry,
@@ -28,7 +29,6 @@ from mambapose.runtime.bundle import (
     write_gate,
 )
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.native import SPEC, find_library, library_info
 from mambapose.runtime.types import Array, GraphSpec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mambapose.runtime.bundle import MODEL
+from mambapose.runtime.bundle.bundle import MODEL
 from mambapose.runtime.commands import GroupedCommand, run_command
 
 EPILOG = (
@@ -151,8 +151,8 @@ def _export_own(
     own: dict[str, Any], asked: dict[str, Any], out: Path | None, overwrite: bool
 ) -> None:
     """A network of the user's own, alone or in its place among those that ship."""
-    from mambapose.runtime.bundle import MANIFEST
-    from mambapose.runtime.staging import check_destination
+    from mambapose.runtime.bundle.bundle import MANIFEST
+    from mambapose.runtime.bundle.staging import check_destination
     from mambapose.runtime.targets import target_from_name
 
     weights = asked.pop("weights")
@@ -164,8 +164,8 @@ def _export_own(
     out = out or Path(f"bundle-{own['stage'] or MODEL}")
     check_destination(out, overwrite=overwrite, marker=MANIFEST)
     _check_installed()
-    from mambapose.export.bring import Brought, build_brought
-    from mambapose.export.user_model import inputs_from_texts
+    from mambapose.export.own_model.build import Brought, build_brought
+    from mambapose.export.own_model.network import inputs_from_texts
 
     names = (own["outputs"] or "").split(",")
     brought = Brought(
@@ -184,7 +184,7 @@ def _export_own(
 
 def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
     """True when --download names weights that make no stage, and those were fetched instead."""
-    from mambapose.export.sources import wanted_sources
+    from mambapose.export.catalogue import wanted_sources
 
     sources = wanted_sources(asked)
     if not sources or sources[0].stage is not None:
@@ -221,9 +221,9 @@ def _export(plan: Any, out: Path, overwrite: bool) -> None:
 
     start = time.perf_counter()
     from mambapose.export.build import build_bundle, compiled_operator
-    from mambapose.runtime.bundle import MANIFEST
-    from mambapose.runtime.native import slow_notice
-    from mambapose.runtime.staging import check_destination
+    from mambapose.runtime.backends.native import slow_notice
+    from mambapose.runtime.bundle.bundle import MANIFEST
+    from mambapose.runtime.bundle.staging import check_destination
 
     check_destination(out, overwrite=overwrite, marker=MANIFEST)  # before minutes of work
     _check_installed()

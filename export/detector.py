@@ -6,8 +6,8 @@ import math
 import shutil
 from pathlib import Path
 
-from mambapose.runtime.detect import yolox_size
 from mambapose.runtime.errors import EngineError, ExportError
+from mambapose.runtime.stages.detect import yolox_size
 from mambapose.runtime.types import GraphSpec
 
 LAYOUT = "yolox"  # the one the runtime decodes

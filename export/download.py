@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mambapose.export.catalogue import Source, way_by_hand
 from mambapose.export.fetch import forget, receive
-from mambapose.export.sources import Source, way_by_hand
-from mambapose.runtime.bundle import file_sha256
+from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 
 Tell = Callable[[str], None]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mambapose.export.catalogue import SOURCES, Source, wanted_sources, way_by_hand
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.export.sources import SOURCES, Source, wanted_sources, way_by_hand
 from mambapose.export.weights import shipped_weights
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import Schedule, Target

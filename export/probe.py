@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mambapose.runtime.check import PROBE_CHANNELS, PROBE_LENGTH, PROBE_SKIP
+from mambapose.runtime.check.machine import PROBE_CHANNELS, PROBE_LENGTH, PROBE_SKIP
 
 if TYPE_CHECKING:
     import onnx

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.runtime.bundle import MODEL
+from mambapose.runtime.bundle.bundle import MODEL
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 

@@ -24,11 +24,11 @@ from mambapose.export.samples import (
     sample_inputs,
     walking_figure,
 )
-from mambapose.runtime.causal_lifting import STEP, next_name
-from mambapose.runtime.engine import Engine
+from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.errors import EngineError, ExportError
-from mambapose.runtime.flow import PAIR
-from mambapose.runtime.gate import FP32_LIMITS, exceeded, graph_errors
+from mambapose.runtime.stages.causal_lifting import STEP, next_name
+from mambapose.runtime.stages.flow import PAIR
 from mambapose.runtime.types import Array, GraphSpec
 
 if TYPE_CHECKING:

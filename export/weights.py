@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mambapose.runtime import manifest as strict
-from mambapose.runtime.bundle import file_sha256
+from mambapose.runtime.bundle import manifest as strict
+from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import BundleError, ExportError
-from mambapose.runtime.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
 
 FOLDER = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"

@@ -33,8 +33,8 @@ from mambapose.plugins.scan_abi import (
     scan_grads,
     scan_params,
 )
+from mambapose.runtime.backends.native import find_library as find_file
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.native import find_library as find_file
 
 LIBRARY_NAME = "libmambapose_cuda.so"
 VARIABLE = "MAMBAPOSE_CUDA_LIBRARY"

@@ -33,8 +33,8 @@ from mambapose.plugins.scan_abi import (
     scan_grads,
     scan_params,
 )
+from mambapose.runtime.backends.native import ISA_VARIABLE, find_library, library_info
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.native import ISA_VARIABLE, find_library, library_info
 
 DTYPES = {np.dtype(np.float32): FP32, np.dtype(np.float16): FP16}
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "scalar")

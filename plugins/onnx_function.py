@@ -3,7 +3,7 @@
 A graph with these functions runs anywhere; a runtime that has the compiled operator prefers it.
 A function body cannot test whether an optional input is there, so it is made for the signature
 of its node (`Signature`) and told apart by the ``overload`` field, which needs IR version 10 and,
-where a model has several signatures, ONNX Runtime 1.27 (`runtime.native.check_function_form`).
+where a model has several signatures, ONNX Runtime 1.27 (`check_function_form` of the runtime).
 
 Shape of the body, measured on two cores with ONNX Runtime 1.31.1: one ``Scan`` over the steps
 for all directions, channels innermost, the decay computed inside the loop. At L 4131, D 128, N 16
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from mambapose.plugins.onnx_scan_body import function_from_signature
 from mambapose.plugins.reference import check_decay
 from mambapose.plugins.scan_node import DOMAIN, INPUTS, OPERATOR, Signature
+from mambapose.runtime.backends.native import SIGNATURES_KEY, SPEC
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.native import SIGNATURES_KEY, SPEC
 
 if TYPE_CHECKING:
     import onnx

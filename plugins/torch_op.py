@@ -20,7 +20,7 @@ from mambapose.plugins import torch_cuda
 from mambapose.plugins.reference import check_arguments, check_order
 from mambapose.plugins.scan_node import DOMAIN, INPUTS, OPERATOR
 from mambapose.plugins.torch_loop import scan_loop
-from mambapose.runtime.native import SPEC, find_library, slow_notice
+from mambapose.runtime.backends.native import SPEC, find_library, slow_notice
 
 OPTIONS = ("directions", "groups", "reverse", "delta_softplus", "segment", "merge", "gate")
 NATIVE_TYPES = (torch.float32, torch.float16)

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
+from mambapose.export.catalogue import SOURCES
 from mambapose.export.models import NETWORKS
-from mambapose.export.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,7 +19,7 @@ MODULES = {
     "mp-export": "mambapose.export.cli",
     "mp-run": "mambapose.runtime.cli",
     "mp-bench": "mambapose.benchmarks.cli",
-    "mp-check": "mambapose.runtime.check_cli",
+    "mp-check": "mambapose.runtime.check.cli",
 }
 
 

@@ -20,7 +20,7 @@ from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalis
 from mambapose.export.models.seeds import seeded
 from mambapose.export.models.vit import NORM_EPS, Block, PatchEmbed
 from mambapose.export.sizes import check_size
-from mambapose.runtime.bundle import graph_name
+from mambapose.runtime.bundle.bundle import graph_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 PATCH = 14

@@ -48,9 +48,9 @@ from mambapose.export.models.selective import (
 )
 from mambapose.export.models.vim import TAPS, Mixer
 from mambapose.export.sizes import check_clip
-from mambapose.runtime.causal_lifting import STEP, next_name
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.skeleton import H36M17
+from mambapose.runtime.stages.causal_lifting import STEP, next_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 CHANNELS = 6  # x, y, score, centre x, centre y, size

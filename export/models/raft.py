@@ -23,7 +23,7 @@ from mambapose.export.models.images import Normalise
 from mambapose.export.models.raft_network import LEVELS, STRIDE, VARIANTS, Raft, ResidualBlock
 from mambapose.export.models.seeds import seeded
 from mambapose.export.sizes import check_size
-from mambapose.runtime.bundle import graph_name
+from mambapose.runtime.bundle.bundle import graph_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mambapose.export.rewrites.graph import Array, Builder, Side, added, ints, sides, stored
-from mambapose.export.rewrites.sources import (
+from mambapose.export.rewrites.columns import (
     Columns,
     Given,
     Linear,
@@ -24,6 +23,7 @@ from mambapose.export.rewrites.sources import (
     Stencil,
     Table,
 )
+from mambapose.export.rewrites.graph import Array, Builder, Side, added, ints, sides, stored
 
 MOST_SLICES = 4  # of one value, to be joined; beyond that an index picks the columns
 NARROW = 64  # inputs of a product that may be mostly zeros, to spare a node that joins

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from mambapose.export.rewrites.columns import Columns, Given, Table, new_columns
 from mambapose.export.rewrites.emission import digits
 from mambapose.export.rewrites.graph import Array, ints, is_scan, sides, text
 from mambapose.export.rewrites.movement import (
@@ -24,7 +25,6 @@ from mambapose.export.rewrites.movement import (
     moved,
 )
 from mambapose.export.rewrites.operators import COMPUTE
-from mambapose.export.rewrites.sources import Columns, Given, Table, new_columns
 from mambapose.export.rewrites.tokens import DEPTH, labels
 from mambapose.plugins.onnx_function import INPUTS
 

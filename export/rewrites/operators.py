@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from mambapose.export.rewrites.columns import Linear, Pointwise, Stencil, Table, new_columns
 from mambapose.export.rewrites.graph import Array, ints, text
 from mambapose.export.rewrites.movement import NOWHERE
-from mambapose.export.rewrites.sources import Linear, Pointwise, Stencil, Table, new_columns
 
 Operands = Sequence[Any]  # arrays: labels of what is computed, numbers of what is constant
 MOST_COLUMNS = 1 << 16

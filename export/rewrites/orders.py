@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from mambapose.export.rewrites.columns import Columns, Table
 from mambapose.export.rewrites.emission import arranged, known_rows, rows
 from mambapose.export.rewrites.graph import (
     SCAN,
@@ -36,7 +37,6 @@ from mambapose.export.rewrites.lanes import (
     sizes_of,
 )
 from mambapose.export.rewrites.movement import is_picking
-from mambapose.export.rewrites.sources import Columns, Table
 from mambapose.export.rewrites.tokens import unsettled
 from mambapose.plugins.onnx_function import INPUTS
 

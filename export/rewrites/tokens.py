@@ -17,6 +17,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from mambapose.export.rewrites.columns import Given, Table, new_columns
 from mambapose.export.rewrites.graph import Array, constant, is_scan, sides
 from mambapose.export.rewrites.movement import (
     NOWHERE,
@@ -28,7 +29,6 @@ from mambapose.export.rewrites.movement import (
     moved,
 )
 from mambapose.export.rewrites.operators import COMPUTE
-from mambapose.export.rewrites.sources import Given, Table, new_columns
 
 DEPTH = 48  # nodes between a picking node and the scan; more would reach into other layers
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mambapose.runtime.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
@@ -23,7 +23,7 @@ def shim_library() -> Path:
 @pytest.fixture
 def shim(shim_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The kernels in use are the host build, and everything runs on CPU tensors."""
-    from mambapose.benchmarks.gpu import shapes
+    from mambapose.benchmarks.gpu_check import shapes
     from mambapose.plugins import native_cuda, torch_cuda
 
     cached = (native_cuda.load_library, torch_cuda.multiprocessors, torch_cuda._has_library)

@@ -10,10 +10,10 @@ from mambapose.benchmarks.accuracy import sample_scores
 from mambapose.benchmarks.accuracy_dense import dense_scores
 from mambapose.benchmarks.accuracy_video import Where, clip_from_truth
 from mambapose.benchmarks.scores import Score
-from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.loading import shipped_bundle
-from mambapose.runtime.sample import read_truth
+from mambapose.runtime.video.sample import read_truth
 
 WHERE = Where(threads=1)
 

@@ -25,13 +25,13 @@ from mambapose.benchmarks.accuracy_video import (
     video_scores,
 )
 from mambapose.benchmarks.cli import command
-from mambapose.export.train.lift_metrics import measured_h36m
-from mambapose.runtime.bundle import read_bundle
-from mambapose.runtime.crop import crops_from_boxes
-from mambapose.runtime.flow import GRAPHS, FlowStage
+from mambapose.benchmarks.truth.lift_metrics import measured_h36m
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.pipeline import Options
-from mambapose.runtime.sample import Truth, read_truth
+from mambapose.runtime.stages.crop import crops_from_boxes
+from mambapose.runtime.stages.flow import GRAPHS, FlowStage
 from mambapose.runtime.types import Pose
+from mambapose.runtime.video.sample import Truth, read_truth
 
 from ..runtime.fakes import depth_engine, flow_engines, gaussians, lift_engine, pose_engine
 from ..runtime.small_bundle import use_fakes, write_fake_bundle
@@ -220,7 +220,7 @@ def test_measuring_needs_no_torch_and_no_renderer() -> None:
     heavy = ("torch", "onnx", "cv2", "moderngl", "matplotlib")
     code = (
         "import sys, mambapose.benchmarks.accuracy, mambapose.benchmarks.accuracy_dense\n"
-        "import mambapose.benchmarks.accuracy_lift, mambapose.benchmarks.accuracy_world\n"
+        "import mambapose.benchmarks.accuracy_lift, mambapose.train.pose2d.accuracy\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

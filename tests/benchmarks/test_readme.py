@@ -10,7 +10,7 @@ from PIL import Image
 
 from mambapose.benchmarks import readme
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.sample import read_truth
+from mambapose.runtime.video.sample import read_truth
 
 ROOT = Path(__file__).parents[2]
 

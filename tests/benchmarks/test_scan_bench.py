@@ -10,8 +10,8 @@ import pytest
 
 from mambapose.benchmarks import scan, scan_graphs
 from mambapose.plugins.reference import selective_scan_reference
+from mambapose.runtime.backends.native import find_library
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.native import find_library
 
 SMALL = scan.Shape(16, 4, 32)
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mambapose.benchmarks import yardsticks
+from mambapose.benchmarks import lift_baselines, yardsticks
 from mambapose.export.models import NETWORKS
-from mambapose.export.train import lift_baselines
-from mambapose.runtime.bundle import read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
 
 
 @pytest.mark.parametrize("pairs", [1, 3])

@@ -74,7 +74,7 @@ def relative_error() -> Callable[[Any, Any], float]:
 @pytest.fixture(params=["function", "native"])
 def scan_form(request: pytest.FixtureRequest) -> Path | None:
     """None for the scan's function body; the compiled operator's library, or a skip without it."""
-    from mambapose.runtime.native import find_library, library_info
+    from mambapose.runtime.backends.native import find_library, library_info
 
     if request.param == "function":
         return None

@@ -10,7 +10,7 @@ import pytest
 from mambapose.export.default_bundle import build_default
 from mambapose.export.plan import Options, make_plan
 from mambapose.export.weights import FOLDER, read_card, shipped_networks, shipped_weights
-from mambapose.runtime.bundle import Bundle, file_sha256, read_bundle
+from mambapose.runtime.bundle.bundle import Bundle, file_sha256, read_bundle
 from mambapose.runtime.loading import SHIPPED, lift_unit
 from mambapose.runtime.targets import TARGETS
 

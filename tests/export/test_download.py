@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import fetch
+from mambapose.export.catalogue import Source
 from mambapose.export.download import cache_folder, download
-from mambapose.export.sources import Source
 from mambapose.runtime.errors import ExportError
 
 CONTENT = bytes(range(256)) * 12_000  # about 3 MB: many pieces

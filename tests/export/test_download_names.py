@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import cli, download
+from mambapose.export.catalogue import SOURCES, Source, wanted_sources
 from mambapose.export.models import NETWORKS
 from mambapose.export.plan import Options, make_plan
-from mambapose.export.sources import SOURCES, Source, wanted_sources
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mambapose.export.bring import Brought, build_brought
+from mambapose.export.own_model.build import Brought, build_brought
+from mambapose.export.own_model.network import inputs_from_texts
 from mambapose.export.rewrites import kinds
-from mambapose.export.user_model import inputs_from_texts
-from mambapose.runtime.bundle import MODEL, read_bundle
+from mambapose.runtime.bundle.bundle import MODEL, read_bundle
 from mambapose.runtime.targets import TARGETS
 
 # Autograd functions around the compiled extension, four routes over an image, N states.

@@ -71,7 +71,7 @@ def test_graph_agrees_with_torch_for_any_number_of_people(model, graph, run_onnx
 @pytest.mark.slow
 def test_native_and_function_agree_at_full_size(run_onnx):
     """The real depth and size, where errors of 24 layers add up."""
-    from mambapose.runtime.native import find_library
+    from mambapose.runtime.backends.native import find_library
 
     library = find_library()
     if library is None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mambapose.export.models import mambapose_nano as nano
-from mambapose.runtime.crop import crops_from_boxes
-from mambapose.runtime.decode import joints_from_heatmaps
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.crop import crops_from_boxes
+from mambapose.runtime.stages.decode import joints_from_heatmaps
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_depth_in_any_unit(model: nano.MambaPoseNano) -> None:
 
 def test_a_certain_answer_peaks_at_one_where_the_cell_is(model: nano.MambaPoseNano) -> None:
     """The target of the training, turned into a heatmap and decoded, is the joint again."""
-    from mambapose.export.train.pose2d_loss import targets
+    from mambapose.train.pose2d.loss import targets
 
     xy = torch.tensor([[20.3, 30.9], [100.0, 128.0], [171.2, 220.4]]).repeat(6, 1)[:17][None]
     inside = torch.ones(1, 17, dtype=torch.bool)

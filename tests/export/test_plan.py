@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import weights
+from mambapose.export.catalogue import SOURCES
 from mambapose.export.models import NETWORKS
 from mambapose.export.plan import DEFAULTS, Options, Plan, make_plan
-from mambapose.export.sources import SOURCES
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS, Schedule
 

@@ -11,8 +11,8 @@ import torch
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.onnx_export import export_graph
+from mambapose.runtime.backends.native import check_function_form
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.native import check_function_form
 
 CASES = ["posemamba_s_t27", "posemamba_b_t27", "posemamba_l_t27"]
 EXPORTED = [*CASES, "posemamba_s_t243"]

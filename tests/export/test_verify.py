@@ -16,8 +16,8 @@ from mambapose.export.onnx_export import export_graph, save_graphs
 from mambapose.export.samples import identity_grid, image_pair, sample_inputs, walking_figure
 from mambapose.export.verify import Exported, verify_stage
 from mambapose.plugins.torch_op import selective_scan
+from mambapose.runtime.backends.native import find_library, library_info
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.native import find_library, library_info
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
 SIZE = (16, 24)

@@ -228,7 +228,7 @@ def need_onnxruntime(minor: int, reason: str) -> None:
 @pytest.fixture(scope="session")
 def library() -> Path:
     """The compiled library, or skip."""
-    from mambapose.runtime.native import find_library
+    from mambapose.runtime.backends.native import find_library
 
     found = find_library()
     if found is None:
@@ -239,7 +239,7 @@ def library() -> Path:
 @pytest.fixture(scope="session")
 def ort_library(library: Path) -> Path:
     """The compiled library if it has the ONNX Runtime operator, or skip."""
-    from mambapose.runtime.native import library_info
+    from mambapose.runtime.backends.native import library_info
 
     if not library_info(library).onnxruntime:
         pytest.skip("the compiled library was built without ONNX Runtime's headers")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mambapose.runtime import native
+from mambapose.runtime.backends import native
 from mambapose.runtime.errors import EngineError
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"

@@ -13,8 +13,8 @@ from onnx import helper
 
 from mambapose.plugins.onnx_function import attach_functions, inline_functions, strip_functions
 from mambapose.plugins.reference import selective_scan_reference
+from mambapose.runtime.backends.native import SIGNATURES_KEY
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.native import SIGNATURES_KEY
 
 
 def test_body_agrees_with_the_oracle(scan_case, limit, scans):

@@ -10,7 +10,7 @@ import torch
 from mambapose.plugins import torch_op
 from mambapose.plugins.reference import selective_scan_reference
 from mambapose.plugins.torch_op import selective_scan
-from mambapose.runtime.native import slow_notice
+from mambapose.runtime.backends.native import slow_notice
 
 pytestmark = pytest.mark.kernels
 

@@ -328,7 +328,7 @@ def test_the_plugin_lives_with_the_real_headers(headers, driver, kernels):
 
 @pytest.mark.parametrize("source", ["trt_driver.cpp", "trt_driver_run.cpp"])
 def test_the_driver_compiles_for_a_gpu(source):
-    """The two files that differ there; a machine with a GPU runs it (benchmarks/gpu/check.sh)."""
+    """The two files that differ there; benchmarks/gpu_check/check.sh runs it where a GPU is."""
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not Path(nvcc).exists():
         pytest.skip("no CUDA compiler")

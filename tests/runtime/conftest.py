@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mambapose.runtime import one_person
-from mambapose.runtime.tracking import full_frame
+from mambapose.runtime.people import one_person
+from mambapose.runtime.people.tracking import full_frame
 
 
 @pytest.fixture

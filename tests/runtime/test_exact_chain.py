@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.cli import main
-from mambapose.runtime.sources import open_source
 from mambapose.runtime.targets import Schedule
+from mambapose.runtime.video.sources import open_source
 
 from .drawn_clip import DrawnClip, write_clip
 from .fakes import depth_engine, flow_engines, gaussians, lift_engine, pose_engine

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.journal import Journal
 from mambapose.runtime.pipeline import Options, Pipeline
+from mambapose.runtime.results.journal import Journal
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 
@@ -238,7 +238,7 @@ def summed(inputs):
 
 
 def test_the_result_does_not_depend_on_how_frames_arrive():
-    from mambapose.runtime.prefetch import Prefetch
+    from mambapose.runtime.video.prefetch import Prefetch
 
     def clip():
         return list(frames(40, level=lambda k: 20 + 3 * (k % 7)))

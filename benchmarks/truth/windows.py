@@ -1,0 +1,205 @@
+"""Training and test windows for the 2D-to-3D lifter, exactly as the runtime feeds it.
+
+A batch is a function of the seed and its number: nothing has to be remembered to resume. Motion
+becomes people of varied proportions and poses, seen by random cameras; a detector's faults are
+put on COCO joints, which the runtime's own converter turns into Human3.6M joints.
+Letters: B windows, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambapose.benchmarks.truth import body
+from mambapose.benchmarks.truth.camera import (
+    Cameras,
+    cameras_drawn,
+    spheres_from_joints,
+    surfaces,
+)
+from mambapose.benchmarks.truth.detector import cues_at, detected, filled, frames_seen
+from mambapose.benchmarks.truth.motion import RATE_HZ, MotionClip
+from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.lifting import h36m_from_coco, h36m_scores
+from mambapose.runtime.types import FloatArray
+
+STEP = (0.8, 4.0)  # captured frames between two frames of a window: 75 to 15 Hz, or faster motion
+SELF_HIDDEN = 0.10  # body heights between a joint and the surface in front of it
+CUES = ("score", "depth", "flow")
+# Shares of windows by what is known: the default pipeline has neither flow nor depth.
+PRESENT = ((0, 0), (1, 1), (1, 0), (0, 1))
+PRESENT_SHARES = (0.4, 0.3, 0.15, 0.15)
+NO_SCORE_SHARE = 0.1
+# Windows whose limbs are mixed and turned; the others move as people were captured, so that the
+# network knows what is usual where the picture leaves the choice.
+VARIED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: keypoints (B, T, 17, 2), score and depth (B, T, 17), flow (B, T, 17, 2) and
+    present (B, 3), in the runtime's units; xyz: (B, T, 17, 3) the truth, root-relative, y down,
+    in body heights; all float32."""
+
+    inputs: Mapping[str, FloatArray]
+    xyz: FloatArray
+
+
+class Motions:
+    """Clips in camera axes, joined, from which windows at any rate are read."""
+
+    def __init__(self, clips: Sequence[MotionClip]) -> None:
+        if not clips:
+            raise ExportError("clips of motion were wanted, found none; choose another split")
+        self.clips = tuple(clips)
+        self.lengths = np.array([len(clip.xyz) for clip in clips])
+        self._first = np.cumsum(self.lengths) - self.lengths
+        self._xyz = np.concatenate([body.redefined(body.camera_axes(clip.xyz)) for clip in clips])
+        frames = {name: 0 for name in sorted({clip.activity for clip in clips})}
+        for clip in clips:
+            frames[clip.activity] += len(clip.xyz)
+        # By the square root of what there is of an activity, then by the length of the clip.
+        share = np.array([len(clip.xyz) / frames[clip.activity] ** 0.5 for clip in clips])
+        self._share = share / share.sum()
+
+    def drawn(self, rng: np.random.Generator, count: int, frames: int) -> FloatArray:
+        """(B, T, 17, 3) windows of random clips, starts and rates, some of them reversed."""
+        clip = rng.choice(len(self.clips), size=count, p=self._share)
+        room = (self.lengths[clip] - 1) / max(frames - 1, 1)
+        fastest = np.clip(room, STEP[0], STEP[1])
+        step = np.exp(rng.uniform(np.log(STEP[0]), np.log(fastest)))
+        slack = np.maximum(self.lengths[clip] - 1 - step * (frames - 1), 0)
+        start = rng.uniform(0, 1, count) * slack
+        windows = self.windows(clip, start, step, frames)
+        back = rng.random(count) < 0.25
+        windows[back] = windows[back, ::-1]
+        return windows
+
+    def facing(self) -> FloatArray:
+        """(N, 17, 3) every captured pose of height 1, turned about the vertical to face us."""
+        found = []
+        for number, clip in enumerate(self.clips):
+            first = self._first[number]
+            xyz = self._xyz[first : first + len(clip.xyz)]
+            xyz = (xyz - xyz[:, :1]) * (body.TRUNK_AND_LEG / body.leg_and_trunk(clip.xyz))
+            left = xyz[:, 11] - xyz[:, 14]
+            yaw = np.arctan2(left[:, 2], left[:, 0])
+            turn = body.rotations_from_vectors(yaw[:, None] * np.array([0, 1, 0]))
+            found.append(xyz @ np.swapaxes(turn, -1, -2))
+        return np.concatenate(found)
+
+    def windows(
+        self,
+        clip: NDArray[np.integer],
+        start: NDArray[np.floating],
+        step: NDArray[np.floating],
+        frames: int,
+    ) -> FloatArray:
+        """(B, T, 17, 3) the joints at start, start + step, ..; times beyond a clip are its ends."""
+        last = self.lengths[clip][:, None] - 1
+        at = np.clip(start[:, None] + step[:, None] * np.arange(frames), 0, last)
+        low = np.minimum(at.astype(np.int64), last - 1)
+        share = (at - low).astype(np.float32)[..., None, None]
+        first = self._first[clip][:, None] + low
+        joints: FloatArray = self._xyz[first] + (self._xyz[first + 1] - self._xyz[first]) * share
+        return joints
+
+
+def training_batch(
+    motions: Motions, seed: int, number: int, count: int, frames: int, *, cues: bool = True
+) -> Batch:
+    """Batch ``number`` of the run with this seed; without ``cues`` depth and flow are absent."""
+    rng = np.random.default_rng([seed, number])
+    bones = body.bones_from_joints(motions.drawn(rng, count, frames + 1))
+    bones = body.resized(bones, body.lengths_drawn(rng, count))
+    mixed = (rng.random(count) < VARIED_SHARE)[:, None, None, None]
+    bones = body.turned_bodies(rng, np.where(mixed, body.varied(rng, bones), bones))
+    xyz = body.joints_from_bones(bones)
+    flip = rng.random(count) < 0.5
+    xyz[flip] = body.mirrored(xyz[flip])
+    present = np.ones((count, len(CUES)), np.float32)
+    present[:, 1:] = np.array(PRESENT)[rng.choice(len(PRESENT), size=count, p=PRESENT_SHARES)]
+    present[:, 0] = rng.random(count) >= NO_SCORE_SHARE
+    present[:, 1:] *= cues
+    return seen_batch(rng, xyz, present, noisy=True)
+
+
+def mean_pose(motions: Motions) -> FloatArray:
+    """(17, 3) the mean of all poses facing the camera, in body heights: the constant baseline."""
+    pose: FloatArray = motions.facing().mean(axis=0).astype(np.float32)
+    return pose
+
+
+def seen_batch(
+    rng: np.random.Generator, xyz: FloatArray, present: FloatArray, *, noisy: bool
+) -> Batch:
+    """People (B, T+1, 17, 3) of height 1 before random cameras; the first frame is there for the
+    flow only. noisy: with the faults of a detector, else exact joints, all seen."""
+    xyz = xyz - xyz[:, :, :1].mean(axis=1, keepdims=True)
+    bones = body.bones_from_joints(xyz)
+    coco = body.coco_from_bones(rng, bones, xyz)
+    xyz = body.h36m_from_body(xyz, coco)
+    cameras = cameras_drawn(rng, xyz)
+    seen, seen_coco = cameras.view(xyz), cameras.view(coco)
+    flat = cameras.project(seen_coco)
+    scale = cameras.focal[:, None] / seen[:, :, 0, 2]
+    score = np.ones(flat.shape[:3], np.float32)
+    spheres, radii = spheres_from_joints(seen)
+    if noisy:
+        front, _ = surfaces(cameras, spheres, radii, flat)
+        flat, score = detected(rng, flat, scale, seen_coco[..., 2] - front > SELF_HIDDEN)
+    joints = h36m_from_coco(flat).astype(np.float32)
+    rows = np.zeros((*joints[:, 1:].shape[:3], 6), np.float32)
+    rows[..., :2], rows[..., 2] = joints[:, 1:], h36m_scores(score[:, 1:])
+    _add_cues(rng, cameras, (spheres, radii), joints, scale, present, rows)
+    if noisy:
+        rows = filled(rows, frames_seen(rng, *rows.shape[:2]))
+    inputs = {
+        "keypoints": rows[..., :2],
+        "score": rows[..., 2],
+        "depth": rows[..., 3],
+        "flow": rows[..., 4:],
+        "present": present,
+    }
+    truth = seen[:, 1:] - seen[:, 1:, :1]
+    return Batch({name: np.ascontiguousarray(value) for name, value in inputs.items()}, truth)
+
+
+def _add_cues(
+    rng: np.random.Generator,
+    cameras: Cameras,
+    solid: tuple[FloatArray, FloatArray],
+    joints: FloatArray,
+    scale: FloatArray,
+    present: FloatArray,
+    rows: FloatArray,
+) -> None:
+    """Write depth and flow into the rows of windows that have one of them."""
+    spheres, radii = solid
+    some = np.flatnonzero(present[:, 1:].any(axis=1))
+    if not len(some):
+        return
+    few = Cameras(cameras.rotation[some], cameras.place[some], cameras.focal[some])
+    cues = cues_at(rng, few, spheres[some], radii, joints[some], scale[some])
+    rows[some, :, :, 3] = cues["depth"] * present[some, None, None, 1]
+    rows[some, :, :, 4:] = cues["flow"] * present[some, None, None, None, 2]
+
+
+def windows_from_clip(
+    motions: Motions, clip: int, frames: int, rate_hz: float = 30.0
+) -> FloatArray:
+    """(B, T+1, 17, 3) the clip from end to end in its own proportions, of height 1; the last
+    window ends with the clip."""
+    step = RATE_HZ / rate_hz
+    span = step * (frames - 1)
+    last = max(float(motions.lengths[clip]) - 1 - span, 0.0)
+    count = int(np.ceil(last / (step * frames))) + 1
+    starts = np.minimum(np.arange(count) * step * frames, last) - step
+    index = np.full(count, clip)
+    windows = motions.windows(index, starts, np.full(count, step), frames + 1)
+    height = body.leg_and_trunk(motions.clips[clip].xyz) / body.TRUNK_AND_LEG
+    return (windows / height).astype(np.float32)

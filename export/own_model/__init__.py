@@ -1,0 +1,1 @@
+"""mp-export --model: a network of the user's own code."""

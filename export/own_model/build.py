@@ -1,0 +1,311 @@
+"""``mp-export --model``: a network from the user's own code to a bundle.
+
+The bundle is like any other: ``mp-check`` runs it against the stored outputs of torch, ``mp-bench``
+measures it. In the stage ``model`` it stands alone; as flow, depth, pose2d or lift3d it has to
+answer what the pipeline asks (STAGES_BY_CONTRACT) and takes its place there, among the networks
+that ship.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from mambapose.export.build import (
+    Loaded,
+    created_now,
+    errors_text,
+    export_stage,
+    facts_of_weights,
+    load_network,
+    written_stage,
+)
+from mambapose.export.checkpoints import load_weights
+from mambapose.export.own_model.network import (
+    built,
+    check_repeatable,
+    contract,
+    flattened,
+    user_code,
+)
+from mambapose.export.own_model.refusals import is_of_user_code, reason, traced
+from mambapose.export.plan import SIZE_NAMES, Options, make_plan
+from mambapose.export.rewrites import rewritten
+from mambapose.export.samples import sample_inputs
+from mambapose.plugins.standins import StandIns
+from mambapose.runtime.bundle.bundle import (
+    MODEL,
+    STAGES,
+    Bundle,
+    StageEntry,
+    WeightsEntry,
+    tool_version,
+    write_bundle,
+)
+from mambapose.runtime.errors import ExportError, MambaPoseError
+from mambapose.runtime.stages.lifting import IMAGE_UNITS
+from mambapose.runtime.targets import Schedule, Target
+from mambapose.runtime.types import GraphSpec, TensorSpec
+
+AS_BUILT = "as built"  # label of weights that the user's code made or loaded itself
+Tell = Callable[[str], None]
+MAY_LACK = ("flow", "depth", "score", "present")  # inputs that a network may do without
+# Inputs and the output; H, W, h, w, T any numbers.
+STAGES_BY_CONTRACT: Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]] = {
+    "flow": (
+        (
+            TensorSpec("image1", "uint8", (1, "H", "W", 3)),
+            TensorSpec("image2", "uint8", (1, "H", "W", 3)),
+        ),
+        TensorSpec("flow", "float32", (1, 2, "H", "W")),
+    ),
+    "depth": (
+        (TensorSpec("image", "uint8", (1, "H", "W", 3)),),
+        TensorSpec("depth", "float32", (1, 1, "H", "W")),
+    ),
+    "pose2d": (
+        (
+            TensorSpec("rgb", "uint8", ("N", "H", "W", 3)),
+            TensorSpec("flow", "float32", ("N", 2, "H", "W")),
+            TensorSpec("depth", "float32", ("N", 1, "H", "W")),
+            TensorSpec("present", "float32", ("N", 2)),
+        ),
+        TensorSpec("heatmaps", "float32", ("N", 17, "h", "w")),
+    ),
+    "lift3d": (
+        (
+            TensorSpec("keypoints", "float32", ("N", "T", 17, 2)),
+            TensorSpec("score", "float32", ("N", "T", 17)),
+            TensorSpec("depth", "float32", ("N", "T", 17)),
+            TensorSpec("flow", "float32", ("N", "T", 17, 2)),
+            TensorSpec("present", "float32", ("N", 3)),
+        ),
+        TensorSpec("xyz", "float32", ("N", "T", 17, 3)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What the user asked for. model: ``package.module:name``; outputs: their names, if any; stage:
+    of the bundle; weights: a checkpoint, or None for those the network was built with; rewrite:
+    flips and copies become orders of the scans.
+    """
+
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...] = ()
+    stage: str = MODEL
+    weights: Path | None = None
+    seed: int = 0
+    rewrite: bool = True
+
+
+class Positional(nn.Module):
+    """The network with its outputs as a tuple in the order of the contract."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flattened(self.model(*inputs)).values())
+
+
+def positional(model: nn.Module, inputs: tuple[TensorSpec, ...]) -> Positional:
+    """Positional whose inputs have names: torch.export gives free sides to those only."""
+
+    class Named(Positional):
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(*inputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [inspect.Parameter(name, kind) for name in ("self", *(spec.name for spec in inputs))]
+    Named.forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    return Named(model)
+
+
+def build_brought(
+    brought: Brought, target: Target, out: Path, *, folder: Path, overwrite: bool, tell: Tell
+) -> Bundle:
+    """The bundle of the network, written to ``out`` whole or not at all.
+
+    folder: of the user's code. ExportError and BundleError as the steps raise them.
+    """
+    with user_code(folder) as noted:
+        fill = partial(_fill, brought, target, noted, tell)
+        return write_bundle(out, fill, overwrite=overwrite)
+
+
+def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
+    torch.manual_seed(brought.seed)
+    model = built(brought.model)
+    network = _loaded(brought, model)
+    spec = contract("main", model, brought.inputs, brought.outputs)
+    check_contract(brought.stage, spec)
+    samples = sample_inputs(brought.stage, spec, brought.seed).values()
+    check_repeatable(model, spec, [torch.from_numpy(array.copy()) for array in samples])
+    options: dict[str, str | int | bool] = {}
+    if brought.stage == "lift3d":
+        options["unit"] = network.unit or IMAGE_UNITS
+    schedule = _schedule(target.schedule, brought.stage, spec)
+    graphs = {"main": (positional(model, brought.inputs), spec)}
+    with tracing():
+        entry = written_stage(
+            brought.stage, brought.model, network, graphs, folder,
+            precision=target.precision, options=options, flow_iters=schedule.flow_iters,
+            seed=brought.seed, rewrite=partial(_rewritten, tell) if brought.rewrite else None,
+        )  # fmt: skip
+    _tell_what_happened(entry, noted, tell)
+    stages = {**_around(brought, target, tell, folder), brought.stage: entry}
+    return Bundle(
+        path=folder,
+        tool_version=tool_version(),
+        created=created_now(),
+        target=target.name,
+        schedule=schedule,
+        stages={name: stages[name] for name in STAGES if name in stages},
+    )
+
+
+def _schedule(usual: Schedule, stage: str, spec: GraphSpec) -> Schedule:
+    """The target's schedule with the size of the network's input."""
+    if stage == MODEL:
+        return usual
+    sides = spec.inputs[0].shape
+    if stage == "lift3d":
+        frames = int(sides[1])
+        return dataclasses.replace(usual, clip_frames=frames, hop=max(1, frames // 3))
+    size = {SIZE_NAMES[stage]: (int(sides[1]), int(sides[2]))}
+    return dataclasses.replace(usual, **size)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Whatever the user's code raises while torch goes through it becomes one sentence.
+
+    Torch prints the graph it had until then; the sentence says more.
+    """
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, said = logger.level, io.StringIO()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except MambaPoseError:
+        raise
+    except Exception as err:
+        if is_of_user_code(err):
+            raise ExportError(traced(err)) from err
+        raise
+    else:
+        sys.stderr.write(said.getvalue())
+    finally:
+        logger.setLevel(level)
+
+
+def _around(brought: Brought, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:
+    """The other stages of the pipeline, with the networks that ship; none around a lone model."""
+    if brought.stage == MODEL:
+        return {}
+    plan = make_plan(target, Options(seed=brought.seed))
+    return {
+        part.stage: export_stage(plan, part, load_network(part, plan.seed, tell), folder)
+        for part in plan.stages
+        if part.stage != brought.stage
+    }
+
+
+def _loaded(brought: Brought, model: nn.Module) -> Loaded:
+    """The network with the weights of the file, or as it was built."""
+    if brought.weights is None:
+        return Loaded(model, WeightsEntry(None, None, trained=True, label=AS_BUILT))
+    facts, weights = facts_of_weights(brought.weights)
+    load_weights(model, brought.weights, network=brought.model)
+    return Loaded(model, weights, facts.unit, facts.half)
+
+
+def _rewritten(tell: Tell, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without flips and copies of tokens, and a line that counts them."""
+    try:
+        model, removed = rewritten(model)
+    except Exception as err:
+        raise ExportError(
+            f"flips and copies were wanted as orders of the graph's scans, found {reason(err)}; "
+            "keep them with --no-rewrite, and please report this"
+        ) from err
+    tell(str(removed))
+    return model
+
+
+def _tell_what_happened(entry: StageEntry, noted: StandIns, tell: Tell) -> None:
+    if noted.used:
+        tell(f"stood in for: {', '.join(noted.used)}")
+    scans = "no selective scan" if entry.scan_spec is None else "with selective scans"
+    tell(
+        f"{entry.network}: {entry.params / 1e6:.2f} M parameters, {scans}, "
+        f"{errors_text(entry.gate)}"
+    )
+
+
+def check_contract(stage: str, spec: GraphSpec) -> None:
+    """ExportError unless the network answers what the pipeline asks of the stage."""
+    if stage == MODEL:
+        return
+    if stage not in STAGES_BY_CONTRACT:
+        raise ExportError(
+            f"--stage {', '.join((MODEL, *STAGES_BY_CONTRACT))} was wanted for a network of your "
+            f"own, found {stage}"
+        )
+    known, output = STAGES_BY_CONTRACT[stage]
+    sides: dict[str, int | str] = {}
+    wanted = {tensor.name: tensor for tensor in known}
+    for found in spec.inputs:
+        if found.name not in wanted or not _fits(found, wanted[found.name], sides):
+            raise _mismatch(stage, f"input {found}", "; ".join(map(str, known)))
+    if spec.inputs[0].name != known[0].name:
+        raise _mismatch(stage, f"{spec.inputs[0]} as the first input", str(known[0]))
+    have = {tensor.name for tensor in spec.inputs}
+    if lacking := [item for item in known if item.name not in (*have, *MAY_LACK)]:
+        raise _mismatch(stage, f"no input {lacking[0].name}", "; ".join(map(str, known)))
+    if len(spec.outputs) != 1 or not _fits(spec.outputs[0], output, sides):
+        found_outputs = "; ".join(map(str, spec.outputs))
+        raise _mismatch(stage, f"output {found_outputs}", str(output))
+
+
+def _fits(found: TensorSpec, wanted: TensorSpec, sides: dict[str, int | str]) -> bool:
+    """Name, dtype, and every side: N free, other letters one number wherever they stand."""
+    if (found.name, found.dtype, len(found.shape)) != (
+        wanted.name, wanted.dtype, len(wanted.shape),
+    ):  # fmt: skip
+        return False
+    for have, want in zip(found.shape, wanted.shape, strict=True):
+        if want == "N":
+            if not isinstance(have, str):
+                return False
+        elif isinstance(want, str):
+            if isinstance(have, str) or sides.setdefault(want, have) != have:
+                return False
+        elif have != want:
+            return False
+    return True
+
+
+def _mismatch(stage: str, found: str, wanted: str) -> ExportError:
+    free = "N free" if "N" in wanted else "no side free"
+    return ExportError(
+        f"stage {stage}: {wanted} was wanted ({free}), found {found}; name inputs with --inputs, "
+        f"outputs with --outputs, or leave --stage out"
+    )

@@ -1,0 +1,1 @@
+"""The folder that mp-export writes and mp-run reads."""

@@ -1,0 +1,1 @@
+"""Who is where: people found, followed and told apart."""

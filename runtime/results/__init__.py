@@ -1,0 +1,1 @@
+"""What a run writes: journal, files, report, drawings."""

@@ -1,0 +1,93 @@
+"""Where a run writes: its folder, what may be there already, what a failure leaves."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mambapose.runtime.errors import OutputError
+from mambapose.runtime.results.files import Written, write_results
+from mambapose.runtime.results.journal import JOURNAL, read_journal
+from mambapose.runtime.results.report import REPORT
+
+OVERLAY = "overlay.mp4"
+RESULTS = ("poses.json", "poses.npz", "poses.csv")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where results go. file: a result that was asked for by name, moved there at the end."""
+
+    folder: Path
+    overlay: Path | None
+    formats: tuple[str, ...]
+    file: Path | None = None
+
+    def files(self) -> list[Path]:
+        """Everything a run may leave here."""
+        names = (*RESULTS, JOURNAL, REPORT, OVERLAY)
+        named = [path for path in (self.overlay, self.file) if path is not None]
+        return list(dict.fromkeys([*(self.folder / name for name in names), *named]))
+
+    def check(self, source: str, *, overwrite: bool) -> None:
+        """OutputError when results of an earlier run are there, unless they may be replaced.
+
+        The source itself is never replaced.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(
+                f"a folder was wanted at {self.folder}, found a file; choose another --out"
+            )
+        video = Path(source.removeprefix("file://"))
+        for path in filter(os.path.lexists, self.files()):
+            if video.exists() and path.exists() and path.samefile(video):
+                raise OutputError(f"the input {path} would be overwritten; choose another --out")
+            if not overwrite:
+                raise OutputError(
+                    f"a new run was to be written to {self.folder}, found {path}; choose another "
+                    "--out, or pass --overwrite (or --recover to keep an interrupted run)"
+                )
+
+    def clear(self) -> None:
+        """Remove what an earlier run left. OutputError."""
+        for path in self.files():
+            try:
+                if os.path.lexists(path):
+                    path.unlink()
+            except OSError as err:
+                raise OutputError(
+                    f"{path} cannot be replaced ({err.strerror}); choose another --out"
+                ) from err
+
+    def write_results(self) -> Written:
+        """Make the result files from the journal, each at its place."""
+        written = write_results(self.folder, self.formats)
+        if self.file is None:
+            return written
+        return Written([written.paths[0].replace(self.file)], written.frames, written.complete)
+
+    def discard_if_empty(self) -> bool:
+        """Remove what a run left that failed before its first frame was recorded; True if so."""
+        journal = self.folder / JOURNAL
+        if journal.is_file() and any(True for _ in read_journal(journal)):
+            return False
+        with suppress(OSError):  # the folder may hold something else, or be read-only
+            for path in self.files():
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+        return True
+
+
+def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False) -> Destination:
+    """``-o DIR``: everything inside. ``-o X.mp4``, ``.json``, ``.npz``, ``.csv``: that file, and
+    the rest in folder X.
+    """
+    kind = out.suffix.lower()
+    if out.is_dir() or kind not in (".mp4", ".json", ".npz", ".csv"):
+        return Destination(out, out / OVERLAY if overlay else None, formats)
+    folder = out.with_suffix("")
+    if kind == ".mp4":
+        return Destination(folder, out, formats)
+    return Destination(folder, folder / OVERLAY if overlay else None, (kind[1:],), out)

@@ -1,0 +1,1 @@
+"""Training of 2D-to-3D lifters on motion capture."""

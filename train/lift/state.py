@@ -1,0 +1,226 @@
+"""The state of a training run: what is saved, how it resumes, how one starts from another.
+
+Batches and rates are functions of the step, so weights, their running mean, the optimiser and
+torch's random state are all there is to remember. A checkpoint is written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambapose.runtime.errors import ExportError
+from mambapose.train.checkpoint import (
+    CHECKPOINT,
+    FORMAT_VERSION,
+    RunState,
+    adamw,
+    write_checkpoint,
+)
+from mambapose.train.curve import curves
+from mambapose.train.lift.loss import VELOCITY
+from mambapose.train.lift.networks import build, takes_cues, without_cues
+from mambapose.train.muon import MuonAdamW
+
+WEIGHTS_SUFFIX, RUN_KEY = ".safetensors", "run"
+ENDS = ("Spatial_patch_to_embedding", "joint_proj", "head")  # first and last layers
+BEFORE_POINTS = 20  # of the curve of a run that another one started from
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may not change while a run lasts; stored with it.
+
+    batch: windows of the longest of ``frames``; shorter windows come in more, as many frames to a
+    step. average: how much of the running mean of the weights a step keeps. pairs: of blocks,
+    where not the published number. muon: inner layers are trained by Muon, the others by AdamW.
+    velocity: weight of the error between consecutive frames, beside 1 for the position.
+    """
+
+    network: str
+    split: str = "activities"
+    seed: int = 0
+    frames: tuple[int, ...] = (81,)
+    batch: int = 8
+    rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    average: float = 0.999
+    clip_norm: float = 1.0
+    cues: bool = False
+    pairs: int | None = None
+    bf16: bool = False
+    muon: bool = False
+    velocity: float = VELOCITY
+
+    @property
+    def takes_cues(self) -> bool:
+        return takes_cues(self.network, self.cues)
+
+
+@dataclass
+class State(RunState):
+    """A run of a lifter; windows: seen so far."""
+
+    plan: Plan
+    windows: int = 0
+
+    def count(self, samples: int) -> None:
+        self.windows += samples
+
+
+def fresh(plan: Plan, device: torch.device) -> State:
+    """A run at step 0."""
+    model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs).train().to(device)
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(plan.seed)
+    optimiser = MuonAdamW(plan, model, ENDS) if plan.muon else adamw(plan, model)
+    return State(plan, model, average, optimiser)
+
+
+def save(state: State, folder: Path) -> Path:
+    """Write the checkpoint beside the old one and rename it."""
+    plan = {**asdict(state.plan), "frames": list(state.plan.frames)}
+    content = state.content(plan, windows=state.windows)
+    return write_checkpoint(content, folder)
+
+
+def resumed(folder: Path, device: torch.device) -> State:
+    """The run saved in ``folder``; ExportError when there is none that this version can read."""
+    content = read(folder / CHECKPOINT)
+    plan = plan_from_json(content["plan"])
+    state = fresh(plan, device)
+    state.restore(content, ("windows",), (plan.network, folder / CHECKPOINT))
+    return state
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint: a run's folder, its file, or weights that ship, which have no
+    optimiser. Nothing but tensors and plain values is unpickled."""
+    path = folder / CHECKPOINT if folder.is_dir() else folder
+    if path.suffix == WEIGHTS_SUFFIX:
+        return _shipped(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["format_version"]
+    except (OSError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
+        raise ExportError(
+            f"a checkpoint of this command was wanted, {path} cannot be read "
+            f"({type(err).__name__}); start without --resume"
+        ) from err
+    if version != FORMAT_VERSION:
+        raise ExportError(
+            f"a checkpoint of format {FORMAT_VERSION} was wanted, {path} has {version}; "
+            "start without --resume"
+        )
+    return dict(content)
+
+
+def metadata(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """What weights of the run in ``folder`` carry beside their tensors, for ``read``."""
+    kept = ("format_version", "plan", "step", "seconds", "windows", "notes")
+    own = {key: content[key] for key in kept}
+    return {RUN_KEY: json.dumps({**own, "curves": _curves(content, folder)})}
+
+
+def _curves(content: Mapping[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of a run in its folder, or of weights that ship, which carry theirs."""
+    return content["curves"] if "curves" in content else curves(folder, BEFORE_POINTS)
+
+
+def _shipped(path: Path) -> dict[str, Any]:
+    """The content of FP16 weights that ``card`` wrote, in float32."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            run = json.loads((file.metadata() or {})[RUN_KEY])
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        if run["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format {run['format_version']}")
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as err:
+        raise ExportError(
+            f"weights that this command's card wrote were wanted, {path} cannot be read "
+            f"({type(err).__name__}: {err}); start without them"
+        ) from err
+    return {**run, "decay": None, "average": weights}
+
+
+def plan_from_json(values: dict[str, Any]) -> Plan:
+    return Plan(**{**values, "frames": tuple(values["frames"])})
+
+
+def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
+    """A new run from the mean weights of another of the same kind, deeper or of longer windows;
+    posemamba-s also from mambapose3d.
+
+    Blocks that the other run lacks come last and start as the identity (their last maps are zero),
+    for ``lift_growth`` to make up for the norms behind them; frames that it lacks take positions
+    stretched from those it has. Short and shallow first is several times as many windows an hour.
+    """
+    content = read(folder)
+    old = plan_from_json(content["plan"])
+    source = content["average"]
+    if (old.network, plan.network) == ("mambapose3d", "posemamba-s"):
+        source = without_cues(source)
+    elif (old.network, old.cues) != (plan.network, plan.cues):
+        raise ExportError(
+            f"a run of {plan.network} was wanted to start from, {folder} is of {old.network}"
+        )
+    state = fresh(plan, device)
+    weights = {name: tensor.cpu().clone() for name, tensor in state.average.items()}
+    known = {name: tensor for name, tensor in source.items() if name in weights}
+    for name in weights.keys() - known.keys():
+        if name.endswith(("out_proj.weight", "fc2.weight", "fc2.bias", "scale")):
+            weights[name].zero_()
+    weights.update(known)
+    embed = "Temporal_pos_embed"
+    if embed in weights:
+        weights[embed] = _stretched(weights[embed], max(old.frames), max(plan.frames))
+    state.model.load_state_dict(weights)
+    state.average = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    before = as_before(content, folder, content["notes"].get("before"))
+    state.notes = {"commands": list(content["notes"].get("commands", [])), "before": before}
+    return state
+
+
+def as_before(
+    content: Mapping[str, Any], folder: Path, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a run keeps of one that came before it; before: what that one is to follow."""
+    kept = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
+    return {**kept, "before": before, "curves": _curves(content, folder)}
+
+
+def whole(content: Mapping[str, Any], key: str) -> float:
+    """``seconds``, ``windows`` or ``step`` of a checkpoint and of the runs it started from."""
+    total, before = content[key], content["notes"].get("before")
+    while before is not None:
+        total, before = total + before[key], before["before"]
+    return float(total)
+
+
+def _stretched(embed: Tensor, known: int, wanted: int) -> Tensor:
+    """Positions (1, T, width) whose first ``known`` rows are spread over the first ``wanted``."""
+    if wanted <= known:
+        return embed
+    out = embed.clone()
+    rows = embed[:, :known].transpose(1, 2)
+    spread = torch.nn.functional.interpolate(rows, wanted, mode="linear", align_corners=True)
+    out[:, :wanted] = spread.transpose(1, 2)
+    return out
+
+
+def averaged_model(content: dict[str, Any]) -> tuple[Plan, nn.Module]:
+    """The network of a checkpoint with the mean weights, in eval mode."""
+    plan = plan_from_json(content["plan"])
+    model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs)
+    model.load_state_dict(content["average"])
+    return plan, model.eval()

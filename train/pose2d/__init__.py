@@ -1,0 +1,1 @@
+"""Training of 2D pose networks on rendered people."""
