@@ -86,8 +86,8 @@ bench: $(VENV)/.test $(BUNDLE)/bundle.json
 	$(BIN)/mp-bench --engine $(BUNDLE) --vs $(VS) --json benchmarks/results/latest.jsonl \
 		--plot build/bench.png
 
-neon:
-	sh plugins/csrc/tests/run_neon.sh
+neon: $(VENV)/.test
+	$(BIN)/python -m pytest -q -s tests/plugins/test_scan_selftest.py -k neon
 
 plugin: export TENSORRT_ROOT := $(TENSORRT_ROOT)
 plugin: export CUDA_ARCHS := $(CUDA_ARCHS)
