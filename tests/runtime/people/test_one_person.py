@@ -241,6 +241,7 @@ def test_who_walks_half_recognised_takes_the_box_along(way):
 
 
 def test_someone_hardly_recognised_is_followed_but_not_begun_with():
+    """A mean score of a quarter begins, 0.15 goes on; see FOUND and KEPT."""
     truth = joints_at(200, 40, 150)
     around = np.array([[190.0, 30, 270, 200]])
     clip = Clip(LANDSCAPE, [truth])
@@ -250,11 +251,11 @@ def test_someone_hardly_recognised_is_followed_but_not_begun_with():
         xy, score = look(boxes)
         return xy, score * share / score.mean(axis=1, keepdims=True)
 
-    assert found_box(None, LANDSCAPE, lambda boxes: faint(boxes, 0.2)) is None
-    assert found_box(None, LANDSCAPE, lambda boxes: faint(boxes, 0.3)) is not None
+    assert found_box(None, LANDSCAPE, lambda boxes: faint(boxes, 0.24)) is None
+    assert found_box(None, LANDSCAPE, lambda boxes: faint(boxes, 0.26)) is not None
     one = OnePerson()
     one.search(0, LANDSCAPE, look)
-    for share, stays in ((0.2, True), (0.1, False)):
+    for share, stays in ((0.16, True), (0.14, False)):
         targets = one.targets(LANDSCAPE)
         kept = one.update(0, targets, *faint(around, share), LANDSCAPE)
         assert kept.tolist() == [stays]
