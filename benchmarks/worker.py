@@ -21,7 +21,7 @@ from mambapose.benchmarks.jobs import Job, job_from_dict
 from mambapose.runtime.backends.engine import Engine, load_engine
 from mambapose.runtime.bundle.bundle import Bundle, read_bundle
 from mambapose.runtime.stages.flow import PAIR
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 Step = Callable[[], None]
 
@@ -64,7 +64,8 @@ def flow_step(engines: dict[str, Engine], iters: int) -> Step:
     def step() -> None:
         features = engines["encode"].run({"image": image})
         pyramid = engines["corr"].run({"fmap1": features["fmap"], "fmap2": previous})
-        coords, hidden = grid, features["hidden"]
+        coords: Array = grid
+        hidden = features["hidden"]
         for _ in range(iters):
             out = engines["step"].run(
                 {**pyramid, "coords": coords, "hidden": hidden, "context": features["context"]}
