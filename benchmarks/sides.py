@@ -115,7 +115,7 @@ def measure(side: Side, job: Job, floor_kib: int) -> Row:
         p90_ms=p90,
         p99_ms=p99,
         calls=len(result["times_ms"]),
-        threads=job.threads,
+        threads=job.where.thread_count,
         frames=frames_of(side),
     )
 
@@ -125,7 +125,7 @@ def measure_all(sides: Iterable[Side], job: Job, tell: Callable[[str], None]) ->
     once, a side that comes twice in a group is one row.
     """
     floor = empty_peak_kib(job)
-    tell(f"empty {job.backend} process: {floor / 1024:.0f} MiB, taken off every row")
+    tell(f"empty {job.where.backend} process: {floor / 1024:.0f} MiB, taken off every row")
     measured: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
     rows: dict[tuple[object, ...], Row] = {}
     for side in sides:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from mambapose.benchmarks.jobs import Job, job_from_dict
-from mambapose.runtime.backends.engine import Engine, load_engine
+from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import Bundle, read_bundle
 from mambapose.runtime.stages.flow import PAIR
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
@@ -93,12 +94,7 @@ def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
     """A function that does a stage's work on one frame or window: each graph once, flow's more."""
     entry = bundle.stages[stage]
     names = first_orientation({name: graph.spec for name, graph in entry.graphs.items()})
-    engines = {
-        base_name(name): load_engine(
-            bundle, stage, name, backend=job.backend, device=job.device, threads=job.threads
-        )
-        for name in names
-    }
+    engines = {base_name(name): load_engine(bundle, stage, name, job.where) for name in names}
     if stage == "flow" and PAIR not in engines:
         return flow_step(engines, bundle.schedule.flow_iters)
     return in_turn([graph_step(engine) for engine in engines.values()])
@@ -136,7 +132,7 @@ def run_empty(job: Job) -> dict[str, Any]:
     from mambapose.runtime.backends.native import find_library
     from mambapose.runtime.check.machine import run_probe
 
-    run_probe(job.backend, find_library())
+    run_probe(job.where.backend, find_library())
     return {"times_ms": []}
 
 

@@ -7,13 +7,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mambapose.runtime.backends.engine import Engine, load_detector, load_engine
+from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.backends.loader import load_engine, load_file
 from mambapose.runtime.bundle.bundle import MANIFEST, Bundle, StageEntry
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.pipeline import Options, Pipeline, dense_inputs
 from mambapose.runtime.stages.causal_lifting import STEP
 from mambapose.runtime.stages.flow import GRAPHS, PAIR, FlowStage
 from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.types import Size, Where
 
 OURS = ("mambapose3d", "posemagic")  # lifters of our own definition
 SHIPPED = Path(__file__).parent / "data" / "cpu"
@@ -31,15 +33,13 @@ def shipped_bundle() -> Path:
 
 def open_pipeline(
     bundle: Bundle,
-    size: tuple[int, int],
+    size: Size,
     options: Options | None = None,
+    where: Where | None = None,
     *,
-    backend: str = "auto",
-    device: str = "cpu",
-    threads: int | None = None,
     detector: Path | None = None,
 ) -> Pipeline:
-    """The pipeline of a bundle for frames of ``size`` (W, H).
+    """The pipeline of a bundle for frames of that size.
 
     detector: an ONNX file that replaces the bundle's own, if any. What the bundle knows of the
     weights (trained, unit of the lifter) replaces what ``options`` says of them.
@@ -50,13 +50,9 @@ def open_pipeline(
         for key, stage, graph in needed_graphs(bundle, size, options):
             if key == "detect" and detector is not None:
                 continue
-            engines[key] = load_engine(
-                bundle, stage, graph, backend=backend, device=device, threads=threads
-            )
+            engines[key] = load_engine(bundle, stage, graph, where)
         if detector is not None:
-            engines["detect"] = load_detector(
-                detector, backend=backend, device=device, threads=threads
-            )
+            engines["detect"] = load_file(detector, where)
         known = replace(
             options,
             trained=bundle.stage("pose2d").weights.trained,
@@ -71,9 +67,8 @@ def open_pipeline(
 
 @contextmanager
 def opened_flow(
-    bundle: Bundle, *, portrait: bool, backend: str = "auto", device: str = "cpu",
-    threads: int | None = None,
-) -> Iterator[FlowStage]:  # fmt: skip
+    bundle: Bundle, *, portrait: bool, where: Where | None = None
+) -> Iterator[FlowStage]:
     """The flow stage of a bundle for pictures of that orientation; BundleError without one."""
     if "flow" not in bundle.stages:
         raise BundleError(
@@ -83,18 +78,14 @@ def opened_flow(
     with ExitStack() as stack:
         parts: dict[str, Engine] = {}
         for base, graph in flow_graphs(bundle, portrait=portrait).items():
-            parts[base] = load_engine(
-                bundle, "flow", graph, backend=backend, device=device, threads=threads
-            )
+            parts[base] = load_engine(bundle, "flow", graph, where)
             stack.enter_context(parts[base])
         yield FlowStage(parts, bundle.schedule.flow_iters)
 
 
-def needed_graphs(
-    bundle: Bundle, size: tuple[int, int], options: Options
-) -> list[tuple[str, str, str]]:
+def needed_graphs(bundle: Bundle, size: Size, options: Options) -> list[tuple[str, str, str]]:
     """(engine name, stage, graph) of every graph to load, in the order of the frame's journey."""
-    portrait = size[1] > size[0]
+    portrait = size.portrait
     takers = [name for name in ("pose2d", "lift3d") if name in bundle.stages]
     wanted = dense_inputs(
         graph.spec for name in takers for graph in bundle.stages[name].graphs.values()

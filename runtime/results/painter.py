@@ -50,7 +50,7 @@ class Painter:
         waiting = 0
         if pipeline.lifter is not None and pipeline.lifts_later:
             waiting = pipeline.lifter.lookahead + 1
-        held = waiting * source.size[0] * source.size[1] * BYTES_PER_PIXEL
+        held = waiting * source.size.height * source.size.width * BYTES_PER_PIXEL
         self._waits = 0 < held <= HELD_BYTES
         if self._video is not None:
             if held > HELD_BYTES:

@@ -79,8 +79,8 @@ def run_meta(
         "stages": {stage: _stage_facts(bundle, stage) for stage in used_stages(pipeline)},
         "source": {
             "name": name,
-            "width": source.size[0],
-            "height": source.size[1],
+            "width": source.size.width,
+            "height": source.size.height,
             "fps": source.fps,
         },
         "people": people_rule(pipeline),

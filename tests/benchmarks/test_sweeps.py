@@ -258,7 +258,7 @@ def test_the_smallest_lifter_is_measured_beside_its_transformer(
     """Exported, run in processes of their own, printed and written: nothing here is a fake."""
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "rows.jsonl"
-    job = Job("stages", threads=1, iterations=2, seconds=0.0)
+    job = Job("stages", iterations=2, seconds=0.0)
     compare.bench_networks(["mambapose3d-nano"], (), (9,), job, file)
     said = capsys.readouterr().out
     assert "mambapose3d-nano / transformer:1 at T=9: peak memory" in said

@@ -23,9 +23,10 @@ from mambapose.export.catalogue import Source
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.plan import Options, make_plan
-from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate
 from mambapose.runtime.targets import TARGETS
+from mambapose.runtime.types import Where
 
 SMALL = {"width": 16, "depth": 1}
 LIFTER = ("--only", "lift3d", "--lift3d", "posemamba-s", "--clip-frames", "9")
@@ -111,7 +112,7 @@ def test_the_engine_gives_what_the_torch_network_gives(bundle: Bundle) -> None:
     module, _ = posemamba.graphs(posemamba.build(seed=3, **SMALL), 9)["main"]
     with torch.no_grad():
         wanted = module(torch.from_numpy(inputs["keypoints"])).numpy()
-    with load_engine(bundle, "lift3d", "main", backend="onnxruntime") as engine:
+    with load_engine(bundle, "lift3d", "main", Where("onnxruntime")) as engine:
         found = engine.run(inputs)["xyz"]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     np.testing.assert_allclose(stored["xyz"], wanted, atol=1e-4)

@@ -23,13 +23,14 @@ from mambapose.export.models import NETWORKS, posemagic
 from mambapose.export.models.posemamba import MIRROR
 from mambapose.export.onnx_export import export_graph
 from mambapose.export.plan import Options, make_plan
-from mambapose.runtime.backends.engine import load_engine
+from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import Bundle
 from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.causal_lifting import CausalLifter, next_name
 from mambapose.runtime.stages.lifting import Seen
 from mambapose.runtime.targets import TARGETS
+from mambapose.runtime.types import Where
 
 SMALL = {"width": 16, "depth": 2, "out_width": 24}
 LIMIT = 1e-5  # of the largest value: what a step may differ from the whole sequence
@@ -254,7 +255,7 @@ def test_a_bundle_holds_the_step_alone_and_how_near_it_is_to_the_sequence(bundle
 def test_the_lifter_of_a_bundle_answers_as_the_whole_sequence(causal, bundle, relative_error):
     graph, _ = posemagic.graphs(causal, 81)["step"]
     joints, score = sample(2, 11)
-    with load_engine(bundle, "lift3d", "step", threads=1) as engine:
+    with load_engine(bundle, "lift3d", "step", Where(threads=1)) as engine:
         lifter = CausalLifter(engine)
         poses = []
         for frame in range(11):

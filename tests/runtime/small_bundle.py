@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
-from mambapose.runtime.backends.engine import BACKENDS
 from mambapose.runtime.backends.fake import FakeEngine
+from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.bundle.bundle import (
     Bundle,
     GraphEntry,
@@ -55,9 +56,14 @@ def write_fake_bundle(
 def use_fakes(monkeypatch, engines) -> None:
     """Make the onnxruntime backend hand out the fakes for what the bundle lists."""
 
-    def load(bundle, stage, graph, device, threads):
+    def load(bundle, stage, graph, where):
         base = graph.partition("@")[0]
         engine = engines[stage if base == "main" else f"{stage}.{base}"]
         return FakeEngine(engine.spec, engine.function)
 
-    monkeypatch.setitem(BACKENDS, "onnxruntime", load)
+    use_backend(monkeypatch, load)
+
+
+def use_backend(monkeypatch, load) -> None:
+    """Make the onnxruntime backend load graphs of bundles by ``load``."""
+    monkeypatch.setitem(BACKENDS, "onnxruntime", replace(BACKENDS["onnxruntime"], load=load))

@@ -23,7 +23,7 @@ from mambapose.runtime.pipeline import Options
 from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run import Run, record
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size, Where
 
 from . import small_graphs as graphs
 from .drawn_clip import DrawnClip, write_clip
@@ -61,7 +61,7 @@ def bundle(tmp_path_factory):
             for name, model in models.items():
                 file = f"stages/{stage}-{name}.onnx"
                 onnx.save(model, folder / file)
-                spec = engine_from_file(folder / file, threads=1).spec
+                spec = engine_from_file(folder / file, Where(threads=1)).spec
                 spec = type(spec)(name, spec.inputs, spec.outputs)
                 digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
                 entries[name] = GraphEntry(spec, file, digest)
@@ -74,14 +74,16 @@ def bundle(tmp_path_factory):
 
 
 def test_the_graphs_of_the_clips_orientation_are_taken(bundle):
-    landscape = {key: graph for key, _, graph in needed_graphs(bundle, (640, 360), Options())}
+    landscape = {key: graph for key, _, graph in needed_graphs(bundle, Size(360, 640), Options())}
     assert landscape["flow.encode"] == "encode@128x160"
     assert landscape["depth"] == "main@28x42"
-    portrait = {key: graph for key, _, graph in needed_graphs(bundle, (360, 640), Options())}
+    portrait = {key: graph for key, _, graph in needed_graphs(bundle, Size(640, 360), Options())}
     assert portrait["flow.step"] == "step@160x128"
     assert portrait["depth"] == "main@42x28"
     assert portrait["pose2d"] == "main"
-    names = [key for key, _, _ in needed_graphs(bundle, (9, 9), Options(flow=False, depth=False))]
+    names = [
+        key for key, _, _ in needed_graphs(bundle, Size(9, 9), Options(flow=False, depth=False))
+    ]
     assert names == ["pose2d", "lift3d"]
     assert lift_unit(bundle) == "image"
 
@@ -110,10 +112,10 @@ def resident_kib():
 class Looped:
     """A source of 1000 frames that notes the process's size at every hundredth."""
 
-    size, fps, frame_count, problem = (160, 96), 30.0, 1000, None
+    size, fps, frame_count, problem = Size(96, 160), 30.0, 1000, None
 
     def __init__(self):
-        clip = DrawnClip(frames=30, size=self.size)
+        clip = DrawnClip(frames=30, size=(160, 96))
         self.pictures = [clip.image(t) for t in range(30)]
         self.seen = []
 
@@ -129,7 +131,7 @@ def test_memory_is_flat_over_1000_frames(tmp_path, bundle):
     source = Looped()
     run = Run("looped", bundle.path, tmp_path / "out", overlay=True, quiet=True)
     destination = destination_of(run.out, run.formats, overlay=True)
-    with open_pipeline(bundle, source.size, run.options, threads=1) as pipeline:
+    with open_pipeline(bundle, source.size, run.options, Where(threads=1)) as pipeline:
         outcome = record(run, destination, bundle, source, pipeline, [])
     assert outcome.frames == 1000
     assert destination.write_results().frames == 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime import loading
+from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.backends.native import find_library, library_info
 from mambapose.runtime.bundle.bundle import (
     Bundle,
@@ -146,9 +148,11 @@ def test_the_probe_runs_on_the_compiled_operator() -> None:
     assert run_probe("onnxruntime", library) <= PROBE_LIMIT
 
 
-def test_a_backend_without_a_probe_is_an_engine_error() -> None:
-    with pytest.raises(EngineError, match="backend tensorrt has no probe"):
-        run_probe("tensorrt")
+def test_a_backend_that_runs_bundles_alone_has_no_probe(monkeypatch) -> None:
+    alone = replace(BACKENDS["onnxruntime"], load_file=None)
+    monkeypatch.setitem(BACKENDS, "boards", alone)
+    with pytest.raises(EngineError, match=r"single ONNX files was wanted \(onnxruntime\), found b"):
+        run_probe("boards")
 
 
 # --- the machine ---------------------------------------------------------------------------------

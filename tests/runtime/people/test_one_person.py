@@ -193,7 +193,7 @@ def looking(clip):
     """The look of a clip's current frame, as the pipeline gives it."""
     pipeline = Pipeline({"pose2d": pose_engine(clip.seen, dense=False)}, Schedule())
     frame = next(clip.frames())
-    return lambda boxes: pipeline._looked_at(frame, pipeline._dense(frame), boxes)
+    return lambda boxes: pipeline._poses_in(frame, pipeline._dense(frame), boxes)
 
 
 def test_a_box_that_shrank_onto_a_part_opens_again():
@@ -256,10 +256,10 @@ def test_someone_hardly_recognised_is_followed_but_not_begun_with():
     one = OnePerson()
     one.search(0, LANDSCAPE, look)
     for share, stays in ((0.16, True), (0.14, False)):
-        targets = one.targets(LANDSCAPE)
-        kept = one.update(0, targets, *faint(around, share), LANDSCAPE)
+        subjects = one.subjects(LANDSCAPE)
+        kept = one.update(0, subjects, *faint(around, share), LANDSCAPE)
         assert kept.tolist() == [stays]
-    assert one.targets(LANDSCAPE).ids == ()
+    assert one.subjects(LANDSCAPE).ids == ()
 
 
 def test_boxes_of_a_size_cover_the_frame():
@@ -283,9 +283,9 @@ def test_a_cut_starts_a_new_id_and_a_new_search():
     look = looking(Clip(LANDSCAPE, [truth]))
     assert one.search_due(0)
     one.search(0, LANDSCAPE, look)
-    assert one.targets(LANDSCAPE).ids == (1,)
+    assert one.subjects(LANDSCAPE).ids == (1,)
     assert not one.search_due(1)
     one.forget()
     assert one.search_due(1)
     one.search(1, LANDSCAPE, look)
-    assert one.targets(LANDSCAPE).ids == (2,)
+    assert one.subjects(LANDSCAPE).ids == (2,)

@@ -85,8 +85,8 @@ def test_an_untrained_network_never_moves_the_box():
     xy, score = poses(person(100, 150))
     many = Tracker(every=10, max_people=3, trained=False)
     many.detect(0, seen(box_of(10, 10)))
-    assert many.update(0, many.targets(SIZE), xy, score * 0, SIZE).all()
-    assert many.targets(SIZE).boxes.tolist() == [box_of(10, 10)]
+    assert many.update(0, many.subjects(SIZE), xy, score * 0, SIZE).all()
+    assert many.subjects(SIZE).boxes.tolist() == [box_of(10, 10)]
 
 
 def walk(tracker, frames, detect, move=4.0, start=((50, 100), (400, 150))):
@@ -96,11 +96,11 @@ def walk(tracker, frames, detect, move=4.0, start=((50, 100), (400, 150))):
         places = [(x + move * frame, y) for x, y in start]
         if tracker.detection_due(frame):
             tracker.detect(frame, detect(frame, places))
-        targets = tracker.targets(SIZE)
-        order = [int(np.argmin([abs(box[0] - x) for x, _ in places])) for box in targets.boxes]
+        subjects = tracker.subjects(SIZE)
+        order = [int(np.argmin([abs(box[0] - x) for x, _ in places])) for box in subjects.boxes]
         xy, score = poses(*[person(*places[k]) for k in order])
-        kept = tracker.update(frame, targets, xy, score, SIZE)
-        ids.append([(id_, k) for id_, k, ok in zip(targets.ids, order, kept, strict=True) if ok])
+        kept = tracker.update(frame, subjects, xy, score, SIZE)
+        ids.append([(id_, k) for id_, k, ok in zip(subjects.ids, order, kept, strict=True) if ok])
     return ids
 
 
@@ -135,51 +135,51 @@ def test_a_lost_person_is_given_its_id_back():
     for frame in range(20):
         if tracker.detection_due(frame):
             tracker.detect(frame, seen(box_of(100, 100)) if frame != 5 else seen())
-        targets = tracker.targets(SIZE)
+        subjects = tracker.subjects(SIZE)
         if 3 <= frame < 10:
-            assert len(targets.ids) == (frame == 3)
-            if targets.ids:
-                assert not tracker.update(frame, targets, xy, score * 0.1, SIZE).any()
+            assert len(subjects.ids) == (frame == 3)
+            if subjects.ids:
+                assert not tracker.update(frame, subjects, xy, score * 0.1, SIZE).any()
         else:
-            assert targets.ids == (1,)
-            assert tracker.update(frame, targets, xy, score, SIZE).all()
+            assert subjects.ids == (1,)
+            assert tracker.update(frame, subjects, xy, score, SIZE).all()
 
 
 def test_a_late_pose_does_not_move_the_box_of_a_later_detection():
     tracker = Tracker(every=2, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
-    first = tracker.targets(SIZE)
+    first = tracker.subjects(SIZE)
     tracker.detect(2, seen(box_of(120, 100)))
     xy, score = poses(person(100, 100))
     assert tracker.update(0, first, xy, score, SIZE).all()
-    assert tracker.targets(SIZE).boxes.tolist() == [box_of(120, 100)]
+    assert tracker.subjects(SIZE).boxes.tolist() == [box_of(120, 100)]
     assert not tracker.update(1, first, xy, score * 0.1, SIZE).any()
-    assert tracker.targets(SIZE).ids == (1,)
+    assert tracker.subjects(SIZE).ids == (1,)
     assert tracker.update(2, first, xy, score, SIZE).all()
-    assert tracker.targets(SIZE).boxes.tolist() != [box_of(120, 100)]
+    assert tracker.subjects(SIZE).boxes.tolist() != [box_of(120, 100)]
 
 
 def test_a_late_pose_of_somebody_whose_id_has_ended_is_reported_and_starts_nobody():
     tracker = Tracker(every=1, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
-    first = tracker.targets(SIZE)
+    first = tracker.subjects(SIZE)
     tracker.detect(1, seen())
     tracker.detect(2, seen())
     xy, score = poses(person(100, 100))
-    assert tracker.targets(SIZE).ids == ()
+    assert tracker.subjects(SIZE).ids == ()
     assert tracker.update(0, first, xy, score, SIZE).all()
-    assert tracker.targets(SIZE).ids == ()
+    assert tracker.subjects(SIZE).ids == ()
 
 
 def test_someone_lost_for_long_is_a_new_person():
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
     xy, score = poses(person(100, 100))
-    tracker.update(0, tracker.targets(SIZE), xy, score, SIZE)
-    tracker.update(1, tracker.targets(SIZE), xy, score * 0, SIZE)
+    tracker.update(0, tracker.subjects(SIZE), xy, score, SIZE)
+    tracker.update(1, tracker.subjects(SIZE), xy, score * 0, SIZE)
     tracker.detect(100, seen())
     tracker.detect(105, seen(box_of(100, 100)))
-    assert tracker.targets(SIZE).ids == (2,)
+    assert tracker.subjects(SIZE).ids == (2,)
 
 
 @pytest.mark.parametrize(("again", "id_"), [(60, 1), (70, 2)])
@@ -190,12 +190,12 @@ def test_an_id_waits_two_seconds_for_its_person(again, id_):
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
     xy, score = poses(person(100, 100))
-    tracker.update(0, tracker.targets(SIZE), xy, score, SIZE)
-    tracker.update(1, tracker.targets(SIZE), xy, score * 0, SIZE)
+    tracker.update(0, tracker.subjects(SIZE), xy, score, SIZE)
+    tracker.update(1, tracker.subjects(SIZE), xy, score * 0, SIZE)
     for frame in range(5, again, 5):
         tracker.detect(frame, seen())
     tracker.detect(again, seen(box_of(100, 100)))
-    assert tracker.targets(SIZE).ids == (id_,)
+    assert tracker.subjects(SIZE).ids == (id_,)
 
 
 def moved_to_overlap(box, overlap):
@@ -210,46 +210,46 @@ def test_a_detection_is_the_person_it_overlaps_by_three_tenths(overlap, ids):
     tracker.detect(0, seen(box_of(100, 100)))
     there = moved_to_overlap(box_of(100, 100), overlap)
     tracker.detect(5, seen(there))
-    targets = tracker.targets(SIZE)
-    assert targets.ids == ids
-    assert targets.boxes[-1].tolist() == there
+    subjects = tracker.subjects(SIZE)
+    assert subjects.ids == ids
+    assert subjects.boxes[-1].tolist() == there
 
 
 def test_a_detection_whose_first_pose_is_nothing_leaves_no_trace():
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
     xy, score = poses(person(100, 100, score=0.05))
-    assert not tracker.update(0, tracker.targets(SIZE), xy, score, SIZE).any()
+    assert not tracker.update(0, tracker.subjects(SIZE), xy, score, SIZE).any()
     tracker.detect(5, seen(box_of(100, 100)))
-    assert tracker.targets(SIZE).ids == (2,)
+    assert tracker.subjects(SIZE).ids == (2,)
 
 
 def test_two_ids_on_one_body_become_the_older():
     tracker = Tracker(every=50, max_people=5)
     tracker.detect(0, seen(box_of(100, 100), box_of(300, 100)))
     both = poses(person(100, 100), person(300, 100))
-    assert tracker.update(0, tracker.targets(SIZE), *both, SIZE).all()
+    assert tracker.update(0, tracker.subjects(SIZE), *both, SIZE).all()
     same = poses(person(100, 100), person(101, 100))
-    assert tracker.update(1, tracker.targets(SIZE), *same, SIZE).tolist() == [True, False]
-    assert tracker.targets(SIZE).ids == (1,)
+    assert tracker.update(1, tracker.subjects(SIZE), *same, SIZE).tolist() == [True, False]
+    assert tracker.subjects(SIZE).ids == (1,)
 
 
 def test_at_most_so_many_people_the_surest_first():
     tracker = Tracker(every=5, max_people=2)
     boxes = [box_of(x, 50) for x in (10, 200, 400)]
     tracker.detect(0, seen(*boxes, scores=[0.9, 0.8, 0.7]))
-    assert tracker.targets(SIZE).boxes.tolist() == boxes[:2]
+    assert tracker.subjects(SIZE).boxes.tolist() == boxes[:2]
 
 
 def test_a_weak_detection_keeps_but_does_not_start():
     """Weak is below 0.4: a detector's boxes from 0.3 on are people already known, or nobody."""
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(10, 10), scores=[0.39]))
-    assert tracker.targets(SIZE).ids == ()
+    assert tracker.subjects(SIZE).ids == ()
     tracker.detect(5, seen(box_of(10, 10), scores=[0.41]))
-    assert tracker.targets(SIZE).ids == (1,)
+    assert tracker.subjects(SIZE).ids == (1,)
     tracker.detect(10, seen(box_of(12, 10), scores=[0.35]))
-    assert tracker.targets(SIZE).boxes.tolist() == [box_of(12, 10)]
+    assert tracker.subjects(SIZE).boxes.tolist() == [box_of(12, 10)]
 
 
 def test_a_cut_ends_everyone():
@@ -258,7 +258,7 @@ def test_a_cut_ends_everyone():
     tracker.forget()
     assert tracker.detection_due(1)
     tracker.detect(1, seen(box_of(10, 10)))
-    assert tracker.targets(SIZE).ids == (2,)
+    assert tracker.subjects(SIZE).ids == (2,)
 
 
 def test_assignment_takes_the_best_pairs_first():

@@ -187,10 +187,11 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from mambapose.runtime.results.journal import Journal
+from mambapose.runtime.types import Size
 from mambapose.runtime.results.overlay import Overlay
 out = Path(sys.argv[1])
 journal = Journal(out, {"run": "killed"})
-video = Overlay(out / "overlay.mp4", (64, 48), 30)
+video = Overlay(out / "overlay.mp4", Size(48, 64), 30)
 for frame in range(100000):
     video.write(np.full((48, 64, 3), frame % 200, np.uint8), frame / 30)
     journal.append(frame, frame / 30, [])

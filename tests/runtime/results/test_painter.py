@@ -16,7 +16,7 @@ from mambapose.runtime.results.painter import (
     unpacked,
 )
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.sources import open_source
 
 from ..drawn_clip import DrawnClip
@@ -29,7 +29,7 @@ SCHEDULE = Schedule(clip_frames=9, hop=3)
 class Grey:
     """Frames of 16, 24, 32 ... grey levels."""
 
-    size, fps, frame_count, problem = SIZE, 30.0, 24, None
+    size, fps, frame_count, problem = Size(SIZE[1], SIZE[0]), 30.0, 24, None
 
     def __iter__(self):
         for k in range(self.frame_count):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mambapose.runtime.backends.engine import load_detector
+from mambapose.runtime.backends.loader import load_file
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.stages.detect import (
     Detector,
@@ -15,7 +15,7 @@ from mambapose.runtime.stages.detect import (
     yolox_size,
 )
 from mambapose.runtime.stages.resize import letterbox_from_sizes
-from mambapose.runtime.types import GraphSpec
+from mambapose.runtime.types import GraphSpec, Where
 from mambapose.runtime.video.sources import open_source
 
 from ..fakes import fake, tensor
@@ -141,7 +141,7 @@ def test_a_real_detector_finds_both_people(assets):
     model = assets / "detector-yolox-nano" / "yolox_nano.onnx"
     with (
         open_source(str(clip), frame_range=":1") as video,
-        load_detector(model, threads=1) as engine,
+        load_file(model, Where(threads=1)) as engine,
     ):
         found = Detector(engine).run(next(iter(video)).image)
     people = found.boxes[found.scores > 0.7]
@@ -152,7 +152,7 @@ def test_a_real_detector_finds_both_people(assets):
 
 def test_a_missing_detector_is_named(tmp_path):
     with pytest.raises(EngineError, match="found none"):
-        load_detector(tmp_path / "none.onnx")
+        load_file(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(EngineError, match="cannot be loaded"):
-        load_detector(tmp_path / "text.onnx")
+        load_file(tmp_path / "text.onnx")

@@ -16,6 +16,7 @@ from mambapose.runtime.stages.lifting import (
     h36m_scores,
     normalised,
 )
+from mambapose.runtime.types import Size
 
 from ..fakes import lift_engine
 
@@ -71,7 +72,7 @@ def test_scores_are_copied_or_averaged():
 
 
 def test_both_axes_are_divided_by_the_width():
-    found = normalised(np.array([[0.0, 0.0], [640, 360], [1280, 720]]), (1280, 720))
+    found = normalised(np.array([[0.0, 0.0], [640, 360], [1280, 720]]), Size(720, 1280))
     assert np.allclose(found, [[-1, -0.5625], [0, 0], [1, 0.5625]])
 
 
