@@ -11,7 +11,7 @@ from mambapose.benchmarks.accuracy_video import Clip
 from mambapose.benchmarks.scores import Score
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import Bundle
-from mambapose.runtime.loading import opened_flow, oriented_graph
+from mambapose.runtime.loading import clip_graphs, opened_flow
 from mambapose.runtime.stages.crop import values_at
 from mambapose.runtime.stages.depth import DepthStage
 from mambapose.runtime.stages.flow import DenseMap, FlowStage
@@ -30,9 +30,7 @@ def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list
             flow = stack.enter_context(opened)
             scores.append(flow_score(flow, clip.name, kept, truth))
         if "depth" in bundle.stages:
-            graph = oriented_graph(
-                bundle.stages["depth"], "depth", "main", portrait=truth.size.portrait
-            )
+            graph = clip_graphs(bundle, "depth", portrait=truth.size.portrait)["main"]
             loaded = load_engine(bundle, "depth", graph, where)
             depth = DepthStage(stack.enter_context(loaded), 1)
             scores.append(depth_score(depth, clip.name, kept, truth))

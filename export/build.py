@@ -18,7 +18,6 @@ from mambapose.export.plan import Plan, StagePlan
 from mambapose.export.weights import PERSON, Card, Facts, facts_from_file, read_card
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
 from mambapose.runtime.bundle.bundle import (
-    STAGES,
     Bundle,
     GraphEntry,
     StageEntry,
@@ -29,6 +28,7 @@ from mambapose.runtime.bundle.bundle import (
     write_gate,
 )
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec
 
 if TYPE_CHECKING:

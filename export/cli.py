@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from mambapose.runtime.bundle.bundle import MODEL
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.stages.table import MODEL
 
 EPILOG = (
     "Example: mp-export --target cpu --weights flow=raft-small.pth "
@@ -203,9 +203,9 @@ def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
 
 def _options(asked: dict[str, Any]) -> Any:
     """The Options of the command line."""
-    from mambapose.export.plan import DEFAULTS, Options
+    from mambapose.export.plan import Options, default_networks
 
-    networks = {stage: asked.pop(stage) for stage in DEFAULTS}
+    networks = {stage: asked.pop(stage) for stage in default_networks()}
     weights = {stage: Path(file) for stage, file in asked.pop("weights").items()}
     return Options(
         networks={stage: name for stage, name in networks.items() if name is not None},

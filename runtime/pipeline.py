@@ -49,9 +49,10 @@ from mambapose.runtime.stages.lifting import (
     normalised,
 )
 from mambapose.runtime.stages.pose import Dense, FramePose, PoseStage, Watched
+from mambapose.runtime.stages.table import whole_frame_inputs
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.types import Array, Boxes, FloatArray, Frame, GraphSpec, Pose, Size, Subjects
+from mambapose.runtime.types import Array, Boxes, FloatArray, Frame, Pose, Size, Subjects
 from mambapose.runtime.video.scenes import SceneCuts
 
 # Crops of a search that run together: more would raise the peak of memory, and save no time.
@@ -89,11 +90,9 @@ class FrameResult:
 
 
 class Pipeline:
-    """Runs engines by name: ``pose2d``, and if present ``pose2d.encode`` (of a network that looks
-    at several frames), ``flow.encode``, ``flow.corr``, ``flow.step``, ``flow.upsample`` (or
-    ``flow.main`` alone), ``depth``, ``lift3d``, ``detect``.
+    """Runs the engines of the stages, called as ``engine_name`` says: ``pose2d`` must be there.
 
-    A dense stage that no pose network takes in is not run. The pipeline closes the engines.
+    Flow and depth are not run where no network takes them in. The pipeline closes the engines.
     """
 
     def __init__(
@@ -102,23 +101,19 @@ class Pipeline:
         options = options or Options()
         self.engines = engines
         self.times = StageTimes()
-        self._pose: PoseStage = FramePose(engines["pose2d"], self.times)
-        if "pose2d.encode" in engines:
-            self._pose = ClipPose(engines["pose2d.encode"], engines["pose2d"], self.times)
+        pose = graphs_of("pose2d", engines)
+        self._pose: PoseStage = FramePose(pose["main"], self.times)
+        if "encode" in pose:
+            self._pose = ClipPose(pose["encode"], pose["main"], self.times)
         self._pose_inputs = {item.name for item in self._pose.spec.inputs}
         rgb = next(item for item in self._pose.spec.inputs if item.name == "rgb")
         self._crop_size = fixed_size(rgb.shape[1:3], "pose2d")
         self._flow: FlowStage | None = None
         self._depth: DepthStage | None = None
-        takers = [self._pose.spec]
-        if "lift3d" in engines:
-            takers.append(engines["lift3d"].spec)
-        wanted = dense_inputs(takers)
-        flow = {
-            name.removeprefix("flow."): engine
-            for name, engine in engines.items()
-            if name.startswith("flow.")
-        }
+        lifters = list(graphs_of("lift3d", engines).values())
+        takers = [self._pose.spec, *(lifter.spec for lifter in lifters)]
+        wanted = whole_frame_inputs(*takers)
+        flow = graphs_of("flow", engines)
         if options.flow and flow and "flow" in wanted:
             self._flow = FlowStage(flow, options.flow_iters or schedule.flow_iters)
         if options.depth and "depth" in engines and "depth" in wanted:
@@ -128,7 +123,7 @@ class Pipeline:
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
             self.people = Tracker(every, options.max_people, options.trained)
-        self.lifter = _lifter(engines.get("lift3d"), schedule, options, self.times)
+        self.lifter = _lifter(lifters[0] if lifters else None, schedule, options, self.times)
         self._cuts = SceneCuts()
 
     @property
@@ -339,9 +334,18 @@ def _lifter(
     return CausalLifter(engine, options.height, times)
 
 
-def dense_inputs(specs: Iterable[GraphSpec]) -> set[str]:
-    """Which of flow and depth the networks of these graphs take in."""
-    return {"flow", "depth"} & {item.name for spec in specs for item in spec.inputs}
+def engine_name(stage: str, graph: str) -> str:
+    """What a Pipeline calls the engine of a graph: ``depth``, ``flow.encode``."""
+    return stage if graph == "main" else f"{stage}.{graph}"
+
+
+def graphs_of(stage: str, engines: Mapping[str, Engine]) -> dict[str, Engine]:
+    """Graph -> engine of one stage."""
+    return {
+        name.partition(".")[2] or "main": engine
+        for name, engine in engines.items()
+        if name.partition(".")[0] == stage
+    }
 
 
 def _nobody() -> Seen:

@@ -20,8 +20,7 @@ from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalis
 from mambapose.export.models.seeds import seeded
 from mambapose.export.models.vit import NORM_EPS, Block, PatchEmbed
 from mambapose.export.sizes import check_size
-from mambapose.runtime.bundle.bundle import graph_name
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphName, GraphSpec, Size, TensorSpec
 
 PATCH = 14
 TRAINED_GRID = 37  # the position embedding was trained on 518x518 px
@@ -227,7 +226,7 @@ def graphs(model: DepthAnything, size: tuple[int, int]) -> dict[str, tuple[nn.Mo
     ExportError unless both sides are multiples of 14.
     """
     check_size("depth", size)
-    name = graph_name("main", size)
+    name = str(GraphName("main", Size(*size)))
     image = TensorSpec("image", "uint8", (1, *size, 3))
     depth = TensorSpec("depth", "float32", (1, 1, *size))
     return {name: (Depth(model, size).eval(), GraphSpec(name, (image,), (depth,)))}

@@ -25,14 +25,13 @@ from numpy.lib.npyio import NpzFile
 from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.staging import staged_folder
 from mambapose.runtime.errors import BundleError
+from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import Array, GraphSpec, TensorSpec
+from mambapose.runtime.types import Array, GraphSpec, Size, TensorSpec
 
 FORMAT_VERSION = 2
 NEW_IN_2 = ("label", "measured")  # of the weights; version 1 is read as if they said nothing
 MANIFEST = "bundle.json"
-MODEL = "model"  # a network of the user's that takes no place in the pipeline
-STAGES = ("flow", "depth", "detect", "pose2d", "lift3d", MODEL)
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,6 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The absolute path of a listed file."""
         return self.path / name
-
-
-def graph_name(graph: str, size: tuple[int, int] | None = None) -> str:
-    """The bundle's key of a graph: image stages carry their size, as in ``encode@192x256``."""
-    return graph if size is None else f"{graph}@{size[0]}x{size[1]}"
 
 
 def tool_version() -> str:
@@ -311,7 +305,7 @@ def _schedule(raw: Mapping[str, Any]) -> Schedule:
         size = strict.items(raw, name, where)
         if len(size) != 2:
             strict.refuse(where, f"{name} must be [height, width], found {size}")
-        values[name] = tuple(strict.whole({name: side}, name, where, low=1) for side in size)
+        values[name] = Size(*(strict.whole({name: side}, name, where, low=1) for side in size))
     if values["hop"] > values["clip_frames"]:
         strict.refuse(where, "hop is longer than clip_frames")
     return Schedule(**values)

@@ -16,9 +16,10 @@ from mambapose.export.own_model import build as bring
 from mambapose.export.own_model.build import AS_BUILT, Brought, build_brought, check_contract
 from mambapose.export.own_model.network import inputs_from_texts
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import MODEL, read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate
 from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import GraphSpec, Size, TensorSpec
 

@@ -27,7 +27,8 @@ from mambapose.export.models import vim
 from mambapose.export.models.folding import freeze
 from mambapose.export.rewrites import kinds
 from mambapose.export.verify import open_graph
-from mambapose.runtime.bundle.bundle import MODEL, Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

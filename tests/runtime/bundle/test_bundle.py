@@ -15,7 +15,6 @@ import pytest
 from mambapose.runtime.bundle.bundle import (
     Bundle,
     bundle_json,
-    graph_name,
     read_bundle,
     read_gate,
     write_bundle,
@@ -72,11 +71,6 @@ def test_gate_arrays_come_back_exactly(bundle: Bundle) -> None:
     inputs, outputs = read_gate(bundle, bundle.graph("depth", "main@28x42"))
     np.testing.assert_array_equal(inputs["image"], IMAGE)
     np.testing.assert_array_equal(outputs["depth"], DEPTH)
-
-
-def test_graph_names_carry_the_size() -> None:
-    assert graph_name("encode", (192, 256)) == "encode@192x256"
-    assert graph_name("main") == "main"
 
 
 def test_a_missing_stage_or_graph_lists_what_is_there(bundle: Bundle) -> None:
