@@ -21,10 +21,10 @@ from mambapose.runtime.types import FloatArray
 FILE = "cmu_17j_60hz.npz"
 RATE_HZ = 60.0
 JOINTS = 17
-# Three limits that lie in wide gaps, anywhere in which they are as good: pelvis to spine is 0.116 m
-# where a segment is missing and 0.231 m where not; shanks of the two copies of one capture differ by
-# 0.0008 m on average, those of the two most alike captures by 0.009 m; and the joint farthest from
-# the origin of its room is at 3.5 m, where millimetres taken for metres would be at a thousand.
+# Three limits in wide gaps, anywhere in which they are as good. Pelvis to spine: 0.116 m where a
+# segment is missing, 0.231 m where not. Mean difference of the shanks: 0.0008 m between the two
+# copies of one capture, 0.009 m between the most alike of the others. From the origin of the room:
+# 3.5 m for the farthest joint, thousands if millimetres were taken for metres.
 SHORT_SPINE_M = 0.15
 REPEAT_M = 0.002
 LARGEST_M = 20.0
