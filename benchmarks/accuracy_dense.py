@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.benchmarks.accuracy_video import Clip, Where
+from mambapose.benchmarks.accuracy_video import Clip
 from mambapose.benchmarks.scores import Score
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.entries import Bundle
@@ -15,7 +15,7 @@ from mambapose.runtime.loading import clip_graphs, opened_flow
 from mambapose.runtime.stages.crop import values_at
 from mambapose.runtime.stages.depth import DepthStage
 from mambapose.runtime.stages.flow import DenseMap, FlowStage
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Where
 from mambapose.runtime.video.sample import Truth
 
 

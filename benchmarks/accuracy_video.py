@@ -177,7 +177,7 @@ def video_scores(
 
 def lifted_values(answer: Answer, clip: Clip) -> dict[str, float]:
     """The metrics of lift_metrics on the frames that were answered; NaN without three in a row."""
-    answered = np.isfinite(answer.xyz).all(axis=(1, 2))
+    answered: NDArray[np.bool_] = np.asarray(np.isfinite(answer.xyz).all(axis=(1, 2)))
     if not (answered[:-2] & answered[1:-1] & answered[2:]).any():
         return dict.fromkeys(("pa_mpjpe_mm", "mpjpe_mm", "acceleration_mm"), float("nan"))
     truth = np.where(answered[:, None, None], clip.xyz, np.nan)

@@ -160,7 +160,6 @@ def accuracy(
     found), world (rendered people), lift3d (known joints).
     """
     from mambapose.benchmarks.accuracy import Material, measure
-    from mambapose.benchmarks.accuracy_video import Where
     from mambapose.runtime.loading import shipped_bundle
 
     where = Where(backend, device, threads)

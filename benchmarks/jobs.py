@@ -87,7 +87,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def empty_peak_kib(job: Job) -> int:
     """Peak of a process that only started the backend: the smallest of three, it is a floor."""
-    return min(run_job(replace(job, kind="empty"))["peak_kib"] for _ in range(3))
+    return min(int(run_job(replace(job, kind="empty"))["peak_kib"]) for _ in range(3))
 
 
 def percentiles_ms(times: list[float]) -> tuple[float, float, float]:

@@ -97,7 +97,8 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x.relu()).relu())
+        added: Tensor = x + self.conv2(self.conv1(x.relu()).relu())
+        return added
 
 
 class Fusion(nn.Module):
@@ -164,8 +165,9 @@ class Head(nn.Module):
         return made
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        x = self.scratch.output_conv1(self.paths(maps)[-1])
-        return self.scratch.output_conv2(_resize(x, size))
+        x = self.scratch.get_submodule("output_conv1")(self.paths(maps)[-1])
+        depth: Tensor = self.scratch.get_submodule("output_conv2")(_resize(x, size))
+        return depth
 
 
 class DepthAnything(nn.Module):
@@ -205,7 +207,8 @@ class Depth(nn.Module):
         return [x[:, 1:].transpose(1, 2).reshape(1, -1, h, w) for x in self.tapped(image)]
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.model.depth_head(self.maps(image), self.size).relu()
+        depth: Tensor = self.model.depth_head(self.maps(image), self.size).relu()
+        return depth
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

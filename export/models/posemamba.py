@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mambapose.export.checkpoints import KeyTable
-from mambapose.export.models.folding import Foldable, freeze
+from mambapose.export.models.folding import Foldable, bias_of, freeze
 from mambapose.export.models.gelu import gelu
 from mambapose.export.models.seeds import seeded
 from mambapose.export.models.selective import (
@@ -106,7 +106,7 @@ class LimbScan(Foldable):
             value=value[:, :, None, None],
             gate=gate.T,
             taps=self.conv2d.weight,
-            taps_bias=self.conv2d.bias,
+            taps_bias=bias_of(self.conv2d),
             norm=self.out_norm.weight,
             norm_bias=self.out_norm.bias,
             out=self.out_proj.weight.T,
@@ -157,7 +157,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        answer: Tensor = self.fc2(gelu(self.fc1(x)))
+        return answer
 
 
 class Block(nn.Module):
@@ -172,7 +173,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.op(self.norm(x))
-        return x + self.mlp(self.norm2(x))
+        answer: Tensor = x + self.mlp(self.norm2(x))
+        return answer
 
 
 def person_coordinates(

@@ -27,6 +27,8 @@ from mambapose.runtime.types import Array, Where
 
 PROBE = Path(__file__).parent.parent / "data" / "probe.onnx"
 PROBE_LENGTH, PROBE_CHANNELS, PROBE_SKIP = 8, 4, 0.5
+# Of values around 1 in float32: ten roundings. A kernel that is wrong is wrong by far more, so the
+# exact value is free.
 PROBE_LIMIT = 1e-6
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "asimd", "neon", "sve")
 

@@ -35,6 +35,8 @@ from mambapose.runtime.types import Boxes, Subjects
 # Heights of the boxes by that of the frame. A crop sees 1.25 times its box, and the box of the
 # joints of what it saw comes next, so people between the sizes are met as well.
 SIZES = (1.0, 0.7, 0.5, 0.35)
+# What a search looks at is time against people missed, and mp-bench accuracy measures it; that
+# people from 0.3 of the height on are found is tested, the exact sizes, steps and numbers are free.
 FEW = 3  # of the sizes are enough for most people; the smallest boxes are the most and come last
 ASPECT = 0.75  # width by height of a crop
 STEP_X, STEP_Y = 0.5, 0.4  # between neighbours, by the height of a box
@@ -45,7 +47,7 @@ FOUND, KEPT, SURE = 0.25, 0.15, 0.5
 VISIBLE = 0.8  # a joint counts from this share of the mean score, at most from MIN_SCORE
 INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
 PARTIAL = 3  # INWARD times the share of joints seen to this power; chosen on pose2sim
-WIDER = 1.5
+WIDER = 1.5  # enough to see the other half of a body; the exact factor is free
 GAIN = 1.1  # a wider box must score this much better than the present one
 ELSEWHERE = 2.5  # and another place be worth this much more
 SEARCH_EVERY, SEARCH_AT_LEAST_EVERY = 10, 40

@@ -21,7 +21,8 @@ from mambapose.runtime.video.sources import Source
 # H.264 keeps 40); a pixel takes 0.15 to 0.4 bytes instead of 3.
 QUALITY = 95
 BYTES_PER_PIXEL = 0.25
-# 4K with the usual look-ahead fits; larger pictures are drawn at once, without the 3D view.
+# 4K with the usual look-ahead fits (107 MiB); larger pictures are drawn at once, without the 3D
+# view. How much larger is free: more than 4K is rare.
 HELD_BYTES = 128 << 20
 
 

@@ -24,8 +24,10 @@ from mambapose.runtime.video.pictures import (
     upright,
 )
 
+# Longer than a camera needs for its first picture, shorter than anybody waits; free in between.
 STREAM_TIMEOUT_S = 10.0
-# Frame threads hold a few decoded pictures each; four keep up with 4K and bound the memory.
+# Frame threads hold a few decoded pictures each; four keep up with 4K and bound the memory. It
+# decides speed and nothing else.
 DECODE_THREADS = 4
 # Formats whose header states how long the video lasts; elsewhere FFmpeg estimates it.
 TIMED_FORMATS = ("mov", "matroska")

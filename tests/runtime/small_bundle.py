@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.backends.fake import FakeEngine
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.targets import Schedule
+from mambapose.runtime.types import Where
 
 NETWORKS = {
     "flow": "raft-small",
@@ -22,13 +27,20 @@ OPTIONS = {"lift3d": {"unit": "body_height"}}  # as mp-export says of every lift
 
 
 def write_fake_bundle(
-    path: Path, engines, schedule=None, *, trained=True, networks=None, label=None, measured=None
+    path: Path,
+    engines: Mapping[str, FakeEngine],
+    schedule: Schedule | None = None,
+    *,
+    trained: bool = True,
+    networks: Mapping[str, str] | None = None,
+    label: str | None = None,
+    measured: Mapping[str, float] | None = None,
 ) -> Bundle:
     """A bundle of the engines' specs, keyed as the pipeline names them."""
 
     def fill(folder: Path) -> Bundle:
         (folder / "stages").mkdir()
-        stages = {}
+        stages: dict[str, dict[str, GraphEntry]] = {}
         for key, engine in engines.items():
             stage, _, base = key.partition(".")
             file = f"stages/{key}.onnx"
@@ -51,10 +63,10 @@ def write_fake_bundle(
     return write_bundle(path, fill)
 
 
-def use_fakes(monkeypatch, engines) -> None:
+def use_fakes(monkeypatch: pytest.MonkeyPatch, engines: Mapping[str, FakeEngine]) -> None:
     """Make the onnxruntime backend hand out the fakes for what the bundle lists."""
 
-    def load(bundle, stage, graph, where):
+    def load(bundle: Bundle, stage: str, graph: str, where: Where) -> FakeEngine:
         base = graph.partition("@")[0]
         engine = engines[stage if base == "main" else f"{stage}.{base}"]
         return FakeEngine(engine.spec, engine.function)
@@ -62,6 +74,8 @@ def use_fakes(monkeypatch, engines) -> None:
     use_backend(monkeypatch, load)
 
 
-def use_backend(monkeypatch, load) -> None:
+def use_backend(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[[Bundle, str, str, Where], Engine]
+) -> None:
     """Make the onnxruntime backend load graphs of bundles by ``load``."""
     monkeypatch.setitem(BACKENDS, "onnxruntime", replace(BACKENDS["onnxruntime"], load=load))

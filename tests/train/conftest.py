@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+
+from ..benchmarks.truth import lift_motion
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,19 +21,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def lift_motion() -> ModuleType:
-    """The module that makes motion capture from nothing."""
-    path = Path(__file__).with_name("lift_motion.py")
-    spec = importlib.util.spec_from_file_location("lift_motion", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def motion_folder(lift_motion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def motion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small motion capture file."""
-    folder: Path = lift_motion.write(tmp_path_factory.mktemp("motion"))
-    return folder
+    return lift_motion.write(tmp_path_factory.mktemp("motion"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from mambapose.runtime.people.tracking import (
     Tracker,
@@ -58,6 +59,19 @@ def test_invisible_joints_do_not_count():
     boxes, trusted = boxes_from_joints(xy, score, SIZE)
     assert not trusted.any()
     assert boxes[0].tolist() == [0, 0, 640, 480]
+
+
+@pytest.mark.parametrize(("visible", "trust"), [(4, False), (5, True)])
+def test_five_joints_are_somebody_and_four_are_not(visible, trust):
+    xy, score = poses(person(100, 150))
+    score[0, visible:] = 0.1
+    assert boxes_from_joints(xy, score, SIZE)[1].tolist() == [trust]
+
+
+@pytest.mark.parametrize(("score", "counts"), [(0.29, False), (0.31, True)])
+def test_a_joint_is_visible_from_three_tenths(score, counts):
+    xy, scores = poses(person(100, 150))
+    assert boxes_from_joints(xy, 0 * scores + score, SIZE)[1].tolist() == [counts]
 
 
 def test_a_speck_gets_a_box_that_can_be_cropped():
@@ -168,6 +182,39 @@ def test_someone_lost_for_long_is_a_new_person():
     assert tracker.subjects(SIZE).ids == (2,)
 
 
+@pytest.mark.parametrize(("again", "id_"), [(60, 1), (70, 2)])
+def test_an_id_waits_two_seconds_for_its_person(again, id_):
+    """The detector looks every 5 frames; the person of frame 0 shows again in frame ``again``: an
+    id unseen for 60 frames, two seconds of a usual video, is still given back, for 65 no more.
+    """
+    tracker = Tracker(every=5, max_people=5)
+    tracker.detect(0, seen(box_of(100, 100)))
+    xy, score = poses(person(100, 100))
+    tracker.update(0, tracker.subjects(SIZE), xy, score, SIZE)
+    tracker.update(1, tracker.subjects(SIZE), xy, score * 0, SIZE)
+    for frame in range(5, again, 5):
+        tracker.detect(frame, seen())
+    tracker.detect(again, seen(box_of(100, 100)))
+    assert tracker.subjects(SIZE).ids == (id_,)
+
+
+def moved_to_overlap(box, overlap):
+    """The box moved sideways until intersection over union is ``overlap``."""
+    by = (box[2] - box[0]) * (1 - overlap) / (1 + overlap)
+    return [box[0] + by, box[1], box[2] + by, box[3]]
+
+
+@pytest.mark.parametrize(("overlap", "ids"), [(0.31, (1,)), (0.29, (1, 2))])
+def test_a_detection_is_the_person_it_overlaps_by_three_tenths(overlap, ids):
+    tracker = Tracker(every=5, max_people=5)
+    tracker.detect(0, seen(box_of(100, 100)))
+    there = moved_to_overlap(box_of(100, 100), overlap)
+    tracker.detect(5, seen(there))
+    subjects = tracker.subjects(SIZE)
+    assert subjects.ids == ids
+    assert subjects.boxes[-1].tolist() == there
+
+
 def test_a_detection_whose_first_pose_is_nothing_leaves_no_trace():
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
@@ -195,10 +242,12 @@ def test_at_most_so_many_people_the_surest_first():
 
 
 def test_a_weak_detection_keeps_but_does_not_start():
+    """Weak is below 0.4: a detector's boxes from 0.3 on are people already known, or nobody."""
     tracker = Tracker(every=5, max_people=5)
-    tracker.detect(0, seen(box_of(10, 10), scores=[0.35]))
+    tracker.detect(0, seen(box_of(10, 10), scores=[0.39]))
     assert tracker.subjects(SIZE).ids == ()
-    tracker.detect(5, seen(box_of(10, 10)))
+    tracker.detect(5, seen(box_of(10, 10), scores=[0.41]))
+    assert tracker.subjects(SIZE).ids == (1,)
     tracker.detect(10, seen(box_of(12, 10), scores=[0.35]))
     assert tracker.subjects(SIZE).boxes.tolist() == [box_of(12, 10)]
 
@@ -223,3 +272,14 @@ def test_doubles_name_the_later_one_only():
     boxes, trusted = boxes_from_joints(xy, score, SIZE)
     assert doubles(xy.astype(float), boxes, trusted).tolist() == [False, True, False]
     assert not doubles(xy.astype(float), boxes, np.array([False, True, True])).any()
+
+
+@pytest.mark.parametrize(("share", "same"), [(0.049, True), (0.051, False)])
+def test_joints_nearer_than_a_twentieth_of_the_box_are_one_body(share, same):
+    """The distance counts by the diagonal of the smaller box."""
+    xy, score = poses(person(100, 100), person(100, 100))
+    boxes, trusted = boxes_from_joints(xy, score, SIZE)
+    diagonal = np.linalg.norm(boxes[0, 2:] - boxes[0, :2])
+    xy[1, :, 0] += share * diagonal
+    boxes[1, 2:] += 100
+    assert doubles(xy.astype(float), boxes, trusted).tolist() == [False, same]

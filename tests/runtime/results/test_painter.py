@@ -79,6 +79,17 @@ def test_too_large_pictures_are_drawn_at_once_without_the_3d_view(tmp_path, monk
     assert all(abs(inset(i) - (16 + 8 * k)) < 8 for k, i in enumerate(images))
 
 
+@pytest.mark.parametrize(("size", "waits"), [(Size(2160, 3840), True), (Size(2880, 5120), False)])
+def test_pictures_up_to_4k_wait_for_their_3d(size, waits):
+    """With the usual look-ahead of 53 frames; on a board of 8 GB no more than 128 MiB."""
+    engines = {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 81)}
+    pipeline = Pipeline(engines, Schedule(), Options())
+    source = Grey()
+    source.size = size
+    with Painter(None, source, pipeline, untrained=False) as painter:
+        assert painter._waits is waits
+
+
 def test_a_waiting_picture_is_small_and_looks_the_same():
     image = DrawnClip(size=(640, 360)).image(10)
     data = packed(picture_from_array(image))

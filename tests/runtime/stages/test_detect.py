@@ -101,6 +101,25 @@ def test_overlap_and_suppression_equal_loops():
     assert overlaps(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [[0.0]]
 
 
+@pytest.mark.parametrize(("overlap", "count"), [(0.44, 2), (0.46, 1)])
+def test_boxes_that_overlap_by_more_than_yolox_allows_are_one_person(overlap, count):
+    """YOLOX's own demo keeps the better of two boxes above an overlap of 0.45."""
+    by = 32 * (1 - overlap) / (1 + overlap)  # moves a box 32 wide to that overlap
+    raw = raw_output(
+        [((8, 2, 3), (30, 32, 32, 40), 0.9, 0.9), ((8, 2, 6), (30 + by, 32, 32, 40), 0.8, 0.9)]
+    )
+    engine = fake("yolox", spec().inputs, spec().outputs, lambda inputs: {"output": raw})
+    found = Detector(engine).run(np.zeros((*SIZE, 3), np.uint8))
+    assert np.allclose(found.scores, [0.81, 0.72][:count])
+
+
+@pytest.mark.parametrize(("score", "count"), [(0.29, 0), (0.31, 1)])
+def test_a_person_scores_three_tenths(score, count):
+    raw = raw_output([((8, 2, 3), (30, 32, 16, 30), 1.0, score)])
+    engine = fake("yolox", spec().inputs, spec().outputs, lambda inputs: {"output": raw})
+    assert len(Detector(engine).run(np.zeros((*SIZE, 3), np.uint8))) == count
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -141,6 +141,19 @@ def test_the_ends_of_a_video_are_repeated():
     assert shown[1].tolist() == [[0, 1, 2, 3, 4, 4, 4, 4, 4]]
 
 
+def test_an_odd_frame_beside_the_answered_ones_lies_after_them():
+    """Of 8 - 3 frames around those that are answered 2 come before, 3 after: what is still to come
+    is worth more than what is long past, and ``lookahead`` counts it.
+    """
+    shown = windows([(k, [0]) for k in range(9)], window=8)
+    assert [batch[0].tolist() for batch in shown] == [
+        [0, 0, 0, 1, 2, 3, 4, 5],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [4, 5, 6, 7, 8, 8, 8, 8],
+    ]
+    assert Lifter(lift_engine(echo, 8), 3).lookahead == 5
+
+
 def test_a_gap_is_filled_in_a_straight_line_and_not_answered():
     frames = [(k, [0] if k not in (4, 5, 6) else []) for k in range(12)]
     shown = windows(frames)
