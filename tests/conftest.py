@@ -1,11 +1,15 @@
-"""Fixtures for material outside the repository (absent: skip), and the table of what ran."""
+"""Fixtures for material outside the repository (absent: skip), and the tables of what ran.
+
+Under pytest-xdist every worker computes with one thread: the cores are busy with its neighbours.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .export_cache import cached_folder, cached_graph
+
 ROOT = Path(__file__).resolve().parent.parent
+SLOWEST = 20  # tests named at the end of a run
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 
 def shared_folder() -> Path:
@@ -60,8 +70,53 @@ def golden() -> Callable[[str], SimpleNamespace]:
     return load
 
 
+@pytest.fixture(scope="session")
+def exported_graph() -> Callable[..., Any]:
+    """``export_graph`` for tests that use graphs: each is made once, also in later runs."""
+    return cached_graph
+
+
+@pytest.fixture(scope="session")
+def exported_folder() -> Callable[..., Path]:
+    """A function from a name and what fills a folder to that folder, which nobody may change."""
+    return cached_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Engines that are asked for no number of threads take one, in a worker of pytest-xdist."""
+    if "PYTEST_XDIST_WORKER" in os.environ and importlib.util.find_spec("onnxruntime"):
+        from mambapose.runtime.backends import onnxruntime
+
+        onnxruntime.thread_count = lambda asked: asked or 1
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help="fail when any test was skipped")
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those it waited for."""
+    return sum(os.times()[:4])
+
+
+_last = _cpu_seconds()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart() -> None:
+    global _last
+    _last = _cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The CPU time of each phase goes with its report: on a busy machine, seconds say little."""
+    global _last
+    report = yield
+    now = _cpu_seconds()
+    report.cpu_seconds, _last = now - _last, now
+    return report
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
@@ -69,7 +124,7 @@ def _skip_reason(report: pytest.TestReport) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """A table of what ran in each file, then every reason for a skip with its count."""
+    """What ran in each file, every reason for a skip with its count, and the slowest tests."""
     stats = terminalreporter.stats
     files: dict[str, dict[str, int]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
@@ -88,6 +143,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         reasons[_skip_reason(report)] = reasons.get(_skip_reason(report), 0) + 1
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"skipped {count}: {reason}")
+    _write_slowest(terminalreporter)
+
+
+def _write_slowest(terminalreporter: Any) -> None:
+    """The tests that took longest with their fixtures, by CPU time, and the time of all."""
+    spent: dict[str, tuple[float, float]] = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if hasattr(report, "cpu_seconds"):
+            cpu, wall = spent.get(report.nodeid, (0.0, 0.0))
+            spent[report.nodeid] = (cpu + report.cpu_seconds, wall + report.duration)
+    terminalreporter.section("slow")
+    terminalreporter.write_line(f"{'CPU s':>7}{'wall s':>8}")
+    for name, times in sorted(spent.items(), key=lambda row: -row[1][0])[:SLOWEST]:
+        terminalreporter.write_line(f"{times[0]:>7.1f}{times[1]:>8.1f}  {name}")
+    total = [sum(column) for column in zip(*spent.values(), strict=True)] or [0.0, 0.0]
+    terminalreporter.write_line(f"{total[0]:>7.1f}{total[1]:>8.1f}  all {len(spent)} tests")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
