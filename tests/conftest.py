@@ -71,7 +71,7 @@ def golden() -> Callable[[str], SimpleNamespace]:
 
 
 @pytest.fixture(scope="session")
-def exported_graph() -> Callable[..., Any]:
+def exported_graph() -> Callable[[Any, Any], Any]:
     """``export_graph`` for tests that use graphs: each is made once, also in later runs."""
     return cached_graph
 

@@ -46,6 +46,10 @@ class Two(nn.Module):
 KEYPOINTS = "keypoints:float32:N,9,17,2"
 
 
+# The networks that ship stand around those brought: they are exported in tests of their own.
+pytestmark = pytest.mark.usefixtures("kept_stages")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "brought_net.py").write_text(CODE)
