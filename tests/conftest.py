@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .export_cache import cached_folder, cached_graph
-
 ROOT = Path(__file__).resolve().parent.parent
 SLOWEST = 20  # tests named at the end of a run
 
@@ -68,18 +66,6 @@ def golden() -> Callable[[str], SimpleNamespace]:
         return SimpleNamespace(name=name, folder=folder, arrays=arrays, meta=meta, weights=weights)
 
     return load
-
-
-@pytest.fixture(scope="session")
-def exported_graph() -> Callable[[Any, Any], Any]:
-    """``export_graph`` for tests that use graphs: each is made once, also in later runs."""
-    return cached_graph
-
-
-@pytest.fixture(scope="session")
-def exported_folder() -> Callable[..., Path]:
-    """A function from a name and what fills a folder to that folder, which nobody may change."""
-    return cached_folder
 
 
 @pytest.fixture(scope="session", autouse=True)
