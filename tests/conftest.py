@@ -22,6 +22,7 @@ SLOWEST = 20  # tests named at the end of a run
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+    os.sched_getaffinity = lambda pid: {0}  # an engine takes as many threads as it may use cores
 
 
 def shared_folder() -> Path:
@@ -66,15 +67,6 @@ def golden() -> Callable[[str], SimpleNamespace]:
         return SimpleNamespace(name=name, folder=folder, arrays=arrays, meta=meta, weights=weights)
 
     return load
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Engines that are asked for no number of threads take one, in a worker of pytest-xdist."""
-    if "PYTEST_XDIST_WORKER" in os.environ and importlib.util.find_spec("onnxruntime"):
-        from mambapose.runtime.backends import onnxruntime
-
-        onnxruntime.thread_count = lambda asked: asked or 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
