@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,25 @@ def golden() -> Callable[[str], SimpleNamespace]:
         return SimpleNamespace(name=name, folder=folder, arrays=arrays, meta=meta, weights=weights)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def lift_motion() -> ModuleType:
+    """The module that makes motion capture from nothing."""
+    path = Path(__file__).with_name("lift_motion.py")
+    spec = importlib.util.spec_from_file_location("lift_motion", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def motion_folder(lift_motion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small motion capture file."""
+    folder: Path = lift_motion.write(tmp_path_factory.mktemp("motion"))
+    return folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
