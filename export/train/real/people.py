@@ -68,9 +68,8 @@ def read_people(folder: Path, name: str = FREE) -> People:
     """``name``.tar and ``name``.npz of the folder; ExportError when they do not fit together."""
     try:
         # Opened here: numpy leaves a file open whose archive it cannot read.
-        with (folder / f"{name}.npz").open("rb") as stream:
-            with np.load(stream, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in ARRAYS}
+        with (folder / f"{name}.npz").open("rb") as stream, np.load(stream) as file:
+            arrays = {key: file[key] for key in ARRAYS}
         with tarfile.open(folder / f"{name}.tar") as tar:
             jpegs = {member.name: _bytes(tar, member) for member in tar if member.isfile()}
         ordered = tuple(jpegs[f"{number:05d}.jpg"] for number in range(len(arrays["xy"])))

@@ -47,9 +47,9 @@ class Mixture:
     """Shares and spreads of what is done to a shot; ``strength`` 0 is clean, 1 everything.
 
     box: between which shares of the right size boxes are, evenly; None: ``scale`` is the spread of
-    their logarithm; edges: share of people at the edge of the frame, beyond which a crop is black; far: share of
-    crops that show a person much smaller than they should, as a first look without a detector does;
-    empty: share of crops without the person.
+    their logarithm; edges: share of people at the edge of the frame, beyond which a crop is black;
+    far: share of crops that show a person much smaller than they should, as a first look without a
+    detector does; empty: share of crops without the person.
     """
 
     strength: float = 1.0
