@@ -114,12 +114,15 @@ def widened(image: ImageArray, box: NDArray[np.floating]) -> tuple[ImageArray, V
     tall = max(bottom - top, (right - left) / ASPECT)
     across, along = (left + right) / 2, (top + bottom) / 2
     least = 0.5 + MARGIN - MARGIN_LOST
-    # Distances from the middle of the box, in shares of the whole crop's box: top, bottom, ...
+    # Distances of the picture's sides from the middle of the box, as shares of the box in 3:4.
     sides = (along / tall, (height - along) / tall, across / wide, (width - across) / wide)
-    more = [int(np.ceil(0.3 * (tall if k < 2 else wide))) if side > least else 0
-            for k, side in enumerate(sides)]  # fmt: skip
-    out = cv2.copyMakeBorder(image, *more, cv2.BORDER_REPLICATE)
-    return np.asarray(out, np.uint8), np.array([more[2], more[0]], np.float64)
+    extents = (tall, tall, wide, wide)
+    up, down, before, after = (
+        int(np.ceil(MARGIN * extent)) if side > least else 0
+        for side, extent in zip(sides, extents, strict=True)
+    )
+    out = cv2.copyMakeBorder(image, up, down, before, after, cv2.BORDER_REPLICATE)
+    return np.asarray(out, np.uint8), np.array([before, up], np.float64)
 
 
 def moved_joints(

@@ -116,13 +116,11 @@ def view_metrics(network: Network, source: SampleSource, count: int) -> dict[str
         valid.append(np.stack([sample.visibility > 0 for sample in samples]))
         heights += [measure.height_px(sample) for sample in samples]
         angles.append(azimuths(np.stack([sample.coco_xyz for sample in samples])))
-    columns = [np.concatenate(part) for part in (answers, truths, valid)]
-    height = np.array(heights)
-    rows = {"rendered": pose_metrics(columns[0], columns[1], columns[2], height)}
+    found, truth = np.concatenate(answers), np.concatenate(truths)
+    known, height = np.concatenate(valid), np.array(heights)
+    rows = {"rendered": pose_metrics(found, truth, known, height)}
     for part, here in view_parts(np.concatenate(angles)):
-        rows[f"view {part}"] = pose_metrics(
-            columns[0][here], columns[1][here], columns[2][here], height[here]
-        )
+        rows[f"view {part}"] = pose_metrics(found[here], truth[here], known[here], height[here])
     return rows
 
 
