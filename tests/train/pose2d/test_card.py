@@ -95,6 +95,13 @@ def test_card_says_what_was_measured(shipped: tuple[Path, dict[str, Any]]) -> No
     assert card.label == "demonstration"
 
 
+def test_the_card_tells_of_real_people() -> None:
+    first = {"command": "python -m it --store S1"}
+    later = {"command": "python -m it --store S1 --real real-people --resume"}
+    assert "No picture of a real person" in pose2d_card.trained_on([first])
+    assert "did not pose" in pose2d_card.trained_on([first, later, first])
+
+
 def test_goals_decide_about_the_label() -> None:
     good = {"pck20": 0.9, "collapsed": 0.02, "median": 0.025}
     assert pose2d_card.failures({"together": good}) == []
