@@ -28,7 +28,7 @@ from mambapose.train.curve import append_curve, cut_curve
 from mambapose.train.pose2d import state as pose2d_state
 from mambapose.train.pose2d.data import REAL_SHARE, Batch, Recipe, films_in, opened
 from mambapose.train.pose2d.loss import losses
-from mambapose.train.pose2d.state import Plan, State
+from mambapose.train.pose2d.state import Settings, State
 from mambapose.train.run_loop import (
     Limits,
     Minute,
@@ -183,7 +183,7 @@ def main(
             raise ExportError("a CUDA device was wanted, torch finds none; use --device cpu")
         if threads is not None:
             torch.set_num_threads(threads)
-        plan = Plan(seed=seed, batch=batch, rate=rate, bf16=bf16, muon=muon)
+        plan = Settings(seed=seed, batch=batch, rate=rate, bf16=bf16, muon=muon)
         state = _state(plan, torch.device(device), out, resume, start_from)
         if decay_steps is not None:
             state.decay = (state.step, decay_steps)
@@ -209,7 +209,7 @@ def main(
 
 
 def _state(
-    plan: Plan, device: torch.device, out: Path, resume: bool, start_from: Path | None
+    plan: Settings, device: torch.device, out: Path, resume: bool, start_from: Path | None
 ) -> State:
     if resume:
         return pose2d_state.resumed(out, device)

@@ -172,7 +172,7 @@ def main(
     import torch
 
     from mambapose.train.pose2d.evaluate import engine_from_model, line
-    from mambapose.train.pose2d.state import Plan, started_from
+    from mambapose.train.pose2d.state import Settings, started_from
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -181,7 +181,7 @@ def main(
         if not (assets / FOLDER).is_dir() and not stores:
             raise ExportError("people to measure on were wanted; give --assets that has some")
         for path in weights:
-            model = started_from(path, Plan(), torch.device("cpu")).model.eval()
+            model = started_from(path, Settings(), torch.device("cpu")).model.eval()
             rows = report(engine_from_model(model), assets, stores, count)
             click.echo(f"{path}: worst view {worst_view(rows):.3f}")
             click.echo("\n".join(line(name, row) for name, row in rows.items()))
