@@ -71,9 +71,9 @@ FLOORS = (
     ("people",),
     ("pipeline",),
     ("loading", "results"),
-    ("run", "check"),
-    ("cli",),
-    ("",),  # the public API
+    ("running", "check"),
+    ("api", "cli"),
+    ("",),  # the package itself: the names of the public API
 )  # fmt: skip
 
 
