@@ -75,5 +75,5 @@ def gather_operation(features: Tensor, idx: Tensor) -> Tensor:
 def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
     """(B, C, M, K) columns of features (B, C, N) at idx (B, M, K)."""
     columns = gather_operation(features, idx.flatten(1))
-    grouped: Tensor = columns.unflatten(2, idx.shape[1:])  # type: ignore[no-untyped-call]
+    grouped: Tensor = columns.unflatten(2, idx.shape[1:])
     return grouped
