@@ -1,7 +1,8 @@
 # The commands a person types; CI types the same ones.
 #   make run [VIDEO=file.mp4]   set up and run the bundle that ships
 #   make dev                    an environment in which every import is this checkout
-#   make test [STRICT=1]        everything CI runs; STRICT=1 fails on any skipped test
+#   make test [STRICT=1]        every test, on all cores; STRICT=1 fails on any that was skipped
+#   make test-quick             in two minutes, between commits: nothing drawn, no large network exported
 #   make isas                   the tests of the CPU kernels with each instruction set of this processor
 #   make pythons [NEWEST=1]     install into every Python found, newest and oldest packages, and run
 #   make check                  format, lint, types
@@ -18,6 +19,7 @@ VIDEO ?= runtime/data/sample.mp4
 VS ?= vitpose-b
 PLUGIN ?= build/plugin
 PYTEST_ARGS ?=
+JOBS ?= $(shell nproc)
 
 # What an environment is made of: Python files are those of the checkout, always.
 SOURCES := pyproject.toml constraints.txt tests/develop.py plugins/CMakeLists.txt \
@@ -30,7 +32,7 @@ EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 HELPERS = $(patsubst %.py,-m %,$(subst /,.,$(shell find tests -mindepth 2 -name '*.py' \
 	-not -name 'test_*' -not -path 'tests/plugins/*'))) -m tests.develop -m tests.pythons
 
-.PHONY: run dev test isas pythons check bench weights neon plugin clean
+.PHONY: run dev test test-quick isas pythons check bench weights neon plugin clean
 
 run: $(VENV)/.run
 	$(BIN)/mp-run $(VIDEO) --out $(OUT) --overlay --overwrite
@@ -70,8 +72,14 @@ $(VENV)/.test: $(BIN)/python $(SOURCES)
 
 dev: $(VENV)/.test
 
+# One worker on each core; one that is done takes tests from the others.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(if $(STRICT),--strict-skips) $(PYTEST_ARGS)
+	$(PYTEST) $(if $(STRICT),--strict-skips) $(PYTEST_ARGS)
+
+test-quick: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 isas: $(VENV)/.test
 	for isa in $$($(BIN)/python -c 'from mambapose.plugins import native_scan as s; print(*s.instruction_sets())'); do \

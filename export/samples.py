@@ -82,7 +82,7 @@ def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) ->
     if kind == table.PICTURE_BEFORE:
         return image_pair(shape[1], shape[2], seed)[1]
     if kind == table.PICTURE:
-        images = [image_pair(*shape[1:3], seed + index + 7 * n)[0] for n in range(shape[0])]
+        images = [image_pair(shape[1], shape[2], seed + index + 7 * n)[0] for n in range(shape[0])]
         return np.concatenate(images)
     generator = np.random.default_rng(seed + index)
     if kind == table.FLAGS:
@@ -90,7 +90,7 @@ def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) ->
         flags[1:, -1] = 0  # the second person lacks one modality
         return flags.astype(np.float32)
     if kind == table.WALK:
-        return walking_figure(*shape[:2], seed + index)
+        return walking_figure(shape[0], shape[1], seed + index)
     if kind == table.ANYTHING:
         return _of_any_meaning(tensor, shape, generator)
     if kind in NOISE:

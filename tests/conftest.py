@@ -1,19 +1,28 @@
-"""Fixtures for material outside the repository (absent: skip), and the table of what ran."""
+"""Fixtures for material outside the repository (absent: skip), and the tables of what ran.
+
+Under pytest-xdist every worker computes with one thread: the cores are busy with its neighbours.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOWEST = 20  # tests named at the end of a run
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+    os.sched_getaffinity = lambda pid: {0}  # an engine takes as many threads as it may use cores
 
 
 def shared_folder() -> Path:
@@ -60,8 +69,51 @@ def golden() -> Callable[[str], SimpleNamespace]:
     return load
 
 
+@pytest.fixture(scope="session")
+def lift_motion() -> ModuleType:
+    """The module that makes motion capture from nothing."""
+    path = Path(__file__).with_name("lift_motion.py")
+    spec = importlib.util.spec_from_file_location("lift_motion", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def motion_folder(lift_motion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small motion capture file."""
+    folder: Path = lift_motion.write(tmp_path_factory.mktemp("motion"))
+    return folder
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help="fail when any test was skipped")
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those it waited for."""
+    return sum(os.times()[:4])
+
+
+_last = _cpu_seconds()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart() -> None:
+    global _last
+    _last = _cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The CPU time of each phase goes with its report: on a busy machine, seconds say little."""
+    global _last
+    report = yield
+    now = _cpu_seconds()
+    report.cpu_seconds, _last = now - _last, now
+    return report
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
@@ -69,7 +121,7 @@ def _skip_reason(report: pytest.TestReport) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """A table of what ran in each file, then every reason for a skip with its count."""
+    """What ran in each file, every reason for a skip with its count, and the slowest tests."""
     stats = terminalreporter.stats
     files: dict[str, dict[str, int]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
@@ -88,6 +140,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         reasons[_skip_reason(report)] = reasons.get(_skip_reason(report), 0) + 1
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"skipped {count}: {reason}")
+    _write_slowest(terminalreporter)
+
+
+def _write_slowest(terminalreporter: Any) -> None:
+    """The tests that took longest with their fixtures, by CPU time, and the time of all."""
+    spent: dict[str, tuple[float, float]] = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if hasattr(report, "cpu_seconds"):
+            cpu, wall = spent.get(report.nodeid, (0.0, 0.0))
+            spent[report.nodeid] = (cpu + report.cpu_seconds, wall + report.duration)
+    terminalreporter.section("slow")
+    terminalreporter.write_line(f"{'CPU s':>7}{'wall s':>8}")
+    for name, times in sorted(spent.items(), key=lambda row: -row[1][0])[:SLOWEST]:
+        terminalreporter.write_line(f"{times[0]:>7.1f}{times[1]:>8.1f}  {name}")
+    total = [sum(column) for column in zip(*spent.values(), strict=True)] or [0.0, 0.0]
+    terminalreporter.write_line(f"{total[0]:>7.1f}{total[1]:>8.1f}  all {len(spent)} tests")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -15,6 +15,8 @@ from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.loading import shipped_bundle
 from mambapose.runtime.video.sample import read_truth
 
+from ..export_cache import reused_stages
+
 WHERE = Where(threads=1)
 
 
@@ -54,7 +56,8 @@ def test_published_flow_weights_measure_as_they_should(assets: Path, tmp_path: P
     from mambapose.export.cli import main
 
     words = ["--target", "cpu", "--only", "flow", "--out", str(tmp_path / "bundle")]
-    main([*words, "--weights", f"flow={assets / 'raft-small' / 'raft-small.pth'}"])
+    with reused_stages():
+        main([*words, "--weights", f"flow={assets / 'raft-small' / 'raft-small.pth'}"])
     truth = read_truth()
     bundle = read_bundle(tmp_path / "bundle")
     (score,) = dense_scores(bundle, WHERE, clip_from_truth(truth), truth)

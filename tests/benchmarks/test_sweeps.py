@@ -22,6 +22,8 @@ from mambapose.runtime.errors import BundleError, ExportError, MambaPoseError
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import TensorSpec
 
+from ..export_cache import cached_folder
+
 CAUSAL = "posemamba-l"  # stands for a network that goes frame by frame
 PARAMS = {"posemamba-s": 1_470_211, "mambapose3d-nano": 308_611, CAUSAL: 1_400_000}
 
@@ -256,7 +258,14 @@ def test_the_smallest_lifter_is_measured_beside_its_transformer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exported, run in processes of their own, printed and written: nothing here is a fake."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+    from mambapose.benchmarks.exported import exported
+
+    def fill(home: Path) -> None:
+        monkeypatch.setenv("HOME", str(home))
+        for name in ("mambapose3d-nano", "transformer:1"):
+            exported(name, 9)
+
+    monkeypatch.setenv("HOME", str(cached_folder("bench", fill)))
     file = tmp_path / "rows.jsonl"
     job = Job("stages", iterations=2, seconds=0.0)
     compare.bench_networks(["mambapose3d-nano"], (), (9,), job, file)

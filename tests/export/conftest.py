@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from ..export_cache import cached_graph, reused_stages
 
 
 class Chain:
@@ -17,12 +19,12 @@ class Chain:
     def __init__(self, graphs: Mapping[str, tuple[Any, Any]], folder: Path) -> None:
         import onnxruntime
 
-        from mambapose.export.onnx_export import export_graph, save_graphs
+        from mambapose.export.onnx_export import save_graphs
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
+        options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.models = {name: export_graph(*graph) for name, graph in graphs.items()}
+        self.models = {name: cached_graph(*graph) for name, graph in graphs.items()}
         self.files = save_graphs(self.models, folder, "stage")
         self.sessions = {
             name.partition("@")[0]: onnxruntime.InferenceSession(
@@ -58,6 +60,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Chain]:
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def kept_stages() -> Iterator[None]:
+    """Stages that were exported before are not exported again: for tests of what is around them."""
+    with reused_stages():
+        yield
 
 
 @pytest.fixture(scope="session")

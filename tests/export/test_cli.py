@@ -29,8 +29,11 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import Where
 
+from ..export_cache import reused_stages
+
 SMALL = {"width": 16, "depth": 1}
 LIFTER = ("--only", "lift3d", "--lift3d", "posemamba-s", "--clip-frames", "9")
+KNOWN = (*LIFTER, "--untrained", "--seed", "3")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +71,8 @@ def export(capsys: pytest.CaptureFixture[str]) -> Any:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One small bundle for the tests that only read it."""
     out = tmp_path_factory.mktemp("export") / "bundle"
-    main([*LIFTER, "--untrained", "--seed", "3", "--out", str(out)])
+    with reused_stages():
+        main([*KNOWN, "--out", str(out)])
     return read_bundle(out)
 
 
@@ -193,9 +197,10 @@ def detector(path: Path, cells: int = 84, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("kept_stages")
 def test_a_detector_is_copied_with_its_contract(tmp_path: Path, export: Any) -> None:
     file = detector(tmp_path / "person.onnx")
-    done = export(*LIFTER, "--untrained", "--detect", file, "--out", tmp_path / "out")
+    done = export(*KNOWN, "--detect", file, "--out", tmp_path / "out")
     assert done.status == 0, done.err
     made = read_bundle(tmp_path / "out")
     stage = made.stage("detect")
@@ -206,13 +211,14 @@ def test_a_detector_is_copied_with_its_contract(tmp_path: Path, export: Any) -> 
     np.testing.assert_allclose(outputs["output"], inputs["images"].mean(), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("kept_stages")
 def test_a_downloaded_detector_goes_the_same_way(
     tmp_path: Path, export: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = detector(tmp_path / "yolox_nano.onnx")
     monkeypatch.setattr(build, "download", lambda source, tell: file)
     asked = ("--download", "yolox-nano", "--out", tmp_path / "out")
-    done = export(*LIFTER, "--untrained", *asked)
+    done = export(*KNOWN, *asked)
     assert done.status == 0, done.err
     made = read_bundle(tmp_path / "out")
     stage = made.stage("detect")
@@ -358,11 +364,11 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, *LIFTER, "--untrained", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("half.onnx")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.strip() == "interrupted: nothing was written"
     assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,13 @@ import torch
 
 from mambapose.export.build import load_network
 from mambapose.export.models import NETWORKS, glsmamba, vitpose
-from mambapose.export.onnx_export import export_graph
 from mambapose.export.plan import Options, make_plan
 from mambapose.export.samples import moving_pictures
 from mambapose.export.verify import Exported, verify_stage
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS
+
+from ..export_cache import cached_graph, reused_stages
 
 SIZE = (64, 48)
 ENCODER = vitpose.Variant(32, 1, 2)
@@ -31,7 +32,7 @@ def model() -> glsmamba.GlsMamba:
 
 @pytest.fixture(scope="module")
 def exported(model) -> dict[str, onnx.ModelProto]:
-    return {name: export_graph(*graph) for name, graph in glsmamba.graphs(model, SIZE).items()}
+    return {name: cached_graph(*graph) for name, graph in glsmamba.graphs(model, SIZE).items()}
 
 
 def answers(model: glsmamba.GlsMamba, pictures: list[np.ndarray]) -> np.ndarray:
@@ -226,7 +227,8 @@ def test_glsmamba_s_becomes_a_bundle_that_runs(tmp_path) -> None:
 
     options = Options(networks={"pose2d": "glsmamba-s"}, only=("pose2d",), untrained=True)
     plan = make_plan(TARGETS["cpu"], options)
-    bundle = build_bundle(plan, tmp_path / "bundle", overwrite=False, tell=lambda line: None)
+    with reused_stages():
+        bundle = build_bundle(plan, tmp_path / "bundle", overwrite=False, tell=lambda line: None)
     entry = bundle.stage("pose2d")
     assert list(entry.graphs) == ["encode", "main"]
     assert entry.params == NETWORKS["glsmamba-s"].params

@@ -10,8 +10,9 @@ from torch.nn import functional
 from mambapose.export.models import NETWORKS, mambapose, vim
 from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD
 from mambapose.export.models.simple_head import SimpleHead
-from mambapose.export.onnx_export import export_graph
 from mambapose.runtime.errors import ExportError
+
+from ..export_cache import cached_graph
 
 SIZE = (64, 48)
 
@@ -28,7 +29,7 @@ def model() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def graph(model):
     """The small network exported, for both forms of the scan and several tests."""
-    return export_graph(*mambapose.graphs(model, SIZE)["main"])
+    return cached_graph(*mambapose.graphs(model, SIZE)["main"])
 
 
 def sample(people: int = 2, size: tuple[int, int] = SIZE, seed: int = 0) -> dict[str, np.ndarray]:
@@ -77,7 +78,7 @@ def test_native_and_function_agree_at_full_size(run_onnx):
     if library is None:
         pytest.skip("the operator was not compiled")
     built = mambapose.build(**NETWORKS["mambapose-tiny"].config)
-    graph = export_graph(*mambapose.graphs(built, mambapose.IMAGE)["main"])
+    graph = cached_graph(*mambapose.graphs(built, mambapose.IMAGE)["main"])
     arrays = sample(1, mambapose.IMAGE)
     native, function = (run_onnx(graph, arrays, form)["heatmaps"] for form in (library, None))
     assert native.shape == (1, 17, 64, 48)

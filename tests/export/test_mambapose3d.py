@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mambapose.export.models import NETWORKS, mambapose3d, posemamba
-from mambapose.export.onnx_export import export_graph
+
+from ..export_cache import cached_graph
 
 FRAMES = 5
 
@@ -49,7 +50,7 @@ def test_parameters_and_keys():
 def exported(model, request):
     """(flip, graph); exported once for both forms of the scan."""
     flip = request.param
-    return flip, export_graph(*mambapose3d.graphs(model, FRAMES, flip=flip)["main"])
+    return flip, cached_graph(*mambapose3d.graphs(model, FRAMES, flip=flip)["main"])
 
 
 def test_graph_agrees_with_torch(model, exported, run_onnx, scan_form):

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 from mambapose.export.models import depth_anything, posemamba, vitpose
-from mambapose.export.onnx_export import export_graph
+
+from ..export_cache import cached_graph
 
 
 def optimised_operators(model: onnx.ModelProto, folder: Path) -> Counter[str]:
@@ -50,6 +51,6 @@ GRAPHS: dict[str, tuple[Callable[[], dict[str, tuple[Any, Any]]], int]] = {
 def test_every_gelu_is_one_node(name: str, tmp_path: Path) -> None:
     make, mlps = GRAPHS[name]
     ((module, spec),) = make().values()
-    kinds = optimised_operators(export_graph(module, spec), tmp_path)
+    kinds = optimised_operators(cached_graph(module, spec), tmp_path)
     assert kinds["Gelu"] + kinds["BiasGelu"] == mlps, kinds
     assert "Erf" not in kinds

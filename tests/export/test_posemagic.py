@@ -21,7 +21,6 @@ from torch import nn
 from mambapose.export.build import build_bundle
 from mambapose.export.models import NETWORKS, posemagic
 from mambapose.export.models.posemamba import MIRROR
-from mambapose.export.onnx_export import export_graph
 from mambapose.export.plan import Options, make_plan
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.entries import Bundle
@@ -31,6 +30,8 @@ from mambapose.runtime.stages.causal_lifting import CausalLifter, next_name
 from mambapose.runtime.stages.lifting import Seen
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import Where
+
+from ..export_cache import cached_graph, reused_stages
 
 SMALL = {"width": 16, "depth": 2, "out_width": 24}
 LIMIT = 1e-5  # of the largest value: what a step may differ from the whole sequence
@@ -232,7 +233,8 @@ def bundle(causal, tmp_path_factory) -> Bundle:
             weights={"lift3d": folder / "weights.safetensors"},
         )
         plan = make_plan(TARGETS["cpu"], options)
-        return build_bundle(plan, folder / "bundle", overwrite=False, tell=lambda _: None)
+        with reused_stages():
+            return build_bundle(plan, folder / "bundle", overwrite=False, tell=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +327,7 @@ def exported():
     """(graph, contract, ONNX model) of a window form of one layer with the flip test."""
     model = lively(posemagic.build(**{**SMALL, "depth": 1}, seed=3))
     graph, spec = posemagic.graphs(model, FRAMES, flip=True)["main"]
-    return graph, spec, export_graph(graph, spec)
+    return graph, spec, cached_graph(graph, spec)
 
 
 def test_a_step_has_no_flip_test(causal):

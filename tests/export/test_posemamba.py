@@ -10,9 +10,10 @@ import torch
 
 from mambapose.export.checkpoints import load_weights
 from mambapose.export.models import NETWORKS, posemamba
-from mambapose.export.onnx_export import export_graph
 from mambapose.runtime.backends.native import check_function_form
 from mambapose.runtime.errors import ExportError
+
+from ..export_cache import cached_graph
 
 CASES = ["posemamba_s_t27", "posemamba_b_t27", "posemamba_l_t27"]
 EXPORTED = [*CASES, "posemamba_s_t243"]
@@ -36,7 +37,7 @@ def network(case) -> posemamba.PoseMamba:
 
 
 def exported(model: torch.nn.Module, frames: int, **options: bool):
-    return export_graph(*posemamba.graphs(model, frames, **options)["main"])
+    return cached_graph(*posemamba.graphs(model, frames, **options)["main"])
 
 
 def keypoints(people: int, frames: int, seed: int = 0) -> np.ndarray:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mambapose.export import verify
-from mambapose.export.onnx_export import export_graph, save_graphs
+from mambapose.export.onnx_export import save_graphs
 from mambapose.export.samples import image_pair, sample_inputs, walking_figure
 from mambapose.export.verify import Exported, verify_stage
 from mambapose.plugins.torch_op import selective_scan
 from mambapose.runtime.backends.native import find_library, library_info
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
+
+from ..export_cache import cached_graph
 
 SIZE = (16, 24)
 DEPTH_SPEC = GraphSpec(
@@ -115,7 +117,7 @@ def exported(
     claimed: dict[str, nn.Module] | None = None,
 ) -> dict[str, Exported]:
     """The graphs as files; ``claimed`` modules stand in as what they were exported from."""
-    models = {name: export_graph(module, spec) for name, (module, spec) in graphs.items()}
+    models = {name: cached_graph(module, spec) for name, (module, spec) in graphs.items()}
     files = save_graphs(models, folder, "stage")
     return {
         name: Exported(

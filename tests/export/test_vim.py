@@ -10,8 +10,9 @@ import torch
 
 from mambapose.export.models import vim
 from mambapose.export.models.folding import freeze
-from mambapose.export.onnx_export import export_graph
 from mambapose.runtime.types import GraphSpec, TensorSpec
+
+from ..export_cache import cached_graph
 
 SHORT = ("vim_tiny_d4_256x192", "vim_small_d2_224")
 CASES = (*SHORT, pytest.param("vim_tiny_224", marks=pytest.mark.slow))
@@ -53,7 +54,7 @@ def exported(model: vim.Vim, batch: int | str = 1):
     if model.head is not None:
         outputs.append(TensorSpec("y", "float32", (batch, model.head.out_features)))
     image = TensorSpec("image", "float32", (batch, 3, *side))
-    return export_graph(Encoded(model), GraphSpec("main", (image,), tuple(outputs)))
+    return cached_graph(Encoded(model), GraphSpec("main", (image,), tuple(outputs)))
 
 
 @pytest.fixture(scope="module", params=CASES)

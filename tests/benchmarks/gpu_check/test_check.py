@@ -227,7 +227,7 @@ def test_the_script_runs_from_a_tree_that_is_not_installed(tmp_path):
     """A bare interpreter finds the package through the script's links; here it finds no GPU."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: the script would run all of its steps")
-    command = ["sh", str(ROOT / "benchmarks" / "gpu" / "check.sh")]
+    command = ["sh", str(ROOT / "benchmarks" / "gpu_check" / "check.sh")]
     env = {**os.environ, "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert (done.returncode, done.stdout) == (1, "")

@@ -85,6 +85,7 @@ def test_the_page_has_every_architecture(published):
     assert all(all(cells) for cells in published.values())
 
 
+@pytest.mark.slow
 def test_the_published_registers_are_those_of_a_new_build(published):
     nvcc = resources.find_compiler()
     if nvcc is None or not build.nvcc_version(nvcc).startswith("13.0."):

@@ -47,6 +47,10 @@ class Two(nn.Module):
 KEYPOINTS = "keypoints:float32:N,9,17,2"
 
 
+# The networks that ship stand around those brought: they are exported in tests of their own.
+pytestmark = pytest.mark.usefixtures("kept_stages")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "brought_net.py").write_text(CODE)
@@ -160,6 +164,7 @@ def test_several_inputs_and_named_outputs(folder: Path) -> None:
     assert bundle.stage(MODEL).scan_spec is None
 
 
+@pytest.mark.slow
 def test_a_lifter_takes_its_place_in_the_pipeline(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +185,7 @@ def test_a_lifter_takes_its_place_in_the_pipeline(
         assert pipeline is not None
 
 
+@pytest.mark.slow
 def test_flow_and_depth_take_their_places_in_the_pipeline(folder: Path) -> None:
     """Flow sees this frame and the one before, depth this frame; both reach the pose network."""
     from mambapose.runtime.loading import open_pipeline, opened_flow

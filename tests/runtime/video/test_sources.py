@@ -380,7 +380,7 @@ def test_reader_of_a_stalled_pipe_can_leave(tmp_path: Path) -> None:
         process.stdin.write(data[: len(data) * 9 // 10])
         process.stdin.flush()
         assert process.stdout.readline() == b"0\n"
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
     finally:

@@ -12,6 +12,13 @@ import pytest
 from mambapose.runtime.errors import ExportError
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever is drawn here is slow."""
+    for item in items:
+        if "renderer" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def world(assets: Path) -> Any:
     """Body and motion."""
