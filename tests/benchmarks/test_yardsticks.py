@@ -47,6 +47,7 @@ def test_it_answers_what_the_baseline_of_the_training_answers() -> None:
     assert not xyz[:, :, 0].any()
 
 
+@pytest.mark.slow
 def test_its_bundle_is_written_by_the_usual_export(tmp_path: Path) -> None:
     import onnx
     import onnxruntime

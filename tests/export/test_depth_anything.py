@@ -15,7 +15,7 @@ from mambapose.runtime.errors import ExportError
 
 CASES = [
     "depth-v2-reduced-140x196",
-    "depth-v2-small-252x336",
+    pytest.param("depth-v2-small-252x336", marks=pytest.mark.slow),
     pytest.param("depth-v1-small-252x336", marks=pytest.mark.slow),
     pytest.param("depth-v2-small-308x308", marks=pytest.mark.slow),
     pytest.param("depth-v2-small-518x518", marks=pytest.mark.slow),

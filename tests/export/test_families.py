@@ -232,7 +232,13 @@ FAMILIES = {
 CHANNEL_FLIPS = {"mamba3d": 2}  # not of tokens, so they stay
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("vmamba, any batch", "flips around layers")  # the others take the same way
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def test_family(family: str, tmp_path: Path) -> None:
     code, inputs, scans = FAMILIES[family]
     (tmp_path / "family_net.py").write_text(code)
@@ -245,6 +251,7 @@ def test_family(family: str, tmp_path: Path) -> None:
     assert line.endswith(f"-> {removed['all']} nodes)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "scans", "flips"),
     [("vim", 4, 4), ("flips around layers", 2, 2), ("vmamba, 1 state", 1, 2)],

@@ -43,9 +43,8 @@ def test_torch_agrees_with_the_official_code(golden, relative_error, name):
     assert relative_error(heatmaps, case.arrays["heatmaps"]) <= LIMIT
 
 
-@pytest.mark.parametrize(
-    "name", [CASES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CASES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_exported_graph_agrees_with_the_official_code(golden, chain, relative_error, name):
     case = golden(f"vitpose-{name}-256x192")
     images = case.arrays["images"]

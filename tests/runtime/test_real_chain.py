@@ -126,6 +126,7 @@ class Looped:
             yield Frame(self.pictures[abs(29 - k % 58)].copy(), k, k / 30)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_1000_frames(tmp_path, bundle):
     """Networks on ONNX Runtime, journal and overlay: what passed through is not kept."""
     source = Looped()

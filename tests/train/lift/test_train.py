@@ -123,6 +123,7 @@ def test_losses_by_hand() -> None:
     assert losses(truth[:, :1], truth[:, :1])["velocity"].item() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_compiled_network_takes_the_same_step(motion_folder: Path) -> None:
     clips = clips_from_file(motion_folder)

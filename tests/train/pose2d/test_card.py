@@ -48,6 +48,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return folder, values
 
 
+@pytest.mark.slow
 def test_weights_are_the_mean_in_half(shipped: tuple[Path, dict[str, Any]]) -> None:
     from safetensors import safe_open
 
@@ -64,6 +65,7 @@ def test_weights_are_the_mean_in_half(shipped: tuple[Path, dict[str, Any]]) -> N
     assert file.stat().st_size < 6e6
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_shipped_weights(shipped: tuple[Path, dict[str, Any]]) -> None:
     folder, values = shipped
     state = pose2d_state.started_from(folder / "out/mambapose-nano.safetensors", Settings(), CPU)
@@ -73,6 +75,7 @@ def test_training_goes_on_from_shipped_weights(shipped: tuple[Path, dict[str, An
     assert len(values["curves"]["training"]) == 1
 
 
+@pytest.mark.slow
 def test_card_says_what_was_measured(shipped: tuple[Path, dict[str, Any]]) -> None:
     folder, values = shipped
     assert json.loads((folder / "out/mambapose-nano.json").read_text()) == values
@@ -111,6 +114,7 @@ def test_goals_decide_about_the_label() -> None:
     assert pose2d_card.failures({"rgb": good}) == ["not measured on real video"]
 
 
+@pytest.mark.slow
 def test_cost_of_a_step(tmp_path: Path) -> None:
     out = tmp_path / "costs.jsonl"
     names = "mambapose-nano,vitpose-s-simple"

@@ -120,6 +120,7 @@ def test_vectors_of_joints_outside_do_not_count() -> None:
     assert losses(answer, xy, inside, GRID)["side"] < 1e-5
 
 
+@pytest.mark.slow
 def test_resumes_exactly_and_learns(stores: tuple[str, ...], tmp_path: Path) -> None:
     """20 steps in one go, and in two with a new process's worth of state between."""
     plan = Settings(batch=6, warmup=5, rate=1e-3)
