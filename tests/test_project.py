@@ -202,6 +202,19 @@ def tracked_files() -> list[Path]:
     return [ROOT / name for name in done.stdout.split("\n") if name and (ROOT / name).is_file()]
 
 
+def test_the_picture_of_the_rooms_is_the_tree() -> None:
+    """CONTRIBUTING shows every folder with code, and no other."""
+    picture = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    shown = {line.split()[0].rstrip("/") for line in picture.splitlines() if line.strip()}
+    rooms = {
+        path.parent.relative_to(ROOT).as_posix()
+        for path in tracked_files()
+        if path.suffix in {".py", ".cpp", ".cu", ".h"}
+    }
+    rooms = {room for room in rooms if not room.startswith(("tests/", "plugins/csrc/tests/"))}
+    assert shown == rooms - {"."}
+
+
 def test_text_speaks_of_the_project_alone() -> None:
     words = re.compile(
         r"(?<![\w./])/work/|subagent|" + "|".join(f"{host}\\.org" for host in ("pypi", "debian"))
