@@ -28,6 +28,10 @@ SOURCES := pyproject.toml constraints.txt tests/develop.py plugins/CMakeLists.tx
 # When the weights last changed: the date in the bundle that ships.
 EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 
+# What tests import: typed as the parts are. Not yet: tests/conftest.py and those of plugins.
+HELPERS = $(patsubst %.py,-m %,$(subst /,.,$(shell find tests -mindepth 2 -name '*.py' \
+	-not -name 'test_*' -not -path 'tests/plugins/*'))) -m tests.develop -m tests.pythons
+
 .PHONY: run dev test test-quick isas pythons check bench weights neon plugin clean
 
 run: $(VENV)/.run
@@ -87,15 +91,16 @@ pythons: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	cd build/dev && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p mambapose.runtime
+	cd build/dev && MYPYPATH=$(CURDIR) $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+		$(foreach part,runtime plugins export train benchmarks,-p mambapose.$(part)) $(HELPERS)
 
 bench: $(VENV)/.test $(BUNDLE)/bundle.json
 	$(BIN)/mp-bench scan
 	$(BIN)/mp-bench --engine $(BUNDLE) --vs $(VS) --json benchmarks/results/latest.jsonl \
 		--plot build/bench.png
 
-neon:
-	sh plugins/csrc/tests/run_neon.sh
+neon: $(VENV)/.test
+	$(BIN)/python -m pytest -q -s tests/plugins/test_scan_selftest.py -k neon
 
 plugin: export TENSORRT_ROOT := $(TENSORRT_ROOT)
 plugin: export CUDA_ARCHS := $(CUDA_ARCHS)

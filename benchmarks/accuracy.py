@@ -12,15 +12,16 @@ import click
 from mambapose.benchmarks import report, scores
 from mambapose.benchmarks.accuracy_video import (
     Clip,
-    Where,
     clip_from_truth,
     clip_from_view,
     modalities,
     video_scores,
 )
 from mambapose.benchmarks.scores import Score
-from mambapose.runtime.backends.engine import backend_from_name, thread_count
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.backends.loader import backend_from_name
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.types import Where
 from mambapose.runtime.video.sample import read_truth
 
 Tell = Callable[[str], None]
@@ -89,7 +90,7 @@ def facts(bundle: Bundle, where: Where) -> dict[str, object]:
         **report.machine(),
         "backend": backend_from_name(where.backend),
         "device": where.device,
-        "threads": thread_count(where.threads),
+        "threads": where.thread_count,
         "bundle": bundle.hash,
         "networks": {
             name: {

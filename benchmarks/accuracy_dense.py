@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.benchmarks.accuracy_video import Clip, Where
+from mambapose.benchmarks.accuracy_video import Clip
 from mambapose.benchmarks.scores import Score
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
-from mambapose.runtime.loading import opened_flow, oriented_graph
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.loading import clip_graphs, opened_flow
 from mambapose.runtime.stages.crop import values_at
 from mambapose.runtime.stages.depth import DepthStage
 from mambapose.runtime.stages.flow import DenseMap, FlowStage
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Where
 from mambapose.runtime.video.sample import Truth
 
 
@@ -27,22 +26,15 @@ def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list
     with ExitStack() as stack:
         scores = []
         if "flow" in bundle.stages:
-            opened = opened_flow(bundle, portrait=_portrait(truth), **asdict(where))
+            opened = opened_flow(bundle, portrait=truth.size.portrait, where=where)
             flow = stack.enter_context(opened)
             scores.append(flow_score(flow, clip.name, kept, truth))
         if "depth" in bundle.stages:
-            graph = oriented_graph(
-                bundle.stages["depth"], "depth", "main", portrait=_portrait(truth)
-            )
-            loaded = load_engine(bundle, "depth", graph, **asdict(where))
+            graph = clip_graphs(bundle, "depth", portrait=truth.size.portrait)["main"]
+            loaded = load_engine(bundle, "depth", graph, where)
             depth = DepthStage(stack.enter_context(loaded), 1)
             scores.append(depth_score(depth, clip.name, kept, truth))
     return scores
-
-
-def _portrait(truth: Truth) -> bool:
-    width, height = truth.size
-    return bool(height > width)
 
 
 def flow_score(flow: FlowStage, name: str, frames: dict[int, Frame], truth: Truth) -> Score:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mambapose.benchmarks.accuracy_video import Where
 from mambapose.benchmarks.scores import Score, lift_score
 from mambapose.benchmarks.truth.lift_measure import held_out_metrics, pose2sim_metrics
 from mambapose.benchmarks.truth.motion import clips_from_file, split_from_clips
 from mambapose.benchmarks.truth.pose2sim import FOLDER
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.stages.causal_lifting import STEP
 from mambapose.runtime.stages.lifting import BODY_HEIGHTS
+from mambapose.runtime.types import Where
 
 MOTION = "cmu-17j"
 # Which cues a lifter that takes any is told of, by name: score, depth at the joint, flow there.
@@ -33,9 +33,7 @@ def lift_scores(bundle: Bundle, where: Where, assets: Path, *, quick: bool) -> l
     unit = lift_unit(bundle)
     graph = STEP if STEP in bundle.stage("lift3d").graphs else "main"
     scores = []
-    with load_engine(
-        bundle, "lift3d", graph, backend=where.backend, device=where.device, threads=where.threads
-    ) as engine:
+    with load_engine(bundle, "lift3d", graph, where) as engine:
         takes_cues = any(item.name == "present" for item in engine.spec.inputs)
         combinations = CUES if takes_cues else {"joints": (0, 0, 0)}
         plain = next(iter(combinations))

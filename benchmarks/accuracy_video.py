@@ -17,26 +17,17 @@ from mambapose.benchmarks.scores import Score, lift_score, pose_score
 from mambapose.benchmarks.truth.lift_metrics import measured_h36m, summary
 from mambapose.benchmarks.truth.pose2sim import View
 from mambapose.benchmarks.truth.pose_metrics import pose_metrics
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.loading import open_pipeline
-from mambapose.runtime.people.tracking import Look, Targets
+from mambapose.runtime.people.tracking import PosesIn
 from mambapose.runtime.pipeline import Options
 from mambapose.runtime.stages.detect import Detections, overlaps
-from mambapose.runtime.types import Frame, Pose
+from mambapose.runtime.types import Frame, Pose, Size, Subjects, Where
 from mambapose.runtime.video.sample import SAMPLE, Truth
 from mambapose.runtime.video.sources import open_source
 
 Array = NDArray[np.float64]
 SAME_PERSON = 0.3  # overlap of a reported box with the true one
-
-
-@dataclass(frozen=True)
-class Where:
-    """What runs the graphs."""
-
-    backend: str = "auto"
-    device: str = "cpu"
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +81,16 @@ class KnownBoxes:
     def search_due(self, frame: int) -> bool:
         return False
 
-    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+    def search(self, frame: int, size: tuple[int, int], poses_in: PosesIn) -> None:
         raise AssertionError("no search is ever due")
 
-    def targets(self, size: tuple[int, int]) -> Targets:
-        return Targets((1,), next(self._boxes)[None])
+    def subjects(self, size: tuple[int, int]) -> Subjects:
+        return Subjects((1,), next(self._boxes)[None])
 
     def update(
         self,
         frame: int,
-        targets: Targets,
+        subjects: Subjects,
         xy: NDArray[np.floating],
         score: NDArray[np.floating],
         size: tuple[int, int],
@@ -140,12 +131,10 @@ def watched(bundle: Bundle, where: Where, clip: Clip, options: Options, *, known
     """The pipeline's answer to a clip; known: it is told the person's boxes."""
     frames = clip.frames()
     first = next(frames)
-    size = first.image.shape[1], first.image.shape[0]
+    size = Size(*first.image.shape[:2])
     count = len(clip.xy)
     xy, xyz = np.full((count, 17, 2), np.nan), np.full((count, 17, 3), np.nan)
-    with open_pipeline(
-        bundle, size, options, backend=where.backend, device=where.device, threads=where.threads
-    ) as pipeline:
+    with open_pipeline(bundle, size, options, where) as pipeline:
         if known:
             pipeline.people = KnownBoxes(clip.boxes)
         for result in pipeline.run(chain([first], frames)):
@@ -188,7 +177,7 @@ def video_scores(
 
 def lifted_values(answer: Answer, clip: Clip) -> dict[str, float]:
     """The metrics of lift_metrics on the frames that were answered; NaN without three in a row."""
-    answered = np.isfinite(answer.xyz).all(axis=(1, 2))
+    answered: NDArray[np.bool_] = np.asarray(np.isfinite(answer.xyz).all(axis=(1, 2)))
     if not (answered[:-2] & answered[1:-1] & answered[2:]).any():
         return dict.fromkeys(("pa_mpjpe_mm", "mpjpe_mm", "acceleration_mm"), float("nan"))
     truth = np.where(answered[:, None, None], clip.xyz, np.nan)

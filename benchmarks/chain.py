@@ -11,11 +11,11 @@ import numpy as np
 from mambapose.benchmarks.jobs import Job
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.loading import open_pipeline
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.sample import SAMPLE
 from mambapose.runtime.video.sources import open_source
 
-FRAME_SIZE = (640, 360)  # (W, H)
+FRAME_SIZE = Size(360, 640)
 FPS = 30.0
 
 
@@ -24,7 +24,7 @@ def sample_frames(count: int, folder: Path) -> Path:
 
     They are decoded ahead of the measurement, so that decoding costs the measured process nothing.
     """
-    path = folder / f"sample-{FRAME_SIZE[0]}x{FRAME_SIZE[1]}-{count}.rgb"
+    path = folder / f"sample-{FRAME_SIZE}-{count}.rgb"
     if not path.exists():
         with open_source(str(SAMPLE)) as source:
             images = [frame.image for frame in source]
@@ -45,7 +45,7 @@ def frame_gaps_ms(job: Job) -> list[float]:
     chain asks for its next frame, not when it hands a result out.
     """
     bundle = read_bundle(Path(job.parts[0][0]), verify=False)
-    width, height = FRAME_SIZE
+    height, width = FRAME_SIZE
     size = width * height * 3
     count = Path(job.frames).stat().st_size // size
     asked: list[float] = []
@@ -57,9 +57,7 @@ def frame_gaps_ms(job: Job) -> list[float]:
             yield Frame(flat.reshape(height, width, 3), index, index / FPS)
             asked.append(time.perf_counter())
 
-    with open_pipeline(
-        bundle, FRAME_SIZE, backend=job.backend, device=job.device, threads=job.threads
-    ) as pipeline:
+    with open_pipeline(bundle, FRAME_SIZE, where=job.where) as pipeline:
         for _ in pipeline.run(frames()):
             pass
     gaps = [(after - before) * 1e3 for before, after in zip(asked[::2], asked[1::2], strict=True)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mambapose.runtime.commands import run_command
+from mambapose.runtime.types import Where
 
 PARTS = ("sample", "pose2d", "video", "world", "lift3d")
 EPILOG = "Example: mp-bench --vs vitpose-b --plot bench.png"
@@ -67,7 +68,7 @@ def command(
     from mambapose.runtime.loading import shipped_bundle
 
     engine = engine or shipped_bundle()
-    job = Job("stages", backend=backend, device=device, threads=threads, iterations=iterations)
+    job = Job("stages", where=Where(backend, device, threads), iterations=iterations)
     if not bench(engine, vs, job, sweep, budget, json_file, plot_file):
         raise SystemExit(1)
 
@@ -100,7 +101,7 @@ def networks(
     from mambapose.benchmarks.jobs import Job
     from mambapose.benchmarks.sweeps import clips_from_text, sizes_from_text
 
-    job = Job("stages", backend=backend, device=device, threads=threads, iterations=iterations)
+    job = Job("stages", where=Where(backend, device, threads), iterations=iterations)
     asked = sizes_from_text(sizes), clips_from_text(clip_frames)
     bench_networks(names, *asked, job, json_file)
 
@@ -159,7 +160,6 @@ def accuracy(
     found), world (rendered people), lift3d (known joints).
     """
     from mambapose.benchmarks.accuracy import Material, measure
-    from mambapose.benchmarks.accuracy_video import Where
     from mambapose.runtime.loading import shipped_bundle
 
     where = Where(backend, device, threads)

@@ -67,8 +67,11 @@ def show(
     json_file: Path | None,
 ) -> None:
     """Print the machine, the table and the sentences; append the rows to the file."""
-    about = {**report.machine(), "backend": job.backend, **about}
-    click.echo(f"{about['cpu']}, {job.backend}, {job.threads} threads, commit {about['commit']}")
+    about = {**report.machine(), "backend": job.where.backend, **about}
+    click.echo(
+        f"{about['cpu']}, {job.where.backend}, {job.where.thread_count} threads, "
+        f"commit {about['commit']}"
+    )
     for line in (*report.table(rows), *sentences):
         click.echo(line)
     if json_file is not None:

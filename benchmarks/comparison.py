@@ -10,7 +10,8 @@ from mambapose.benchmarks import sweeps
 from mambapose.benchmarks.exported import exported, stage_of
 from mambapose.benchmarks.jobs import Job, Row
 from mambapose.benchmarks.sides import Side, measure_all
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 
 # Tier by tier, the comparison the project is held to: ours, then the baseline of the same tier.
 TIERS = (("mambapose-tiny", "vitpose-s"), ("mambapose-small", "vitpose-b"))

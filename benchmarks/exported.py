@@ -12,8 +12,10 @@ import mambapose.export
 import mambapose.plugins
 from mambapose.benchmarks import yardsticks
 from mambapose.export.models import NETWORKS
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError
+from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.targets import target_from_name
 
 TARGET = "cpu"
@@ -48,9 +50,10 @@ def stage_of(name: str) -> str:
 
 def own_size(stage: str) -> Size | None:
     """The size at which the target has the networks of a stage; None of one without a size."""
-    schedule = target_from_name(TARGET).schedule
-    own: dict[str, Size] = {"pose2d": schedule.pose_size, "lift3d": schedule.clip_frames}
-    return own.get(stage)
+    schedule, row = target_from_name(TARGET).schedule, STAGES[stage]
+    if row.clip:
+        return schedule.clip_frames
+    return None if row.size_field is None else schedule.size(row.size_field)
 
 
 def exported(name: str, size: Size | None = None) -> Bundle:
@@ -80,8 +83,8 @@ def exported(name: str, size: Size | None = None) -> Bundle:
 
 def export_words(name: str, stage: str, size: str) -> list[str]:
     """The module to run and its arguments; size: ``HxW``, ``T`` or nothing."""
-    sizes = {"": [], "lift3d": [f"--clip-frames={size}"]}
-    chosen = sizes.get(stage if size else "", [f"--size={stage}={size}"])
+    option = f"--clip-frames={size}" if STAGES[stage].clip else f"--size={stage}={size}"
+    chosen = [option] if size else []
     if yardsticks.is_transformer(name):
         return ["mambapose.benchmarks.yardsticks", name, *chosen]
     words = ["mambapose.export.cli", "--target", TARGET, "--untrained"]

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from mambapose.runtime.errors import EngineError
+from mambapose.runtime.types import Where
+
+ONE_THREAD = Where("onnxruntime", threads=1)
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,7 @@ class Job:
     kind: str
     parts: tuple[tuple[str, str], ...] = ()
     frames: str = ""
-    backend: str = "onnxruntime"
-    device: str = "cpu"
-    threads: int = 1
+    where: Where = ONE_THREAD
     warmup: int = 2
     iterations: int = 20
     seconds: float = 2.0
@@ -62,7 +63,8 @@ class Row:
 
 def job_from_dict(values: Mapping[str, Any]) -> Job:
     """The job a JSON object describes; unknown keys are errors."""
-    return Job(**{**values, "parts": tuple(map(tuple, values.get("parts", ())))})
+    parts = tuple(map(tuple, values.get("parts", ())))
+    return Job(**{**values, "parts": parts, "where": Where(**values["where"])})
 
 
 def row_from_dict(values: Mapping[str, Any]) -> Row:
@@ -85,7 +87,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def empty_peak_kib(job: Job) -> int:
     """Peak of a process that only started the backend: the smallest of three, it is a floor."""
-    return min(run_job(replace(job, kind="empty"))["peak_kib"] for _ in range(3))
+    return min(int(run_job(replace(job, kind="empty"))["peak_kib"]) for _ in range(3))
 
 
 def percentiles_ms(times: list[float]) -> tuple[float, float, float]:

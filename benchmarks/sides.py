@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from mambapose.benchmarks.chain import sample_frames
 from mambapose.benchmarks.exported import cache_folder
 from mambapose.benchmarks.jobs import Job, Row, empty_peak_kib, percentiles_ms, run_job
-from mambapose.benchmarks.worker import base_name
-from mambapose.runtime.bundle.bundle import MODEL, Bundle
+from mambapose.benchmarks.worker import one_orientation
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.stages.causal_lifting import STEP
+from mambapose.runtime.stages.table import MODEL, STAGES
 
 CHAIN_FRAMES = 30  # at least one hop of the lifter
 MIB = 1024.0 * 1024.0
@@ -40,7 +41,7 @@ def window_of(bundle: Bundle, stage: str) -> int:
 
 def is_step(bundle: Bundle, stage: str) -> bool:
     """True for a lifter that goes frame by frame."""
-    return stage == "lift3d" and STEP in map(base_name, bundle.stages[stage].graphs)
+    return STAGES[stage].clip and STEP in bundle.stages[stage].graphs
 
 
 def size_of(bundle: Bundle, stage: str) -> str:
@@ -51,7 +52,7 @@ def size_of(bundle: Bundle, stage: str) -> str:
     shape = specs[0].shape
     if stage == MODEL:
         return "x".join(str(side) for side in shape if not isinstance(side, str))
-    if stage == "lift3d":
+    if STAGES[stage].clip:
         return STEP if is_step(bundle, stage) else f"T={window_of(bundle, stage)}"
     # Features of a video network have as many sides as an image: only the image is of bytes.
     images = [spec.shape for spec in specs if spec.dtype == "uint8" and len(spec.shape) == 4]
@@ -74,17 +75,15 @@ def frames_of(side: Side) -> int | None:
 def _frames_of_stage(bundle: Bundle, stage: str) -> int | None:
     if stage == MODEL:
         return None
-    return min(bundle.schedule.hop, window_of(bundle, stage)) if stage == "lift3d" else 1
+    return min(bundle.schedule.hop, window_of(bundle, stage)) if STAGES[stage].clip else 1
 
 
 def weights_mib(bundle: Bundle, stage: str) -> float:
     """Size of the files one orientation of a stage loads: its graphs and the weights they share."""
     graphs = bundle.stages[stage].graphs
-    suffix = next(iter(graphs)).partition("@")[2]
     names: set[str] = set()
-    for name, graph in graphs.items():
-        if name.partition("@")[2] == suffix:
-            names.update(filter(None, (graph.file, graph.data)))
+    for graph in (graphs[name] for name in one_orientation(graphs).values()):
+        names |= {graph.onnx, *((graph.data.path,) if graph.data else ())}
     return sum((bundle.path / name).stat().st_size for name in names) / MIB
 
 
@@ -115,7 +114,7 @@ def measure(side: Side, job: Job, floor_kib: int) -> Row:
         p90_ms=p90,
         p99_ms=p99,
         calls=len(result["times_ms"]),
-        threads=job.threads,
+        threads=job.where.thread_count,
         frames=frames_of(side),
     )
 
@@ -125,7 +124,7 @@ def measure_all(sides: Iterable[Side], job: Job, tell: Callable[[str], None]) ->
     once, a side that comes twice in a group is one row.
     """
     floor = empty_peak_kib(job)
-    tell(f"empty {job.backend} process: {floor / 1024:.0f} MiB, taken off every row")
+    tell(f"empty {job.where.backend} process: {floor / 1024:.0f} MiB, taken off every row")
     measured: dict[tuple[str, tuple[tuple[str, str], ...]], Row] = {}
     rows: dict[tuple[object, ...], Row] = {}
     for side in sides:

@@ -17,9 +17,11 @@ from mambapose.benchmarks.jobs import Row
 from mambapose.benchmarks.sides import Side, is_step, size_of, window_of
 from mambapose.export.models import NETWORKS
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.runtime.bundle.bundle import MODEL, Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError, MambaPoseError
 from mambapose.runtime.stages.causal_lifting import STEP
+from mambapose.runtime.stages.table import MODEL, STAGES
 
 SIZES: tuple[tuple[int, int], ...] = ((256, 192), (384, 288), (512, 384))
 CLIPS = (27, 81, 243)
@@ -93,7 +95,7 @@ def _brought(bundle: Bundle, stage: str) -> list[Candidate]:
     """
     spec = next(iter(bundle.stages[stage].graphs.values())).spec.inputs[0]
     label = bundle.path.name
-    if stage == "lift3d":
+    if STAGES[stage].clip:
         return [Candidate(label, stage, bundle, stage, window_of(bundle, stage))]
     if stage == "pose2d":
         height, width = map(int, size_of(bundle, stage).split("x"))
@@ -166,7 +168,7 @@ def _sides_at(candidate: Candidate, size: Size, *, first: bool) -> Iterator[Side
 
 def _goes_frame_by_frame(candidate: Candidate) -> bool:
     """True for a lifter whose graph, exported without a window, is a step."""
-    if candidate.stage != "lift3d" or yardsticks.is_transformer(candidate.label):
+    if not STAGES[candidate.stage].clip or yardsticks.is_transformer(candidate.label):
         return False
     return is_step(exported(candidate.label), candidate.stage)
 

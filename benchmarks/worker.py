@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mambapose.benchmarks.jobs import Job, job_from_dict
-from mambapose.runtime.backends.engine import Engine, load_engine
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
-from mambapose.runtime.stages.flow import PAIR
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.stages.flow import PAIR, FlowStage
+from mambapose.runtime.types import GraphName, TensorSpec
 
 Step = Callable[[], None]
 
@@ -53,52 +55,29 @@ def void(_: object) -> None:
     """Drop a result, so that a step holds nothing between calls."""
 
 
-def flow_step(engines: dict[str, Engine], iters: int) -> Step:
-    """One frame pair of RAFT: encode the new frame, correlate, ``iters`` updates, upsample."""
+def flow_step(engines: dict[str, Engine], iterations: int) -> Step:
+    """One more frame of the runtime's flow stage, with the frame before it kept."""
+    size = engines["encode" if "encode" in engines else PAIR].spec.inputs[0].shape[1:3]
     rng = np.random.default_rng(0)
-    image = seeded_input(engines["encode"].spec.inputs[0], rng)
-    previous = engines["encode"].run({"image": image})["fmap"]
-    height, width = previous.shape[2:]
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None].astype(np.float32)
-
-    def step() -> None:
-        features = engines["encode"].run({"image": image})
-        pyramid = engines["corr"].run({"fmap1": features["fmap"], "fmap2": previous})
-        coords, hidden = grid, features["hidden"]
-        for _ in range(iters):
-            out = engines["step"].run(
-                {**pyramid, "coords": coords, "hidden": hidden, "context": features["context"]}
-            )
-            coords, hidden = out["coords_next"], out["hidden_next"]
-        upsample = engines["upsample"]
-        given = {"coords": coords, "hidden": hidden}
-        upsample.run({spec.name: given[spec.name] for spec in upsample.spec.inputs})
-
-    return step
+    image = rng.integers(0, 256, (int(size[0]), int(size[1]), 3), dtype=np.uint8)
+    stage = FlowStage(engines, iterations)
+    stage.run(image)
+    return lambda: void(stage.run(image))
 
 
-def base_name(graph: str) -> str:
-    """``encode`` of ``encode@192x256``."""
-    return graph.split("@")[0]
-
-
-def first_orientation(graphs: dict[str, GraphSpec]) -> list[str]:
-    """The graph names of one orientation: the one listed first in the bundle."""
-    suffix = next(iter(graphs)).partition("@")[2]
-    return [name for name in graphs if name.partition("@")[2] == suffix]
+def one_orientation(graphs: Iterable[str]) -> dict[str, str]:
+    """Graph -> its name, of one orientation: the one listed first in the bundle."""
+    names = [GraphName.parse(graph) for graph in graphs]
+    return {name.base: str(name) for name in names if name.size == names[0].size}
 
 
 def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
     """A function that does a stage's work on one frame or window: each graph once, flow's more."""
-    entry = bundle.stages[stage]
-    names = first_orientation({name: graph.spec for name, graph in entry.graphs.items()})
     engines = {
-        base_name(name): load_engine(
-            bundle, stage, name, backend=job.backend, device=job.device, threads=job.threads
-        )
-        for name in names
+        base: load_engine(bundle, stage, name, job.where)
+        for base, name in one_orientation(bundle.stages[stage].graphs).items()
     }
-    if stage == "flow" and PAIR not in engines:
+    if stage == "flow":
         return flow_step(engines, bundle.schedule.flow_iters)
     return in_turn([graph_step(engine) for engine in engines.values()])
 
@@ -135,7 +114,7 @@ def run_empty(job: Job) -> dict[str, Any]:
     from mambapose.runtime.backends.native import find_library
     from mambapose.runtime.check.machine import run_probe
 
-    run_probe(job.backend, find_library())
+    run_probe(job.where.backend, find_library())
     return {"times_ms": []}
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mambapose.runtime.bundle.bundle import Bundle, WeightsEntry, tool_version, write_bundle
+from mambapose.runtime.bundle.bundle import tool_version, write_bundle
+from mambapose.runtime.bundle.entries import Bundle, WeightsEntry
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.stages.lifting import BODY_HEIGHTS
 from mambapose.runtime.targets import target_from_name

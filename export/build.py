@@ -9,26 +9,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import PERSON, Card, Facts, facts_from_file, read_card
+from mambapose.export.weights import Card, Facts, facts_from_file, read_card
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
 from mambapose.runtime.bundle.bundle import (
-    STAGES,
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
+    file_entry,
     file_sha256,
     tool_version,
     write_bundle,
     write_gate,
 )
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec
 
 if TYPE_CHECKING:
@@ -199,13 +197,14 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
         return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(model, file, module.key_tables(model), network=stage.network.name)
-    if facts.joints == PERSON:
-        if stage.network.module != "posemamba":
+    if facts.joints is not None:
+        if not hasattr(module, "apply_facts"):
             raise ExportError(
                 f"{file}: joints of the picture were wanted for {stage.network.name}, the weights "
-                f"are for those of the {PERSON}; export them with --lift3d posemamba-s"
+                f"are for those of the {facts.joints}; name the network they were trained for with "
+                f"--{stage.stage}"
             )
-        model.centred = True
+        module.apply_facts(model, facts)
     licence = facts.licence or stage.network.weights_licence
     weights = dataclasses.replace(
         given,
@@ -273,26 +272,19 @@ def describe_graphs(
 ) -> dict[str, GraphEntry]:
     """Write the gate arrays and list every file of the stage with its hash."""
     data = folder / "stages" / f"{stage}.data"
-    hashes: dict[Path, str] = {}
 
-    def listed(path: Path | None) -> tuple[str | None, str | None]:
-        if path is None or not path.is_file():
-            return None, None
-        if path not in hashes:
-            hashes[path] = file_sha256(path)
-        return path.relative_to(folder).as_posix(), hashes[path]
+    @cache
+    def listed(path: Path) -> FileEntry:
+        return file_entry(folder, path.relative_to(folder).as_posix())
 
     entries = {}
     for name, graph in exported.items():
         arrays = folder / "gate" / f"{graph.file.stem}.npz"
         write_gate(arrays, *gate[name])
-        file, sha256 = listed(graph.file)
-        assert file is not None
-        assert sha256 is not None
-        trt = graph.file.with_suffix(".trt.onnx") if graph.has_scan else None
-        entries[name] = GraphEntry(
-            graph.spec, file, sha256, *listed(data), *listed(trt), *listed(arrays)
-        )
+        files = {"onnx": graph.file, "trt": graph.file.with_suffix(".trt.onnx")}
+        forms = {form: listed(file) for form, file in files.items() if file.is_file()}
+        shared = listed(data) if data.is_file() else None
+        entries[name] = GraphEntry(graph.spec, forms, shared, listed(arrays))
     return entries
 
 
@@ -308,19 +300,14 @@ def add_detector(path: Path, folder: Path, seed: int, licence: str | None) -> St
     outputs = open_graph(file).run(inputs)
     arrays = folder / "gate" / "detect.npz"
     write_gate(arrays, inputs, outputs)
-    digest = file_sha256(file)
-    graph = GraphEntry(
-        spec,
-        file.relative_to(folder).as_posix(),
-        digest,
-        gate_file=arrays.relative_to(folder).as_posix(),
-        gate_sha256=file_sha256(arrays),
-    )
+    listed = file_entry(folder, file.relative_to(folder).as_posix())
+    gate = file_entry(folder, arrays.relative_to(folder).as_posix())
+    graph = GraphEntry(spec, {"onnx": listed}, gate=gate)
     return StageEntry(
         network=path.stem,
         precision="fp32",
         params=params,
-        weights=WeightsEntry(path.name, digest, trained=True, licence=licence),
+        weights=WeightsEntry(path.name, listed.sha256, trained=True, licence=licence),
         graphs={"main": graph},
         opset=opset,
         options={"layout": layout},

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from mambapose.export.models import NETWORKS
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import STAGES
 
 
 @dataclass(frozen=True)
@@ -286,4 +287,4 @@ def _source_from_text(text: str) -> Source:
 
 def way_by_hand(source: Source) -> str:
     """The option that takes a file of this network from disk."""
-    return "--detect FILE" if source.stage == "detect" else f"--weights {source.stage}=FILE"
+    return STAGES[source.stage].by_hand if source.stage else f"--weights {source.stage}=FILE"

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from mambapose.runtime.bundle.bundle import MODEL
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.stages.table import MODEL
 
 EPILOG = (
     "Example: mp-export --target cpu --weights flow=raft-small.pth "
@@ -151,7 +151,7 @@ def _export_own(
     own: dict[str, Any], asked: dict[str, Any], out: Path | None, overwrite: bool
 ) -> None:
     """A network of the user's own, alone or in its place among those that ship."""
-    from mambapose.runtime.bundle.bundle import MANIFEST
+    from mambapose.runtime.bundle.entries import MANIFEST
     from mambapose.runtime.bundle.staging import check_destination
     from mambapose.runtime.targets import target_from_name
 
@@ -203,9 +203,9 @@ def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
 
 def _options(asked: dict[str, Any]) -> Any:
     """The Options of the command line."""
-    from mambapose.export.plan import DEFAULTS, Options
+    from mambapose.export.plan import Options, default_networks
 
-    networks = {stage: asked.pop(stage) for stage in DEFAULTS}
+    networks = {stage: asked.pop(stage) for stage in default_networks()}
     weights = {stage: Path(file) for stage, file in asked.pop("weights").items()}
     return Options(
         networks={stage: name for stage, name in networks.items() if name is not None},
@@ -222,7 +222,7 @@ def _export(plan: Any, out: Path, overwrite: bool) -> None:
     start = time.perf_counter()
     from mambapose.export.build import build_bundle, compiled_operator
     from mambapose.runtime.backends.native import slow_notice
-    from mambapose.runtime.bundle.bundle import MANIFEST
+    from mambapose.runtime.bundle.entries import MANIFEST
     from mambapose.runtime.bundle.staging import check_destination
 
     check_destination(out, overwrite=overwrite, marker=MANIFEST)  # before minutes of work

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.loading import SHIPPED
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mambapose.export.half import cast_from_half, halved, stored_name
 from mambapose.export.own_model.refusals import explained
-from mambapose.plugins.onnx_function import DOMAIN, attach_functions, strip_functions
+from mambapose.plugins.onnx_function import attach_functions, strip_functions
+from mambapose.plugins.scan_node import DOMAIN
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
 

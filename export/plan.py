@@ -12,20 +12,11 @@ from mambapose.export.models import NETWORKS, Network
 from mambapose.export.sizes import check_clip, check_size
 from mambapose.export.weights import shipped_weights
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import DETECT, STAGES
 from mambapose.runtime.targets import Schedule, Target
+from mambapose.runtime.types import Size
 
-# In pipeline order. Weights of pose2d and lift3d ship; flow and depth have none that may, and are
-# left out until somebody gives them some.
-DEFAULTS = {
-    "flow": "raft-small",
-    "depth": "depth-anything-v2-small",
-    "pose2d": "mambapose-nano",
-    "lift3d": "mambapose3d-nano",
-}
-OPTIONAL = ("flow", "depth")
-IMAGE_STAGES = ("flow", "depth")  # exported in both orientations of the clip
 MAX_FLOW_ITERS = 100
-SIZE_NAMES = {"flow": "flow_size", "depth": "depth_size", "pose2d": "pose_size"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class StagePlan:
 
     stage: str
     network: Network
-    sizes: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[Size, ...] = ()
     weights: Path | None = None
     source: Source | None = None
     flip: bool = False
@@ -94,16 +85,16 @@ class Plan:
         lines = [f"target {self.target.name}, {self.precision}, {self.target.backend}"]
         for stage in self.stages:
             window = "frame by frame" if stage.network.causal else f"T={s.clip_frames}"
-            size = " ".join(f"{h}x{w}" for h, w in stage.sizes) or window
+            size = " ".join(map(str, stage.sizes)) or window
             weights = "weights that ship" if stage.shipped else f"weights {stage.weights}"
             if stage.source is not None:
                 weights = f"download {stage.source}"
             elif stage.weights is None:
                 weights = f"random weights, seed {self.seed}"
-            extra = {"flow": f", {s.flow_iters} iterations", "depth": f", every {s.depth_every}"}
+            rhythm = STAGES[stage.stage].rhythm.format(**vars(s))
             flip = ", flip test" if stage.flip else ""
             lines.append(
-                f"{stage.stage:7} {stage.network.name:24} {size}{extra.get(stage.stage, '')}"
+                f"{stage.stage:7} {stage.network.name:24} {size}{rhythm and f', {rhythm}'}"
                 f"{flip}, {weights}"
             )
         if self.detect is not None:
@@ -144,9 +135,14 @@ def make_plan(target: Target, options: Options) -> Plan:
         )
     _check_weights(stages, options)
     return Plan(
-        target, precision, schedule, stages, options.detect, sources.get("detect"), options.seed,
+        target, precision, schedule, stages, options.detect, sources.get(DETECT), options.seed,
         notes,
     )  # fmt: skip
+
+
+def default_networks() -> dict[str, str]:
+    """Stage -> the network that is exported unless another is named, in pipeline order."""
+    return {stage.name: stage.network for stage in STAGES.values() if stage.network is not None}
 
 
 def networks_of(stage: str) -> list[str]:
@@ -165,23 +161,24 @@ def _with_downloads(options: Options, sources: Mapping[str | None, Source]) -> O
         given = networks.get(stage, source.name)
         if given != source.name:
             raise ExportError(f"--{stage} {given} contradicts --download {source.name}; drop one")
-        if stage in options.weights or (stage == "detect" and options.detect is not None):
+        if stage in options.weights or (stage == DETECT and options.detect is not None):
             raise ExportError(
                 f"--download {source.name} and {way_by_hand(source)} both give the weights of "
                 f"{stage}; drop one"
             )
-        if stage in DEFAULTS:
+        if STAGES[stage].network is not None:
             networks[stage] = source.name
     return dataclasses.replace(options, networks=networks)
 
 
 def _chosen(options: Options) -> dict[str, str]:
     """Stage -> network name, in pipeline order."""
+    defaults = default_networks()
     for stage in (*options.only, *options.networks):
-        if stage not in DEFAULTS:
-            raise ExportError(f"stage {stage!r} is not known; use one of: {', '.join(DEFAULTS)}")
+        if stage not in defaults:
+            raise ExportError(f"stage {stage!r} is not known; use one of: {', '.join(defaults)}")
     chosen: dict[str, str] = {}
-    for stage, default in DEFAULTS.items():
+    for stage, default in defaults.items():
         name = options.networks.get(stage, default)
         if options.only and stage not in options.only:
             if stage in options.networks:
@@ -205,13 +202,14 @@ def _chosen(options: Options) -> dict[str, str]:
 def _schedule(base: Schedule, options: Options) -> Schedule:
     """The target's schedule with the options in place."""
     changes: dict[str, object] = {}
+    sized = {stage.name: stage.size_field for stage in STAGES.values() if stage.size_field}
     for stage, size in options.sizes.items():
-        if stage not in SIZE_NAMES:
+        if stage not in sized:
             raise ExportError(
-                f"--size {stage}=... has no meaning; stages with a size: {', '.join(SIZE_NAMES)}"
+                f"--size {stage}=... has no meaning; stages with a size: {', '.join(sized)}"
             )
         check_size(stage, size)
-        changes[SIZE_NAMES[stage]] = size
+        changes[sized[stage]] = Size(*size)
     if options.flow_iters is not None:
         if not 1 <= options.flow_iters <= MAX_FLOW_ITERS:
             raise ExportError(
@@ -229,12 +227,11 @@ def _schedule(base: Schedule, options: Options) -> Schedule:
 def _stage_plan(
     stage: str, name: str, schedule: Schedule, options: Options, source: Source | None
 ) -> StagePlan:
-    sizes: tuple[tuple[int, int], ...] = ()
-    if stage in SIZE_NAMES:
-        height, width = getattr(schedule, SIZE_NAMES[stage])
-        sizes = ((height, width),)
-        if stage in IMAGE_STAGES and height != width:
-            sizes += ((width, height),)
+    row, sizes = STAGES[stage], tuple[Size, ...]()
+    if row.size_field is not None:
+        size = schedule.size(row.size_field)
+        both = row.both_orientations and size.height != size.width
+        sizes = (size, size.turned) if both else (size,)
     weights = options.weights.get(stage)
     if weights is not None and not weights.is_file():
         raise ExportError(
@@ -243,8 +240,8 @@ def _stage_plan(
     shipped = None
     if weights is None and source is None:
         weights = shipped = shipped_weights(name)
-    flip = options.flip and stage == "lift3d"
-    if stage == "lift3d" and NETWORKS[name].causal:
+    flip = options.flip and row.clip
+    if NETWORKS[name].causal:
         for option, given in (("--flip", flip), ("--clip-frames", options.clip_frames)):
             if given:
                 raise ExportError(
@@ -259,7 +256,7 @@ def _stage_plan(
 def _without_weightless(
     stages: tuple[StagePlan, ...], options: Options
 ) -> tuple[tuple[StagePlan, ...], tuple[str, ...]]:
-    """The stages without flow and depth where they have no weights and nobody asked for them.
+    """The stages without the optional ones that have no weights and that nobody asked for.
 
     Asked for is what --flow, --depth, --only or --size names, and everything with --untrained.
     """
@@ -267,7 +264,7 @@ def _without_weightless(
     dropped = [
         stage
         for stage in stages
-        if stage.stage in OPTIONAL
+        if STAGES[stage.stage].optional
         and stage.untrained
         and not options.untrained
         and stage.stage not in asked

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.runtime.bundle.bundle import MODEL
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages import table
+from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 PEOPLE = 2  # of a free dimension
 MOTION_PX = 3
+# The largest value of each kind.
+NOISE = {table.UNIT_NOISE: 1.0, table.SLIGHT_NOISE: 0.02}
+MAPS = {table.MOTION_MAP: 2.0 * MOTION_PX, table.UNIT_MAP: 1.0, table.BYTE_MAP: 255.0}
 
 # A standing figure, Human3.6M order, x and y in body heights from the hips, y down.
 FIGURE = np.array(
@@ -52,12 +56,6 @@ def moving_pictures(height: int, width: int, frames: int, seed: int) -> list[Arr
     return [picture[:, :, MOTION_PX * t :][:, :, :width].copy() for t in range(frames)]
 
 
-def identity_grid(height: int, width: int) -> Array:
-    """(1, 2, h, w) float32: x, then y, of every cell of RAFT's grid for an H x W image."""
-    y, x = np.mgrid[: height // 8, : width // 8]
-    return np.stack([x, y]).astype(np.float32)[None]
-
-
 def walking_figure(people: int, frames: int, seed: int) -> Array:
     """(N, T, 17, 2) float32 keypoints of swinging figures one unit tall, in [-1, 1]."""
     generator = np.random.default_rng(seed)
@@ -71,42 +69,40 @@ def walking_figure(people: int, frames: int, seed: int) -> Array:
 
 def sample_inputs(stage: str, spec: GraphSpec, seed: int) -> dict[str, Array]:
     """Inputs of a graph that needs no other graph's outputs: not those of RAFT or of clips."""
-    if stage == "flow":
-        height, width = (int(side) for side in spec.inputs[0].shape[1:3])
-        return dict(zip(("image1", "image2"), image_pair(height, width, seed), strict=True))
+    kinds = STAGES[stage].samples
     return {
-        tensor.name: _sample(stage, tensor, seed + index)
+        tensor.name: _sample(stage, kinds.get(tensor.name, kinds.get("*", "")), tensor, seed, index)
         for index, tensor in enumerate(spec.inputs)
     }
 
 
-def _sample(stage: str, tensor: TensorSpec, seed: int) -> Array:
+def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) -> Array:
+    """A sample of a tensor, the ``index``-th of its graph."""
     shape = tuple(PEOPLE if isinstance(side, str) else side for side in tensor.shape)
-    generator = np.random.default_rng(seed)
-    if tensor.name == "present":
+    if kind == table.PICTURE_BEFORE:
+        return image_pair(shape[1], shape[2], seed)[1]
+    if kind == table.PICTURE:
+        images = [image_pair(shape[1], shape[2], seed + index + 7 * n)[0] for n in range(shape[0])]
+        return np.concatenate(images)
+    generator = np.random.default_rng(seed + index)
+    if kind == table.FLAGS:
         flags = np.ones(shape)
         flags[1:, -1] = 0  # the second person lacks one modality
         return flags.astype(np.float32)
-    if stage == MODEL:
+    if kind == table.WALK:
+        return walking_figure(shape[0], shape[1], seed + index)
+    if kind == table.ANYTHING:
         return _of_any_meaning(tensor, shape, generator)
-    if stage == "lift3d":
-        people, frames = shape[:2]
-        if tensor.name == "keypoints":
-            return walking_figure(people, frames, seed)
-        scale = 0.02 if tensor.name == "flow" else 1.0
-        return (scale * generator.random(shape)).astype(np.float32)
-    if tensor.dtype == "uint8":
-        images = [image_pair(shape[1], shape[2], seed + 7 * n)[0] for n in range(shape[0])]
-        return np.concatenate(images)
-    if tensor.dtype != "float32" or len(shape) != 4:
+    if kind in NOISE:
+        return (NOISE[kind] * generator.random(shape)).astype(np.float32)
+    if kind not in MAPS or tensor.dtype != "float32" or len(shape) != 4:
         raise ExportError(
             f"images or maps were wanted as inputs of stage {stage}, found {tensor}; "
             "no sample can be made of it"
         )
     maps = [smooth_field(generator, shape[2:]) for _ in range(shape[0] * shape[1])]
-    scale = {"flow": 2.0 * MOTION_PX, "depth": 1.0}.get(tensor.name, 255.0)
     # In whole 64ths, which zip well: the arrays stay in the bundle.
-    return (np.round(64 * scale * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
+    return (np.round(64 * MAPS[kind] * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
 
 
 def _of_any_meaning(

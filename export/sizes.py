@@ -1,36 +1,21 @@
-"""Which input sizes each stage takes."""
+"""Which input sizes can be exported."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import MAX_SIDE, STAGES
+from mambapose.runtime.types import Size
 
-MAX_SIDE = 4096
 MAX_CLIP = 243  # rows of PoseMamba's temporal embedding
 
 
-@dataclass(frozen=True)
-class SizeRule:
-    """Both sides are multiples of ``step`` from ``least`` px up."""
-
-    least: int
-    step: int
-
-
-# flow: below 128 px the coarsest level of RAFT's pyramid is one cell wide and its normalisation
-# divides by zero. depth: patches of 14 px. pose2d: patches of 16 px.
-RULES = {"flow": SizeRule(128, 8), "depth": SizeRule(14, 14), "pose2d": SizeRule(32, 16)}
-
-
-def check_size(stage: str, size: tuple[int, int]) -> None:
+def check_size(stage: str, size: Size | tuple[int, int]) -> None:
     """Raise ExportError unless networks of the image stage take the size (H, W)."""
-    rule = RULES[stage]
-    if any(side < rule.least or side > MAX_SIDE or side % rule.step for side in size):
-        height, width = (_nearest(side, rule) for side in size)
+    rule, size = STAGES[stage].size_rule, Size(*size)
+    if rule is not None and not rule.fits(size):
         raise ExportError(
             f"size of {stage} must be multiples of {rule.step} from {rule.least} to {MAX_SIDE} px, "
-            f"found {size[0]}x{size[1]}; the nearest is {height}x{width}"
+            f"found {size}; the nearest is {rule.nearest(size)}"
         )
 
 
@@ -40,8 +25,3 @@ def check_clip(frames: int) -> None:
         raise ExportError(
             f"a clip of 1 to {MAX_CLIP} frames was wanted, found {frames}; change --clip-frames"
         )
-
-
-def _nearest(side: int, rule: SizeRule) -> int:
-    first = -(-rule.least // rule.step) * rule.step
-    return min(max(round(side / rule.step) * rule.step, first), MAX_SIDE // rule.step * rule.step)

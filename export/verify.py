@@ -1,10 +1,10 @@
 """Every exported graph against the torch module it came from, before a bundle exists.
 
 Each graph runs in ONNX Runtime with the compiled operator where it is built, and always in the
-portable function form, on seeded inputs; flow also runs as the whole chain of graphs, a causal
-lifter frame by frame against the whole sequence in torch, and the window of a clip network is fed
-with features of moving pictures. The errors go into bundle.json,
-the inputs and FP32 outputs into its gate folder.
+portable function form, on seeded inputs. RAFT also runs as the runtime's flow stage runs it, a
+causal lifter frame by frame against the whole sequence in torch, and the window of a clip network
+is fed with features of moving pictures. The errors go into bundle.json, the inputs and FP32 outputs
+into its gate folder.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import numpy as np
 
 from mambapose.export.samples import (
     PEOPLE,
-    identity_grid,
     image_pair,
     moving_pictures,
     sample_inputs,
     walking_figure,
 )
 from mambapose.runtime.backends.engine import Engine
+from mambapose.runtime.backends.fake import FakeEngine
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.errors import EngineError, ExportError
 from mambapose.runtime.stages.causal_lifting import STEP, next_name
-from mambapose.runtime.stages.flow import PAIR
-from mambapose.runtime.types import Array, GraphSpec
+from mambapose.runtime.stages.flow import FlowStage
+from mambapose.runtime.stages.table import STAGES
+from mambapose.runtime.types import Array, GraphName, GraphSpec, Size
 
 if TYPE_CHECKING:
     import torch
@@ -88,17 +89,17 @@ def verify_stage(
         outputs = best(name, inputs)
         _raise_to(errors, graph_errors(stage, inputs, outputs, torch_run(name, inputs)))
         if native is not None:
-            # Of no stage: every tensor as a share of its largest value, whatever it means.
-            share = graph_errors("", inputs, outputs, plain(name, inputs))["relative"]
+            share = graph_errors(None, inputs, outputs, plain(name, inputs))["relative"]
             _raise_to(errors, {"native_vs_function": share})
         gate[name] = (inputs, outputs)
-    if _is_raft(stage, graphs):
-        for suffix in _suffixes(graphs):
+    if _is_raft(graphs):
+        for size in _sizes(graphs):
             found, wanted = (
-                _flow_chain(run, graphs, suffix, flow_iters, seed) for run in (best, torch_run)
+                {"flow": _watched_flow(run, graphs, size, flow_iters, seed)[0]}
+                for run in (best, torch_run)
             )
-            _raise_to(errors, graph_errors(stage, {}, {"flow": found}, {"flow": wanted}))
-    if stage == "lift3d" and STEP in graphs:
+            _raise_to(errors, graph_errors(stage, {}, found, wanted))
+    if STEP in graphs:
         _raise_to(errors, {"steps_vs_sequence": _sequence_error(best, graphs[STEP], seed)})
     if problem := exceeded(errors, LIMITS):
         raise ExportError(
@@ -159,14 +160,15 @@ def open_graph(file: Path, library: Path | None = None) -> Engine:
 def _stage_inputs(
     stage: str, graphs: Mapping[str, Exported], run: Run, seed: int
 ) -> dict[str, Arrays]:
-    if _is_raft(stage, graphs):
-        found: dict[str, Arrays] = {}
-        for suffix in _suffixes(graphs):
-            found.update(_flow_inputs(run, graphs, suffix, seed))
-        return found
-    if stage == "pose2d" and "encode" in graphs:
+    if _is_raft(graphs):
+        return {
+            name: inputs
+            for size in _sizes(graphs)
+            for name, inputs in _flow_inputs(run, graphs, size, seed).items()
+        }
+    if "encode" in graphs:
         return _clip_inputs(run, graphs, seed)
-    if stage == "lift3d" and STEP in graphs:
+    if STEP in graphs:
         one = walked(1, seed)  # the state of a second person would double the stored arrays
         return {STEP: _walk(run, graphs[STEP].spec, one)[1]}
     return {name: sample_inputs(stage, graph.spec, seed) for name, graph in graphs.items()}
@@ -225,68 +227,47 @@ def _sequence_error(run: Run, graph: Exported, seed: int) -> float:
 
 # --- flow: the graphs feed each other --------------------------------------------------------
 
+STEPS_BEFORE = 2  # the gate sees RAFT's steps in the middle of the loop, not at its first
 
-def _is_raft(stage: str, graphs: Mapping[str, Exported]) -> bool:
+
+def _is_raft(graphs: Mapping[str, Exported]) -> bool:
     """True for a flow network of several graphs, not one over both images."""
-    return stage == "flow" and PAIR not in graphs
+    return any(GraphName.parse(name).base == "corr" for name in graphs)
 
 
-def _suffixes(graphs: Mapping[str, Exported]) -> list[str]:
-    """``@192x256`` and so on, one for each size."""
-    return list(dict.fromkeys(name[name.index("@") :] for name in graphs))
+def _sizes(graphs: Mapping[str, Exported]) -> list[Size]:
+    """The sizes of the pictures, each once."""
+    return list(dict.fromkeys(size for name in graphs if (size := GraphName.parse(name).size)))
 
 
-def _flow_start(
-    run: Run, graphs: Mapping[str, Exported], suffix: str, seed: int
-) -> dict[str, Array]:
-    """Everything the steps need: both images encoded, the pyramid, the identity grid."""
-    shape = graphs["encode" + suffix].spec.inputs[0].shape
-    height, width = int(shape[1]), int(shape[2])
-    now, before = image_pair(height, width, seed)
-    encoded = run("encode" + suffix, {"image": now})
-    fmap2 = run("encode" + suffix, {"image": before})["fmap"]
-    pyramid = run("corr" + suffix, {"fmap1": encoded["fmap"], "fmap2": fmap2})
-    return {
-        "image": now,
-        "fmap1": encoded["fmap"],
-        "fmap2": fmap2,
-        **pyramid,
-        "coords": identity_grid(height, width),
-        "hidden": encoded["hidden"],
-        "context": encoded["context"],
-    }
+def _watched_flow(
+    run: Run, graphs: Mapping[str, Exported], size: Size, iterations: int, seed: int
+) -> tuple[Array, dict[str, Arrays]]:
+    """The runtime's flow stage on the sample pair with these graphs: the flow (1, 2, H, W), and
+    what each graph was given last, by its name.
+    """
+    given: dict[str, Arrays] = {}
 
+    def engine(name: str) -> FakeEngine:
+        def watched(inputs: Arrays) -> dict[str, Array]:
+            given[name] = dict(inputs)
+            return run(name, inputs)
 
-def _flow_steps(
-    run: Run, graphs: Mapping[str, Exported], suffix: str, state: dict[str, Array], count: int
-) -> None:
-    for _ in range(count):
-        after = run("step" + suffix, _pick(graphs, "step" + suffix, state))
-        state["coords"], state["hidden"] = after["coords_next"], after["hidden_next"]
+        return FakeEngine(graphs[name].spec, watched)
+
+    bases = STAGES["flow"].form({GraphName.parse(name).base for name in graphs})
+    stage = FlowStage({base: engine(str(GraphName(base, size))) for base in bases}, iterations)
+    now, before = image_pair(*size, seed)
+    stage.run(before[0])
+    found = stage.run(now[0])
+    assert found is not None  # the second picture has one before it
+    return found.values[None], given
 
 
 def _flow_inputs(
-    run: Run, graphs: Mapping[str, Exported], suffix: str, seed: int
+    run: Run, graphs: Mapping[str, Exported], size: Size, seed: int
 ) -> dict[str, Arrays]:
-    """Inputs of each flow graph as they occur two steps into the chain."""
-    state = _flow_start(run, graphs, suffix, seed)
-    inputs: dict[str, Arrays] = {
-        name + suffix: _pick(graphs, name + suffix, state) for name in ("encode", "corr")
-    }
-    _flow_steps(run, graphs, suffix, state, 2)
-    for name in ("step", "upsample"):
-        inputs[name + suffix] = _pick(graphs, name + suffix, state)
-    return inputs
-
-
-def _flow_chain(
-    run: Run, graphs: Mapping[str, Exported], suffix: str, iterations: int, seed: int
-) -> Array:
-    """The flow (1, 2, H, W) of the sample pair after all steps."""
-    state = _flow_start(run, graphs, suffix, seed)
-    _flow_steps(run, graphs, suffix, state, iterations)
-    return run("upsample" + suffix, _pick(graphs, "upsample" + suffix, state))["flow"]
-
-
-def _pick(graphs: Mapping[str, Exported], name: str, state: Arrays) -> dict[str, Array]:
-    return {tensor.name: state[tensor.name] for tensor in graphs[name].spec.inputs}
+    """Inputs of each flow graph as they occur STEPS_BEFORE steps into the loop."""
+    given = _watched_flow(run, graphs, size, STEPS_BEFORE, seed)[1]
+    step = str(GraphName("step", size))
+    return {**given, step: _watched_flow(run, graphs, size, STEPS_BEFORE + 1, seed)[1][step]}

@@ -102,8 +102,9 @@ class Mamba(nn.Module):
             )
         x, z = self.in_proj(hidden_states).chunk(2, -1)
         ahead = self._branch(x, "", reverse=False)
+        decay: Tensor = self.A_log
         if self.bimamba_type == "none":
-            parts, directions, decay = ahead, 1, self.A_log
+            parts, directions = ahead, 1
         else:
             back = ahead if self.bimamba_type == "v1" else self._branch(x, "_b", reverse=True)
             shared = self.bimamba_type == "v1"
@@ -143,6 +144,8 @@ class Mamba(nn.Module):
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, with the options of `rms_norm_fn`."""
+
+    bias: nn.Parameter | None
 
     def __init__(
         self, hidden_size: int, eps: float = 1e-5, dropout_p: float = 0.0,

@@ -1,4 +1,4 @@
-"""The CUDA kernels through the C interface of plugins/csrc/scan_cuda.h.
+"""The CUDA kernels through the C interface of plugins/csrc/cuda/scan_cuda.h.
 
 `make_plan`, `launch` and `launch_backward` take addresses as they are, so torch tensors on a GPU
 can be passed without a copy. `scan` and `scan_backward` take NumPy arrays: they are for the host

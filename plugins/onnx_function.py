@@ -14,67 +14,21 @@ L length, K directions, G groups, D channels, E = D/G channels of a group, N sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mambapose.plugins.onnx_scan_body import function_from_signature
 from mambapose.plugins.reference import check_decay
+from mambapose.plugins.scan_node import DOMAIN, INPUTS, OPERATOR, Signature
 from mambapose.runtime.backends.native import SIGNATURES_KEY, SPEC
 from mambapose.runtime.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN = "mambapose"
-OPERATOR = "SelectiveScan"
-INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
-OUTPUTS = ("y", "final_state")
 PRESENCE_BITS = {"D": 1, "z": 2, "dt_bias": 4, "order": 8, "initial_state": 16}
 ValueTypes = dict[str, tuple[int, tuple[int | None, ...]]]  # element type, shape (None: free)
 OLDEST_OPSET = 18
 OVERLOAD_IR_VERSION = 10
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a function body is specialised to: the attributes of a node and its inputs' forms.
-
-    optional: the optional inputs that are there; u_shared: u is (B, L, D); b_constant,
-    c_constant: B, C are (K*D, N); order_rows: order is (K, L); half: rows are float16.
-    """
-
-    directions: int
-    groups: int
-    reverse: tuple[int, ...]
-    delta_softplus: bool
-    segment: int
-    merge: str
-    optional: frozenset[str]
-    u_shared: bool
-    b_constant: bool
-    c_constant: bool
-    order_rows: bool
-    half: bool
-
-    @property
-    def input_count(self) -> int:
-        """Inputs up to the last one that is there: TensorRT wants as many as its node has."""
-        return max(5, *(INPUTS.index(name) + 1 for name in self.optional), 0)
-
-    @property
-    def overload(self) -> str:
-        """The name that tells this body from others, the same for equal signatures."""
-        words = [f"k{self.directions}", f"g{self.groups}", "r" + "".join(map(str, self.reverse))]
-        words += [self.merge, *(name for name in INPUTS if name in self.optional)]
-        flags = {
-            "softplus": self.delta_softplus,
-            f"segment{self.segment}": self.segment > 0,
-            "wide_u": not self.u_shared,
-            "constant_b": self.b_constant,
-            "constant_c": self.c_constant,
-            "order_rows": self.order_rows,
-            "half": self.half,
-        }
-        return "_".join([*words, *(word for word, is_set in flags.items() if is_set)])
 
 
 def attach_functions(model: onnx.ModelProto) -> None:
@@ -84,8 +38,6 @@ def attach_functions(model: onnx.ModelProto) -> None:
     inferred, or a constant A is not finite and negative.
     """
     from onnx import shape_inference
-
-    from mambapose.plugins.onnx_scan_body import function_from_signature
 
     _drop_functions(model)
     pending = [node for node in model.graph.node if _is_scan(node)]

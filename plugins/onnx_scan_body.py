@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambapose.plugins.onnx_function import DOMAIN, INPUTS, OPERATOR, OUTPUTS, Signature
+from mambapose.plugins.scan_node import DOMAIN, INPUTS, OPERATOR, OUTPUTS, Signature
 
 if TYPE_CHECKING:
     import onnx

@@ -74,4 +74,6 @@ def gather_operation(features: Tensor, idx: Tensor) -> Tensor:
 
 def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
     """(B, C, M, K) columns of features (B, C, N) at idx (B, M, K)."""
-    return gather_operation(features, idx.flatten(1)).unflatten(2, idx.shape[1:])
+    columns = gather_operation(features, idx.flatten(1))
+    grouped: Tensor = columns.unflatten(2, idx.shape[1:])
+    return grouped

@@ -1,4 +1,4 @@
-"""The C structures of plugins/csrc/mambapose_scan.h, filled from arrays of any kind.
+"""The C structures of plugins/csrc/core/mambapose_scan.h, filled from arrays of any kind.
 
 Shared by the callers of the compiled scan: NumPy arrays on the CPU, torch tensors on a GPU. Letters
 as in plugins/reference.py.

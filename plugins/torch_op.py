@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mambapose.plugins import torch_cuda
-from mambapose.plugins.onnx_function import DOMAIN, INPUTS, OPERATOR
 from mambapose.plugins.reference import check_arguments, check_order
+from mambapose.plugins.scan_node import DOMAIN, INPUTS, OPERATOR
 from mambapose.plugins.torch_loop import scan_loop
 from mambapose.runtime.backends.native import SPEC, find_library, slow_notice
 

@@ -96,6 +96,9 @@ def command(
     recover: bool,
     no_flow: bool,
     no_depth: bool,
+    backend: str,
+    device: str,
+    threads: int | None,
     **asked: Any,
 ) -> None:
     """Find the people in INPUT and write their 2D and 3D joints.
@@ -114,9 +117,16 @@ def command(
         raise click.UsageError("Missing argument 'INPUT'.")
     from mambapose.runtime.loading import shipped_bundle
     from mambapose.runtime.run import Run, run_video
+    from mambapose.runtime.types import Where
 
-    bundle = engine or shipped_bundle()
-    run = Run(source=source, bundle=bundle, flow=not no_flow, depth=not no_depth, **asked)
+    run = Run(
+        source=source,
+        bundle=engine or shipped_bundle(),
+        where=Where(backend, device, threads),
+        flow=not no_flow,
+        depth=not no_depth,
+        **asked,
+    )
     raise SystemExit(run_video(run))
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.people.one_person import OnePerson
-from mambapose.runtime.people.tracking import Boxes, Followed, Targets, Tracker
+from mambapose.runtime.people.tracking import Followed, Tracker
 from mambapose.runtime.stages.causal_lifting import STEP, CausalLifter
 from mambapose.runtime.stages.clip_pose import ClipPose
 from mambapose.runtime.stages.crop import (
@@ -49,9 +49,10 @@ from mambapose.runtime.stages.lifting import (
     normalised,
 )
 from mambapose.runtime.stages.pose import Dense, FramePose, PoseStage, Watched
+from mambapose.runtime.stages.table import whole_frame_inputs
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.types import Array, FloatArray, Frame, GraphSpec, Pose
+from mambapose.runtime.types import Array, Boxes, FloatArray, Frame, Pose, Size, Subjects
 from mambapose.runtime.video.scenes import SceneCuts
 
 # Crops of a search that run together: more would raise the peak of memory, and save no time.
@@ -89,11 +90,9 @@ class FrameResult:
 
 
 class Pipeline:
-    """Runs engines by name: ``pose2d``, and if present ``pose2d.encode`` (of a network that looks
-    at several frames), ``flow.encode``, ``flow.corr``, ``flow.step``, ``flow.upsample`` (or
-    ``flow.main`` alone), ``depth``, ``lift3d``, ``detect``.
+    """Runs the engines of the stages, called as ``engine_name`` says: ``pose2d`` must be there.
 
-    A dense stage that no pose network takes in is not run. The pipeline closes the engines.
+    Flow and depth are not run where no network takes them in. The pipeline closes the engines.
     """
 
     def __init__(
@@ -102,23 +101,19 @@ class Pipeline:
         options = options or Options()
         self.engines = engines
         self.times = StageTimes()
-        self._pose: PoseStage = FramePose(engines["pose2d"], self.times)
-        if "pose2d.encode" in engines:
-            self._pose = ClipPose(engines["pose2d.encode"], engines["pose2d"], self.times)
+        pose = graphs_of("pose2d", engines)
+        self._pose: PoseStage = FramePose(pose["main"], self.times)
+        if "encode" in pose:
+            self._pose = ClipPose(pose["encode"], pose["main"], self.times)
         self._pose_inputs = {item.name for item in self._pose.spec.inputs}
         rgb = next(item for item in self._pose.spec.inputs if item.name == "rgb")
         self._crop_size = fixed_size(rgb.shape[1:3], "pose2d")
         self._flow: FlowStage | None = None
         self._depth: DepthStage | None = None
-        takers = [self._pose.spec]
-        if "lift3d" in engines:
-            takers.append(engines["lift3d"].spec)
-        wanted = dense_inputs(takers)
-        flow = {
-            name.removeprefix("flow."): engine
-            for name, engine in engines.items()
-            if name.startswith("flow.")
-        }
+        lifters = list(graphs_of("lift3d", engines).values())
+        takers = [self._pose.spec, *(lifter.spec for lifter in lifters)]
+        wanted = whole_frame_inputs(*takers)
+        flow = graphs_of("flow", engines)
         if options.flow and flow and "flow" in wanted:
             self._flow = FlowStage(flow, options.flow_iters or schedule.flow_iters)
         if options.depth and "depth" in engines and "depth" in wanted:
@@ -128,7 +123,7 @@ class Pipeline:
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
             self.people = Tracker(every, options.max_people, options.trained)
-        self.lifter = _lifter(engines.get("lift3d"), schedule, options, self.times)
+        self.lifter = _lifter(lifters[0] if lifters else None, schedule, options, self.times)
         self._cuts = SceneCuts()
 
     @property
@@ -147,7 +142,7 @@ class Pipeline:
         is known, unless no 3D waits for later frames (``lifts_later``).
         """
         waiting: deque[FrameResult] = deque()
-        for result, seen in self._looks(frames):
+        for result, seen in self._results_2d(frames):
             if self.lifter is not None and not self.lifts_later:
                 lifted = self.lifter.add(result.frame.index, seen)
                 (result,) = _lifted(deque([result]), lifted)
@@ -191,36 +186,36 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _looks(self, frames: Iterable[Frame]) -> Iterator[tuple[FrameResult, Seen]]:
+    def _results_2d(self, frames: Iterable[Frame]) -> Iterator[tuple[FrameResult, Seen]]:
         """Every frame in order with its 2D poses, and what the lifter wants of them."""
         for frame in frames:
             with self.times.measure("frame"):
-                found = self._look(frame)
+                found = self._watch(frame)
             yield from found
         yield from self._rest()
 
-    def _look(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
+    def _watch(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
         """The frames that this one completes: itself, unless the pose network looks ahead."""
         done = self._follow_scene(frame)
         self._detect(frame)
-        size = (frame.image.shape[0], frame.image.shape[1])
+        size = Size(*frame.image.shape[:2])
         searching = self.people.search_due(frame.index)
-        targets, dense = self.people.targets(size), Dense()
-        if targets.ids or searching:
+        subjects, dense = self.people.subjects(size), Dense()
+        if subjects.ids or searching:
             dense = self._dense(frame)
         else:
             self._forget_dense()
         if searching:
             with self.times.measure("search"):
-                look = partial(self._looked_at, frame, dense)
-                self.people.search(frame.index, size, look)
-            targets = self.people.targets(size)
-        crops = crops_from_boxes(targets.boxes, self._crop_size)
+                poses_in = partial(self._poses_in, frame, dense)
+                self.people.search(frame.index, size, poses_in)
+            subjects = self.people.subjects(size)
+        crops = crops_from_boxes(subjects.boxes, self._crop_size)
         inputs: dict[str, Array] = {}
-        if targets.ids:
+        if subjects.ids:
             with self.times.measure("crop"):
                 inputs = self._pose_arrays(frame, dense, crops)
-        watched = Watched(frame, targets, crops, dense)
+        watched = Watched(frame, subjects, crops, dense)
         return done + [self._posed(*answer) for answer in self._pose.add(watched, inputs)]
 
     def _rest(self) -> list[tuple[FrameResult, Seen]]:
@@ -229,19 +224,19 @@ class Pipeline:
 
     def _posed(self, watched: Watched, heatmaps: Array | None) -> tuple[FrameResult, Seen]:
         """A frame with its poses, after the boxes have moved to them."""
-        frame, targets = watched.frame, watched.targets
+        frame, subjects = watched.frame, watched.subjects
         if heatmaps is None:
             return FrameResult(frame, []), _nobody()
         with self.times.measure("decode"):
             xy, score = joints_from_heatmaps(heatmaps, watched.crops)
-        height, width = frame.image.shape[:2]
-        reported = self.people.update(frame.index, targets, xy, score, (height, width))
-        poses = _poses(frame.index, targets, xy, score, reported)
+        size = Size(*frame.image.shape[:2])
+        reported = self.people.update(frame.index, subjects, xy, score, size)
+        poses = _poses(frame.index, subjects, xy, score, reported)
         ids = tuple(pose.track for pose in poses)
-        seen = _seen(ids, xy[reported], score[reported], watched.dense, (width, height))
+        seen = _seen(ids, xy[reported], score[reported], watched.dense, size)
         return FrameResult(frame, poses), seen
 
-    def _looked_at(self, frame: Frame, dense: Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
+    def _poses_in(self, frame: Frame, dense: Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
         """Joints (N, 17, 2) px of the frame and scores (N, 17) of what is in boxes (N, 4), a few
         boxes at a time and without counting as runs of the stages.
         """
@@ -339,9 +334,18 @@ def _lifter(
     return CausalLifter(engine, options.height, times)
 
 
-def dense_inputs(specs: Iterable[GraphSpec]) -> set[str]:
-    """Which of flow and depth the networks of these graphs take in."""
-    return {"flow", "depth"} & {item.name for spec in specs for item in spec.inputs}
+def engine_name(stage: str, graph: str) -> str:
+    """What a Pipeline calls the engine of a graph: ``depth``, ``flow.encode``."""
+    return stage if graph == "main" else f"{stage}.{graph}"
+
+
+def graphs_of(stage: str, engines: Mapping[str, Engine]) -> dict[str, Engine]:
+    """Graph -> engine of one stage."""
+    return {
+        name.partition(".")[2] or "main": engine
+        for name, engine in engines.items()
+        if name.partition(".")[0] == stage
+    }
 
 
 def _nobody() -> Seen:
@@ -351,28 +355,28 @@ def _nobody() -> Seen:
 
 def _poses(
     frame: int,
-    targets: Targets,
+    subjects: Subjects,
     xy: FloatArray,
     score: FloatArray,
     reported: NDArray[np.bool_],
 ) -> list[Pose]:
-    boxes = targets.boxes.astype(np.float32)
+    boxes = subjects.boxes.astype(np.float32)
     return [
-        Pose(frame, targets.ids[k], boxes[k], xy[k], score[k]) for k in np.flatnonzero(reported)
+        Pose(frame, subjects.ids[k], boxes[k], xy[k], score[k]) for k in np.flatnonzero(reported)
     ]
 
 
 def _seen(
-    ids: tuple[int, ...], xy: FloatArray, score: FloatArray, dense: Dense, size: tuple[int, int]
+    ids: tuple[int, ...], xy: FloatArray, score: FloatArray, dense: Dense, size: Size
 ) -> Seen:
-    """What the lifter wants; size: (W, H) of the frame."""
+    """What the lifter wants of a frame of that size."""
     joints = h36m_from_coco(xy)
     flow = depth = None
     if dense.depth is not None:
         depth = values_at(dense.depth.values, dense.depth.box, joints)[..., 0]
     if dense.flow is not None:
         moved = values_at(dense.flow.values, dense.flow.box, joints)
-        flow = (moved / np.array(dense.flow.box.scale) * (2.0 / size[0])).astype(np.float32)
+        flow = (moved / np.array(dense.flow.box.scale) * (2.0 / size.width)).astype(np.float32)
     return Seen(ids, normalised(joints, size), h36m_scores(score), depth, flow)
 
 

@@ -6,13 +6,14 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
-from mambapose.runtime.backends.engine import backend_from_name, thread_count
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle
+from mambapose.runtime.backends.loader import backend_from_name
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.interrupt import Interruptible
 from mambapose.runtime.loading import open_pipeline
@@ -34,7 +35,7 @@ from mambapose.runtime.results.report import (
     used_stages,
     write_report,
 )
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Where
 from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import Source, open_source
 
@@ -48,9 +49,7 @@ class Run:
     source: str
     bundle: Path
     out: Path = Path("out")
-    backend: str = "auto"
-    device: str = "cpu"
-    threads: int | None = None
+    where: Where = field(default_factory=Where)
     detect: Path | None = None
     flow: bool = True
     depth: bool = True
@@ -97,9 +96,7 @@ def run_video(run: Run) -> int:
                     bundle,
                     source.size,
                     run.options,
-                    backend=run.backend,
-                    device=run.device,
-                    threads=run.threads,
+                    run.where,
                     detector=run.detect,
                 )
             )
@@ -222,9 +219,9 @@ def _report(
         "source": meta["source"],
         "bundle": str(bundle.path),
         "bundle_hash": bundle.hash,
-        "backend": backend_from_name(run.backend),
-        "device": run.device,
-        "threads": thread_count(run.threads),
+        "backend": backend_from_name(run.where.backend),
+        "device": run.where.device,
+        "threads": run.where.thread_count,
         "frames": outcome.frames,
         "people": outcome.people,
         "seconds": round(outcome.seconds, 3),

@@ -5,24 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mambapose.runtime.errors import TargetError
+from mambapose.runtime.types import Size
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Sizes (HxW) and rhythm of the stages, for a landscape clip; portrait swaps H and W.
+    """Sizes and rhythm of the stages, for a landscape clip; portrait swaps H and W.
 
     flow_iters: RAFT updates per pair. depth_every, detect_every: frames between runs.
     clip_frames: T of the lifter's window; hop: frames each window contributes, from its middle.
     """
 
-    flow_size: tuple[int, int] = (192, 256)
-    depth_size: tuple[int, int] = (252, 336)
-    pose_size: tuple[int, int] = (256, 192)
+    flow_size: Size = Size(192, 256)
+    depth_size: Size = Size(252, 336)
+    pose_size: Size = Size(256, 192)
     flow_iters: int = 12
     depth_every: int = 5
     detect_every: int = 10
     clip_frames: int = 81
     hop: int = 27
+
+    def size(self, field: str) -> Size:
+        """The size of that field: ``flow_size``, ``depth_size``, ``pose_size``."""
+        found: Size = getattr(self, field)
+        return found
 
     @property
     def lookahead(self) -> int:

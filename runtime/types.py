@@ -7,8 +7,11 @@ the original frame, ``xyxy`` a box in the same pixels; images are RGB uint8 (H, 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,75 @@ from mambapose.runtime.errors import EngineError
 Array = NDArray[np.generic]
 FloatArray = NDArray[np.float32]
 ImageArray = NDArray[np.uint8]
+Boxes = NDArray[np.float64]  # (N, 4) xyxy px
+
+_GRAPH_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)(?:@([1-9][0-9]{0,5})x([1-9][0-9]{0,5}))?")
+
+
+class Size(NamedTuple):
+    """Height and width in px, in this order everywhere; written ``192x256``."""
+
+    height: int
+    width: int
+
+    @property
+    def portrait(self) -> bool:
+        """Higher than wide."""
+        return self.height > self.width
+
+    @property
+    def turned(self) -> Size:
+        """The other orientation."""
+        return Size(self.width, self.height)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+class GraphName(NamedTuple):
+    """The name of a graph of a stage: ``main``, or ``encode@192x256`` for one of fixed size."""
+
+    base: str
+    size: Size | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> GraphName:
+        """The name that ``text`` spells; EngineError when it spells none."""
+        found = _GRAPH_NAME.fullmatch(text)
+        if found is None:
+            raise EngineError(
+                f"a graph name such as main or encode@192x256 was wanted, found {text!r}; "
+                "export the bundle again with mp-export"
+            )
+        base, height, width = found.groups()
+        return cls(base, Size(int(height), int(width)) if height else None)
+
+    def __str__(self) -> str:
+        return self.base if self.size is None else f"{self.base}@{self.size}"
+
+
+@dataclass(frozen=True)
+class Where:
+    """What runs the graphs. backend: ``auto`` or its name; device: ``cpu`` or ``cuda``; threads:
+    None for all cores that this process may use.
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def thread_count(self) -> int:
+        """The threads of an engine: those asked for, else one for each core of this process."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The people to look at in one frame. ids: of each; boxes: (N, 4) xyxy px."""
+
+    ids: tuple[int, ...]
+    boxes: Boxes
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,15 @@ def described_module(module: Any) -> Iterable[str]:
                 yield f"{name}.{key} = {described(value)}"
 
 
-@cache
 def source_of(kind: type) -> str:
     """The hash of the file that defines a class; nothing for one of an installed package."""
-    file = Path(inspect.getfile(kind)).resolve()
+    return hash_of_source(inspect.getfile(kind))
+
+
+@cache
+def hash_of_source(name: str) -> str:
+    """The hash of a file of this repository; nothing for another."""
+    file = Path(name).resolve()
     inside = file.is_relative_to(ROOT) and "site-packages" not in file.parts
     return hashlib.sha256(file.read_bytes()).hexdigest() if inside else ""
 
@@ -152,8 +158,8 @@ def reused_stages() -> Iterator[None]:
     """Meanwhile ``build_bundle``, and ``--model`` around a network of one's own, take stages from
     here: files, gate arrays and description of an equal network exported with equal options."""
     from mambapose.export import build
-    from mambapose.export.own_model import build as own_build
 
+    own_build: Any = import_module("mambapose.export.own_model.build")  # has the name imported
     export_stage = build.export_stage
 
     def reused(plan: Any, stage: Any, network: Any, folder: Path, *, trt: bool = True) -> Any:

@@ -64,7 +64,7 @@ class RunState:
 
     def rate(self) -> float:
         """The learning rate of the next step: a ramp, a plateau, and a straight line to zero."""
-        rate = float(self.plan.rate) * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
+        rate: float = float(self.plan.rate) * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
         if self.decay is not None:
             start, steps = self.decay
             rate *= max(0.0, 1.0 - max(self.step - start, 0) / steps)

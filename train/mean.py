@@ -49,8 +49,8 @@ def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
     contents = [read(folder) for folder in folders]
     networks = {content["plan"]["network"] for content in contents}
     if len(contents) < 2 or len(networks) > 1:
-        found = f"{len(contents)} of {', '.join(sorted(networks)) or 'none'}"
-        raise ExportError(f"two or more runs of one network were wanted, found {found}")
+        given = f"{len(contents)} of {', '.join(sorted(networks)) or 'none'}"
+        raise ExportError(f"two or more runs of one network were wanted, found {given}")
     found = {key: value for key, value in contents[-1].items() if key not in OF_A_RUN}
     for folder, content in zip(folders[:-1], contents[:-1], strict=True):
         if not _is_in_history(content, found):

@@ -106,7 +106,7 @@ def descend(state: RunState, loss: Tensor, samples: int) -> float:
     for group in state.optimiser.param_groups:
         group["lr"] = state.rate()
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.plan.clip_norm)
     if not bool(torch.isfinite(norm)):
         raise ExportError(

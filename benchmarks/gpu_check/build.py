@@ -16,7 +16,7 @@ from mambapose.runtime.errors import EngineError
 
 CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
 PROBE = Path(__file__).resolve().parent / "probe.cu"
-FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+FLAGS = ("-O3", "-std=c++17", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
 
 def nvcc_version(nvcc: Path) -> str:
@@ -30,12 +30,12 @@ def nvcc_version(nvcc: Path) -> str:
 
 def kernel_sources() -> list[Path]:
     """The files that hold kernels."""
-    return sorted(CSRC.glob("scan_cuda*.cu"))
+    return sorted((CSRC / "cuda").glob("*.cu"))
 
 
 def host_sources() -> list[Path]:
     """The C++ files of the library."""
-    return [*sorted(CSRC.glob("scan_cuda*.cpp")), CSRC / "scan_check.cpp"]
+    return [*sorted((CSRC / "cuda").glob("*.cpp")), CSRC / "core" / "scan_check.cpp"]
 
 
 def machine_code(architecture: int) -> list[str]:
@@ -66,7 +66,7 @@ def build_library(nvcc: Path, architecture: int, folder: Path, workers: int = 4)
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(compile_one, zip(sources, objects, strict=True)))
     library = folder / "libmambapose_cuda.so"
-    exports = ["-Xlinker", f"--version-script={CSRC / 'exports_cuda.map'}"]
+    exports = ["-Xlinker", f"--version-script={CSRC / 'cuda' / 'exports_cuda.map'}"]
     run([nvcc, *machine_code(architecture), *exports, "-shared", *objects, "-o", library])
     return library
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambapose.plugins.onnx_function import INPUTS
+from mambapose.plugins.scan_node import INPUTS
 
 LENGTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, 196, 197, 392, 784, 1024, 2047, 2048,
            2049, 4131)  # fmt: skip

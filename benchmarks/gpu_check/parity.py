@@ -19,8 +19,8 @@ from torch import Tensor
 from mambapose.benchmarks.gpu_check.cases import FOUR, PAIR, Case, arguments, placed
 from mambapose.plugins import torch_cuda
 from mambapose.plugins.native_cuda import TACTICS
-from mambapose.plugins.onnx_function import INPUTS
 from mambapose.plugins.reference import selective_scan_reference
+from mambapose.plugins.scan_node import INPUTS
 from mambapose.plugins.torch_loop import scan_loop
 from mambapose.plugins.torch_op import selective_scan
 from mambapose.runtime.errors import EngineError

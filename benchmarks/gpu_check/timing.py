@@ -39,7 +39,7 @@ class Timed:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)
 
 
 def _elapsed_us(work: Call, calls: int, repeats: int) -> list[float]:

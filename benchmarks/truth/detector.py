@@ -20,6 +20,7 @@ from mambapose.runtime.types import FloatArray
 
 BoolArray = NDArray[np.bool_]
 
+# A recipe for training, as in windows.py: its numbers are chosen, not derived.
 LEVEL = (0.004, 0.03)  # deviation of a joint, lowest and highest of a window
 LEFT, RIGHT = (np.array(side) for side in zip(*COCO17.pairs, strict=True))
 LIMBS = {"all": (5, 7, 9, 11, 13, 15), "arms": (7, 9), "legs": (13, 15)}  # left COCO joints

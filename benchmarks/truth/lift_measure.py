@@ -28,7 +28,7 @@ from mambapose.runtime.stages.lifting import (
     h36m_scores,
     normalised,
 )
-from mambapose.runtime.types import Array, FloatArray, GraphSpec
+from mambapose.runtime.types import Array, FloatArray, GraphSpec, Size
 
 HOP = 27  # the runtime's default
 QUICK_WINDOWS = 12  # of each activity, while training
@@ -212,7 +212,7 @@ def pose2sim_metrics(
 def lifted_video(
     network: Network,
     rows: NDArray[np.float64],
-    size: tuple[int, int],
+    size: Size,
     unit: str = BODY_HEIGHTS,
     hop: int = HOP,
 ) -> FloatArray:

@@ -19,7 +19,7 @@ from mambapose.benchmarks.truth import body
 from mambapose.benchmarks.truth.lift_metrics import measured_coco
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.lifting import COCO_COPIED, H36M_COPIED
-from mambapose.runtime.types import ImageArray
+from mambapose.runtime.types import ImageArray, Size
 from mambapose.runtime.video.sources import open_source
 
 FOLDER = "pose2sim-single"
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 class View:
     """What one camera saw. F frames.
 
-    size: (W, H) px; rows: (F, 17, 3) OpenPose's x, y, score, COCO order, gaps as they are;
+    size: of the pictures; rows: (F, 17, 3) OpenPose's x, y, score, COCO order, gaps as they are;
     valid: (F, 17) joints that are measured; boxes: (F, 4) xyxy px around those; height: (F,) px of
     the person, were it standing where its hips are; xyz: (F, 13, 3) the joints of lift_metrics,
     hip centre at 0, camera axes, body heights, NaN where unknown.
@@ -42,7 +42,7 @@ class View:
 
     name: str
     video: Path
-    size: tuple[int, int]
+    size: Size
     rows: Array
     valid: NDArray[np.bool_]
     boxes: Array
@@ -86,7 +86,7 @@ def _view(folder: Path, camera: str, reference: dict[str, Array]) -> View:
     return View(
         camera,
         folder / f"{camera}.mp4",
-        (width, height),
+        Size(height, width),
         rows,
         valid,
         joint_boxes(rows[..., :2], valid),

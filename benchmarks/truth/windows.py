@@ -27,6 +27,8 @@ from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.lifting import h36m_from_coco, h36m_scores
 from mambapose.runtime.types import FloatArray
 
+# What windows a network is trained on: a recipe, whose numbers are held by what lifters came out of
+# it (their cards, docs/accuracy.md) and by nothing else. Another value is another recipe.
 STEP = (0.8, 4.0)  # captured frames between two frames of a window: 75 to 15 Hz, or faster motion
 SELF_HIDDEN = 0.10  # body heights between a joint and the surface in front of it
 CUES = ("score", "depth", "flow")

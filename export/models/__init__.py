@@ -13,6 +13,9 @@ A row names the module of this package that builds it. Every such module offers
 
 A module may also offer
 
+    apply_facts(model, facts)                   what a checkpoint says of itself (export/weights.py)
+                                                changes the network; without it, weights that
+                                                speak of joints are refused
     load_encoder(model, path) -> bool           True after the file turned out to be that of the
                                                 encoder alone and was loaded: with --untrained the
                                                 rest stays random

@@ -20,8 +20,7 @@ from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD, Normalis
 from mambapose.export.models.seeds import seeded
 from mambapose.export.models.vit import NORM_EPS, Block, PatchEmbed
 from mambapose.export.sizes import check_size
-from mambapose.runtime.bundle.bundle import graph_name
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphName, GraphSpec, Size, TensorSpec
 
 PATCH = 14
 TRAINED_GRID = 37  # the position embedding was trained on 518x518 px
@@ -98,7 +97,8 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x.relu()).relu())
+        added: Tensor = x + self.conv2(self.conv1(x.relu()).relu())
+        return added
 
 
 class Fusion(nn.Module):
@@ -165,8 +165,9 @@ class Head(nn.Module):
         return made
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        x = self.scratch.output_conv1(self.paths(maps)[-1])
-        return self.scratch.output_conv2(_resize(x, size))
+        x = self.scratch.get_submodule("output_conv1")(self.paths(maps)[-1])
+        depth: Tensor = self.scratch.get_submodule("output_conv2")(_resize(x, size))
+        return depth
 
 
 class DepthAnything(nn.Module):
@@ -206,7 +207,8 @@ class Depth(nn.Module):
         return [x[:, 1:].transpose(1, 2).reshape(1, -1, h, w) for x in self.tapped(image)]
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.model.depth_head(self.maps(image), self.size).relu()
+        depth: Tensor = self.model.depth_head(self.maps(image), self.size).relu()
+        return depth
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -224,7 +226,7 @@ def graphs(model: DepthAnything, size: tuple[int, int]) -> dict[str, tuple[nn.Mo
     ExportError unless both sides are multiples of 14.
     """
     check_size("depth", size)
-    name = graph_name("main", size)
+    name = str(GraphName("main", Size(*size)))
     image = TensorSpec("image", "uint8", (1, *size, 3))
     depth = TensorSpec("depth", "float32", (1, 1, *size))
     return {name: (Depth(model, size).eval(), GraphSpec(name, (image,), (depth,)))}

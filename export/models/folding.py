@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -42,6 +42,12 @@ class Foldable(nn.Module, ABC):
             frozen = value.detach().contiguous().clone()
             self.register_buffer(f"folded_{name}", frozen, persistent=False)
         self._kind = type(values)
+
+
+def bias_of(layer: nn.Conv1d | nn.Conv2d) -> Tensor:
+    """The bias of a convolution that has one: torch declares it as one that may be missing."""
+    assert layer.bias is not None
+    return layer.bias
 
 
 def freeze(model: ModuleT) -> ModuleT:

@@ -112,7 +112,8 @@ class Encode(nn.Module):
     def forward(self, rgb: Tensor) -> Tensor:
         tokens = self.backbone(self.normalise(rgb), self.positions)
         enlarged = self.deconvolutions(tokens.transpose(1, 2).unflatten(2, self.grid))
-        return self.embed(enlarged.flatten(2).transpose(1, 2)) + self.places
+        features: Tensor = self.embed(enlarged.flatten(2).transpose(1, 2)) + self.places
+        return features
 
 
 class Window(nn.Module):
@@ -145,8 +146,9 @@ class Window(nn.Module):
         # Behind the last scan the other frames matter no more.
         key = self.frames // 2
         x = last(x, self.grid, self.windows, self.steps, slice(key, key + 1))
-        heatmaps: Tensor = self.head(self.head_norm(x)).squeeze(1).transpose(1, 2)
-        return heatmaps.unflatten(2, self.grid)
+        joints = self.head(self.head_norm(x)).squeeze(1).transpose(1, 2)
+        heatmaps: Tensor = joints.unflatten(2, self.grid)
+        return heatmaps
 
 
 def sine_cosine_places(grid: tuple[int, int], width: int) -> Tensor:

@@ -157,7 +157,8 @@ class ModulatedMerge(nn.Module):
 
 def _modulated(x: Tensor, weights: Tensor) -> Tensor:
     """x (.., D) times weights (.., D / GROUP), one for every group of channels."""
-    return (x.unflatten(-1, (-1, GROUP)) * weights.unsqueeze(-1)).flatten(-2)
+    modulated: Tensor = (x.unflatten(-1, (-1, GROUP)) * weights.unsqueeze(-1)).flatten(-2)
+    return modulated
 
 
 class Block(nn.Module):
@@ -187,7 +188,8 @@ class Block(nn.Module):
         """
         gate = functional.silu(self.gate_norm(self.gate(inside, grid)))
         x = x + self.out_proj(self.out_norm(y) * gate)
-        return x + self.fc2(gelu(self.fc1(self.norm2(x))))
+        answer: Tensor = x + self.fc2(gelu(self.fc1(self.norm2(x))))
+        return answer
 
 
 class GlobalBlock(Block):

@@ -71,4 +71,5 @@ def window_table(frames: int, grid: tuple[int, int], window: tuple[int, int]) ->
     (height, width), (rows, columns) = grid, window
     tokens = np.arange(frames * height * width, dtype=np.int32)
     cells = tokens.reshape(frames, height // rows, rows, width // columns, columns)
-    return cells.transpose(1, 3, 0, 2, 4).ravel()
+    table: NDArray[np.int32] = cells.transpose(1, 3, 0, 2, 4).ravel()
+    return table

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mambapose.export.checkpoints import KeyTable
-from mambapose.export.models.folding import Foldable, freeze
+from mambapose.export.models.folding import Foldable, bias_of, freeze
 from mambapose.export.models.images import IMAGENET_MEAN, IMAGENET_STD
 from mambapose.export.models.positions import resized_positions
 from mambapose.export.models.seeds import seeded
@@ -56,7 +56,7 @@ class PatchEmbed(Foldable):
         super().__init__()
         self.proj = nn.Conv2d(CHANNELS, width, PATCH, PATCH)
         nn.init.trunc_normal_(self.proj.weight, std=(CHANNELS * PATCH * PATCH) ** -0.5)
-        nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(bias_of(self.proj))
 
     def fold(self) -> PatchConstants:
         weight = self.proj.weight.double()
@@ -65,7 +65,7 @@ class PatchEmbed(Foldable):
             for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
         colour = weight[:, :3] / std
-        bias = self.proj.bias - (colour * mean).sum((1, 2, 3))
+        bias = bias_of(self.proj) - (colour * mean).sum((1, 2, 3))
         parts = (
             (colour / 255).permute(2, 3, 1, 0).flatten(0, 2),
             (weight[:, 3:5] / FLOW_UNIT_PX).permute(1, 2, 3, 0).flatten(0, 2),
@@ -112,7 +112,9 @@ class MambaPose(Encoder):
         depth = torch.where(with_depth, depth, 0.0)
         tokens = self.patch_embed(rgb, flow, standardised(depth))
         absent = (present <= 0.5).to(tokens.dtype) @ self.missing_embed
-        return self.keypoint_head(self.encode(tokens + self.pos_embed + absent[:, None]))
+        tokens = tokens + self.pos_embed + absent[:, None]
+        heatmaps: Tensor = self.keypoint_head(self.encode(tokens))
+        return heatmaps
 
 
 def standardised(depth: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ def encoder_from_vim(model: MambaPose, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         proj.weight.zero_()
         proj.weight[:, :3] = state["patch_embed.proj.weight"]
-        proj.bias.copy_(state["patch_embed.proj.bias"])
+        bias_of(proj).copy_(state["patch_embed.proj.bias"])
         model.pos_embed.copy_(resized_positions(squared, (side, side), model.keypoint_head.grid))
 
 

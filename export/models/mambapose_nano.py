@@ -70,6 +70,13 @@ class ConvNorm(nn.Sequential):
             nn.BatchNorm2d(outputs),
         )
 
+    def layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The two, before they are fused."""
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        return conv, norm
+
 
 class Residual(nn.Module):
     """x + two convolutions, then ReLU."""
@@ -77,7 +84,7 @@ class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = ConvNorm(width, width), ConvNorm(width, width)
-        nn.init.zeros_(self.second[1].weight)
+        nn.init.zeros_(self.second.layers()[1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x + self.second(functional.relu(self.first(x))))
@@ -205,8 +212,9 @@ class MambaPoseNano(nn.Module):
         present 0 holds does not matter, not even when it is not a number.
         """
         colour = rgb.to(flow.dtype).permute(0, 3, 1, 2)
-        halves = (functional.avg_pool2d(maps, POOL) for maps in (colour, flow, depth))
-        return self.heatmaps(self.answer(self.planes(*halves, present), present).logits)
+        colour, flow, depth = (functional.avg_pool2d(maps, POOL) for maps in (colour, flow, depth))
+        planes = self.planes(colour, flow, depth, present)
+        return self.heatmaps(self.answer(planes, present).logits)
 
 
 def spreads(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -254,7 +262,7 @@ def fused(model: MambaPoseNano) -> MambaPoseNano:
     copied = copy.deepcopy(model).eval()
     for module in copied.modules():
         if isinstance(module, ConvNorm):
-            module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+            module[0], module[1] = fuse_conv_bn_eval(*module.layers()), nn.Identity()
     return copied
 
 

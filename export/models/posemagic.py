@@ -27,14 +27,14 @@ size, N states.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mambapose.export.checkpoints import KeyTable
-from mambapose.export.models.folding import Foldable, freeze
+from mambapose.export.models.folding import Foldable, bias_of, freeze
 from mambapose.export.models.mambapose3d import PLACES
 from mambapose.export.models.posemamba import EPS, JOINTS, LiftGraph, person_coordinates
 from mambapose.export.models.seeds import seeded
@@ -109,7 +109,7 @@ class OneWayMixer(Foldable):
             value=value.T,
             gate=gate.T,
             taps=self.conv1d.weight[:, 0].T,
-            taps_bias=self.conv1d.bias,
+            taps_bias=bias_of(self.conv1d),
             parts=self.x_proj.weight.T,
             dt=self.dt_proj.weight.T,
             dt_bias=self.dt_proj.bias,
@@ -130,7 +130,8 @@ class OneWayMixer(Foldable):
         if x.shape[1] == 1:  # the step: two nodes of a graph in place of a dozen
             mixed = (row * c.taps).sum(1, keepdim=True)
         else:
-            mixed = sum(row[:, k : k + x.shape[1]] * c.taps[k] for k in range(TAPS))
+            taps = (row[:, k : k + x.shape[1]] * c.taps[k] for k in range(TAPS))
+            mixed = cast(Tensor, sum(taps))  # 0 only when there are no taps
         u = functional.silu(mixed + c.taps_bias)
         rank, b, state_out = (u @ c.parts).split([self.rank, STATES, STATES], -1)
         constants = ScanConstants(c.dt, c.dt_bias, c.decay, c.skip)

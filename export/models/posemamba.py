@@ -11,14 +11,14 @@ R rank of the step size, N states.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mambapose.export.checkpoints import KeyTable
-from mambapose.export.models.folding import Foldable, freeze
+from mambapose.export.models.folding import Foldable, bias_of, freeze
 from mambapose.export.models.gelu import gelu
 from mambapose.export.models.seeds import seeded
 from mambapose.export.models.selective import (
@@ -31,6 +31,9 @@ from mambapose.export.models.selective import (
 )
 from mambapose.export.sizes import MAX_CLIP, check_clip
 from mambapose.runtime.types import GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from mambapose.export.weights import Facts
 
 JOINTS = 17
 ROUTES = 4
@@ -103,7 +106,7 @@ class LimbScan(Foldable):
             value=value[:, :, None, None],
             gate=gate.T,
             taps=self.conv2d.weight,
-            taps_bias=self.conv2d.bias,
+            taps_bias=bias_of(self.conv2d),
             norm=self.out_norm.weight,
             norm_bias=self.out_norm.bias,
             out=self.out_proj.weight.T,
@@ -154,7 +157,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        answer: Tensor = self.fc2(gelu(self.fc1(x)))
+        return answer
 
 
 class Block(nn.Module):
@@ -169,7 +173,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.op(self.norm(x))
-        return x + self.mlp(self.norm2(x))
+        answer: Tensor = x + self.mlp(self.norm2(x))
+        return answer
 
 
 def person_coordinates(
@@ -300,6 +305,11 @@ def lift_graph(
     frozen.Temporal_pos_embed = nn.Parameter(embedding[:, :frames].clone(), requires_grad=False)
     xyz = TensorSpec("xyz", "float32", ("N", frames, JOINTS, 3))
     return LiftGraph(frozen, flip), GraphSpec("main", inputs, (xyz,))
+
+
+def apply_facts(model: PoseMamba, facts: Facts) -> None:
+    """Make the network see the joints that its weights were trained on."""
+    model.centred = facts.joints is not None
 
 
 def key_tables(model: PoseMamba) -> list[KeyTable]:

@@ -23,8 +23,7 @@ from mambapose.export.models.images import Normalise
 from mambapose.export.models.raft_network import LEVELS, STRIDE, VARIANTS, Raft, ResidualBlock
 from mambapose.export.models.seeds import seeded
 from mambapose.export.sizes import check_size
-from mambapose.runtime.bundle.bundle import graph_name
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphName, GraphSpec, Size, TensorSpec
 
 
 class Encode(nn.Module):
@@ -187,7 +186,7 @@ def graphs(model: Raft, size: tuple[int, int]) -> dict[str, tuple[nn.Module, Gra
     }
     made: dict[str, tuple[nn.Module, GraphSpec]] = {}
     for part, (module, inputs, outputs) in parts.items():
-        name = graph_name(part, size)
+        name = str(GraphName(part, Size(*size)))
         made[name] = (module.eval(), GraphSpec(name, inputs, outputs))
     return made
 

@@ -102,7 +102,8 @@ class ResidualBlock(nn.Module):
         y = x
         for i in range(1, self.depth + 1):
             y = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(y)).relu()
-        return (self.downsample(x) + y).relu()
+        added: Tensor = (self.downsample(x) + y).relu()
+        return added
 
 
 class Encoder(nn.Module):
@@ -127,7 +128,8 @@ class Encoder(nn.Module):
         x = self.norm1(self.conv1(x)).relu()
         for i in (1, 2, 3):
             x = self.get_submodule(f"layer{i}")(x)
-        return self.conv2(x)
+        encoded: Tensor = self.conv2(x)
+        return encoded
 
 
 class MotionEncoder(nn.Module):
@@ -189,7 +191,8 @@ class FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.conv2(self.conv1(hidden).relu())
+        change: Tensor = self.conv2(self.conv1(hidden).relu())
+        return change
 
 
 class UpdateBlock(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mambapose.export.models.folding import Foldable
+from mambapose.export.models.folding import Foldable, bias_of
 
 SCALE = 4
 JOINTS = 17
@@ -39,7 +39,7 @@ class SimpleHead(Foldable):
         self.grid = grid
         self.final_layer = nn.Conv2d(width, JOINTS, KERNEL, padding=1)
         nn.init.normal_(self.final_layer.weight, std=0.001)
-        nn.init.zeros_(self.final_layer.bias)
+        nn.init.zeros_(bias_of(self.final_layer))
 
     def fold(self) -> HeadConstants:
         weight = self.final_layer.weight
@@ -48,7 +48,7 @@ class SimpleHead(Foldable):
             taps=weight.permute(1, 0, 2, 3).flatten(1),
             across=columns.permute(2, 0, 1).flatten(0, 1),
             down=rows.permute(1, 0, 2).flatten(1),
-            bias=self.final_layer.bias[:, None, None],
+            bias=bias_of(self.final_layer)[:, None, None],
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

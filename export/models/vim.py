@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mambapose.export.models.folding import Foldable
+from mambapose.export.models.folding import Foldable, bias_of
 from mambapose.export.models.seeds import seeded
 from mambapose.export.models.selective import (
     STATES,
@@ -88,9 +88,9 @@ class Mixer(Foldable):
             value=value[:, :, None, None],
             gate=gate.T,
             taps=self.conv1d.weight[:, :, None],
-            taps_bias=self.conv1d.bias,
+            taps_bias=bias_of(self.conv1d),
             taps_b=self.conv1d_b.weight.flip(-1)[:, :, None],
-            taps_b_bias=self.conv1d_b.bias,
+            taps_b_bias=bias_of(self.conv1d_b),
             parts=self.x_proj.weight.T,
             parts_b=self.x_proj_b.weight.T,
             dt=torch.block_diag(self.dt_proj.weight.T, self.dt_proj_b.weight.T),
@@ -177,7 +177,8 @@ class Encoder(nn.Module):
         hidden, residual = tokens, None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual)
-        return self.norm_f(hidden if residual is None else hidden + residual)
+        normed: Tensor = self.norm_f(hidden if residual is None else hidden + residual)
+        return normed
 
 
 class Vim(Encoder):
@@ -193,11 +194,11 @@ class Vim(Encoder):
         self.patches = (image[0] // PATCH) * (image[1] // PATCH)
         self.patch_embed = PatchEmbed(width, PATCH)
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=(3 * PATCH * PATCH) ** -0.5)
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.zeros_(bias_of(self.patch_embed.proj))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, self.patches + 1, width))
         self.head = nn.Linear(width, classes) if classes else None
-        drawn = [self.cls_token, self.pos_embed]
+        drawn: list[Tensor] = [self.cls_token, self.pos_embed]
         if self.head is not None:
             drawn.append(self.head.weight)
             nn.init.zeros_(self.head.bias)

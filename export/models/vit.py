@@ -33,7 +33,8 @@ class Attention(nn.Module):
         query = query.transpose(1, 2) * (width // self.heads) ** -0.5
         weights = (query @ key.permute(0, 2, 3, 1)).softmax(-1)
         mixed = (weights @ value.transpose(1, 2)).transpose(1, 2)
-        return self.proj(mixed.reshape(batch, length, width))
+        answer: Tensor = self.proj(mixed.reshape(batch, length, width))
+        return answer
 
 
 class Mlp(nn.Module):
@@ -45,7 +46,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        answer: Tensor = self.fc2(gelu(self.fc1(x)))
+        return answer
 
 
 class LayerScale(nn.Module):
@@ -73,7 +75,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        answer: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return answer
 
 
 class PatchEmbed(nn.Module):
@@ -84,4 +87,5 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, stride=patch, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+        cells: Tensor = self.proj(x)
+        return cells

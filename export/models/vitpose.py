@@ -63,13 +63,15 @@ class Backbone(nn.Module):
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """(1, h*w, D): slot 0, once the class token's, is added to every token."""
         first, cells = self.pos_embed.detach().split([1, GRID[0] * GRID[1]], dim=1)
-        return resized_positions(cells, GRID, grid) + first
+        positions: Tensor = resized_positions(cells, GRID, grid) + first
+        return positions
 
     def forward(self, crops: Tensor, positions: Tensor) -> Tensor:
         tokens = self.patch_embed(crops).flatten(2).transpose(1, 2) + positions
         for block in self.blocks:
             tokens = block(tokens)
-        return self.last_norm(tokens)
+        normed: Tensor = self.last_norm(tokens)
+        return normed
 
 
 def deconvolutions(width: int, channels: int = ENLARGED) -> nn.Sequential:
@@ -95,7 +97,8 @@ class ClassicHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         features = tokens.transpose(1, 2).unflatten(2, self.grid)
-        return self.final_layer(self.deconv_layers(features))
+        heatmaps: Tensor = self.final_layer(self.deconv_layers(features))
+        return heatmaps
 
 
 Head = ClassicHead | SimpleHead
@@ -131,7 +134,8 @@ class Pose(nn.Module):
         self.head = freeze(head)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        return self.head(self.backbone(self.normalise(rgb), self.positions))
+        heatmaps: Tensor = self.head(self.backbone(self.normalise(rgb), self.positions))
+        return heatmaps
 
 
 def build(*, seed: int = 0, size: str, head: str) -> VitPose:

@@ -2,8 +2,8 @@
 
 The bundle is like any other: ``mp-check`` runs it against the stored outputs of torch, ``mp-bench``
 measures it. In the stage ``model`` it stands alone; as flow, depth, pose2d or lift3d it has to
-answer what the pipeline asks (STAGES_BY_CONTRACT) and takes its place there, among the networks
-that ship.
+answer what the pipeline asks (inputs and outputs in ``runtime/stages/table.py``) and takes its
+place there, among the networks that ship.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import inspect
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -41,60 +42,20 @@ from mambapose.export.own_model.network import (
     user_code,
 )
 from mambapose.export.own_model.refusals import is_of_user_code, reason, traced
-from mambapose.export.plan import SIZE_NAMES, Options, make_plan
+from mambapose.export.plan import Options, make_plan
 from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.plugins.standins import StandIns
-from mambapose.runtime.bundle.bundle import (
-    MODEL,
-    STAGES,
-    Bundle,
-    StageEntry,
-    WeightsEntry,
-    tool_version,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import tool_version, write_bundle
+from mambapose.runtime.bundle.entries import Bundle, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.stages.lifting import IMAGE_UNITS
+from mambapose.runtime.stages.table import MODEL, STAGES, own_network_stages
 from mambapose.runtime.targets import Schedule, Target
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphSpec, Size, TensorSpec
 
 AS_BUILT = "as built"  # label of weights that the user's code made or loaded itself
 Tell = Callable[[str], None]
-MAY_LACK = ("flow", "depth", "score", "present")  # inputs that a network may do without
-# Inputs and the output; H, W, h, w, T any numbers.
-STAGES_BY_CONTRACT: Mapping[str, tuple[tuple[TensorSpec, ...], TensorSpec]] = {
-    "flow": (
-        (
-            TensorSpec("image1", "uint8", (1, "H", "W", 3)),
-            TensorSpec("image2", "uint8", (1, "H", "W", 3)),
-        ),
-        TensorSpec("flow", "float32", (1, 2, "H", "W")),
-    ),
-    "depth": (
-        (TensorSpec("image", "uint8", (1, "H", "W", 3)),),
-        TensorSpec("depth", "float32", (1, 1, "H", "W")),
-    ),
-    "pose2d": (
-        (
-            TensorSpec("rgb", "uint8", ("N", "H", "W", 3)),
-            TensorSpec("flow", "float32", ("N", 2, "H", "W")),
-            TensorSpec("depth", "float32", ("N", 1, "H", "W")),
-            TensorSpec("present", "float32", ("N", 2)),
-        ),
-        TensorSpec("heatmaps", "float32", ("N", 17, "h", "w")),
-    ),
-    "lift3d": (
-        (
-            TensorSpec("keypoints", "float32", ("N", "T", 17, 2)),
-            TensorSpec("score", "float32", ("N", "T", 17)),
-            TensorSpec("depth", "float32", ("N", "T", 17)),
-            TensorSpec("flow", "float32", ("N", "T", 17, 2)),
-            TensorSpec("present", "float32", ("N", 3)),
-        ),
-        TensorSpec("xyz", "float32", ("N", "T", 17, 3)),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -158,7 +119,7 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
     samples = sample_inputs(brought.stage, spec, brought.seed).values()
     check_repeatable(model, spec, [torch.from_numpy(array.copy()) for array in samples])
     options: dict[str, str | int | bool] = {}
-    if brought.stage == "lift3d":
+    if STAGES[brought.stage].clip:
         options["unit"] = network.unit or IMAGE_UNITS
     schedule = _schedule(target.schedule, brought.stage, spec)
     graphs = {"main": (positional(model, brought.inputs), spec)}
@@ -182,14 +143,14 @@ def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder:
 
 def _schedule(usual: Schedule, stage: str, spec: GraphSpec) -> Schedule:
     """The target's schedule with the size of the network's input."""
-    if stage == MODEL:
-        return usual
-    sides = spec.inputs[0].shape
-    if stage == "lift3d":
+    row, sides = STAGES[stage], spec.inputs[0].shape
+    if row.clip:
         frames = int(sides[1])
         return dataclasses.replace(usual, clip_frames=frames, hop=max(1, frames // 3))
-    size = {SIZE_NAMES[stage]: (int(sides[1]), int(sides[2]))}
-    return dataclasses.replace(usual, **size)  # type: ignore[arg-type]
+    if row.size_field is None:
+        return usual
+    size: dict[str, Any] = {row.size_field: Size(int(sides[1]), int(sides[2]))}
+    return dataclasses.replace(usual, **size)
 
 
 @contextlib.contextmanager
@@ -264,12 +225,14 @@ def check_contract(stage: str, spec: GraphSpec) -> None:
     """ExportError unless the network answers what the pipeline asks of the stage."""
     if stage == MODEL:
         return
-    if stage not in STAGES_BY_CONTRACT:
+    stages = [row.name for row in own_network_stages()]
+    if stage not in stages:
         raise ExportError(
-            f"--stage {', '.join((MODEL, *STAGES_BY_CONTRACT))} was wanted for a network of your "
+            f"--stage {', '.join((MODEL, *stages))} was wanted for a network of your "
             f"own, found {stage}"
         )
-    known, output = STAGES_BY_CONTRACT[stage]
+    row = STAGES[stage]
+    known, (output,) = row.inputs, row.outputs
     sides: dict[str, int | str] = {}
     wanted = {tensor.name: tensor for tensor in known}
     for found in spec.inputs:
@@ -278,7 +241,7 @@ def check_contract(stage: str, spec: GraphSpec) -> None:
     if spec.inputs[0].name != known[0].name:
         raise _mismatch(stage, f"{spec.inputs[0]} as the first input", str(known[0]))
     have = {tensor.name for tensor in spec.inputs}
-    if lacking := [item for item in known if item.name not in (*have, *MAY_LACK)]:
+    if lacking := [item for item in known if item.name not in (*have, *row.may_lack)]:
         raise _mismatch(stage, f"no input {lacking[0].name}", "; ".join(map(str, known)))
     if len(spec.outputs) != 1 or not _fits(spec.outputs[0], output, sides):
         found_outputs = "; ".join(map(str, spec.outputs))

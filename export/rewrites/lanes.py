@@ -26,7 +26,7 @@ from mambapose.export.rewrites.movement import (
 )
 from mambapose.export.rewrites.operators import COMPUTE
 from mambapose.export.rewrites.tokens import DEPTH, labels
-from mambapose.plugins.onnx_function import INPUTS
+from mambapose.plugins.scan_node import INPUTS
 
 ROWS = ("u", "dt", "B", "C", "z")
 WEIGHTS = ("A", "D", "dt_bias")

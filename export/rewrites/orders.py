@@ -38,7 +38,7 @@ from mambapose.export.rewrites.lanes import (
 )
 from mambapose.export.rewrites.movement import is_picking
 from mambapose.export.rewrites.tokens import unsettled
-from mambapose.plugins.onnx_function import INPUTS
+from mambapose.plugins.scan_node import INPUTS
 
 MOST_WAYS = 64
 FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found has to agree

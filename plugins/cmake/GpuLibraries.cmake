@@ -81,7 +81,7 @@ endfunction()
 
 # A library of compiled kernels and, after those, sources of its own; exports as in exports_NAME.map.
 function(mambapose_gpu_library name)
-  set(exports "${CMAKE_CURRENT_SOURCE_DIR}/csrc/exports_${name}.map")
+  set(exports "${CMAKE_CURRENT_SOURCE_DIR}/csrc/${name}/exports_${name}.map")
   set(library mambapose_${name})
   add_library(${library} MODULE ${ARGN})
   mambapose_gpu_options(${library})
@@ -94,12 +94,12 @@ function(mambapose_gpu_library name)
 endfunction()
 
 # Gradients are for training, so the plugin goes without.
-file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/scan_cuda*.cu"
-     "${CMAKE_CURRENT_SOURCE_DIR}/csrc/scan_cuda*.cpp")
+file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/*.cu"
+     "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/*.cpp")
 set(backward ${sources})
 list(FILTER backward INCLUDE REGEX "/scan_cuda_backward")
 list(FILTER sources EXCLUDE REGEX "/scan_cuda_backward")
-add_library(mambapose_cuda_forward OBJECT ${sources} csrc/scan_check.cpp)
+add_library(mambapose_cuda_forward OBJECT ${sources} csrc/core/scan_check.cpp)
 add_library(mambapose_cuda_backward OBJECT ${backward})
 mambapose_gpu_options(mambapose_cuda_forward)
 mambapose_gpu_options(mambapose_cuda_backward)
@@ -115,7 +115,7 @@ if(NOT TensorRtHeaders_FOUND)
   message(STATUS "mambapose: no TensorRT plugin: ${TensorRtHeaders_REASON}")
   return()
 endif()
-file(GLOB plugin CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/trt_*.cpp")
+file(GLOB plugin CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/trt/*.cpp")
 mambapose_gpu_library(trt $<TARGET_OBJECTS:mambapose_cuda_forward> ${plugin})
 target_include_directories(mambapose_trt SYSTEM PRIVATE "${TensorRtHeaders_INCLUDE_DIR}")
 # Packages keep the old dates of files, so an upgrade in place would not compile anything again.
@@ -130,7 +130,7 @@ message(STATUS "mambapose: TensorRT plugin built with the headers of ${TensorRtH
                "${TensorRtHeaders_INCLUDE_DIR}")
 
 if(MAMBAPOSE_TRT_DRIVER)
-  file(GLOB driver CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/tests/trt_driver*.cpp")
+  file(GLOB driver CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/trt/driver/*.cpp")
   add_executable(trt_driver ${driver})
   mambapose_gpu_options(trt_driver)
   target_include_directories(trt_driver SYSTEM PRIVATE "${TensorRtHeaders_INCLUDE_DIR}")

@@ -1,16 +1,13 @@
-"""An engine: one graph of a stage, loaded on a backend."""
+"""What every backend gives: an engine, one loaded graph, whose tensors are those of the bundle."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
-from mambapose.runtime.bundle.bundle import Bundle
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.types import Array, GraphSpec
+from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 
 class Engine(Protocol):
@@ -40,56 +37,37 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-# A loader: (bundle, stage, graph, device, threads) -> Engine.
-Loader = Callable[[Bundle, str, str, str, "int | None"], Engine]
+def check_spec(found: GraphSpec, wanted: GraphSpec, where: str) -> None:
+    """EngineError unless the tensors of a loaded file are those of the manifest.
+
+    where: what is loaded, for the message. A side that is free in one may be fixed in the other.
+    """
+    for side, have, want in (
+        ("input", found.inputs, wanted.inputs),
+        ("output", found.outputs, wanted.outputs),
+    ):
+        present = {tensor.name: tensor for tensor in have}
+        for tensor in want:
+            same = present.pop(tensor.name, None)
+            if same is None or not _alike(same, tensor):
+                raise EngineError(
+                    f"{where}: {side} {tensor} was wanted, the file has {same or 'none'}; "
+                    "export the bundle again with mp-export"
+                )
+        if present:
+            raise EngineError(
+                f"{where}: the file has an extra {side} {next(iter(present))}; "
+                "export the bundle again with mp-export"
+            )
 
 
-def _onnxruntime(
-    bundle: Bundle, stage: str, graph: str, device: str, threads: int | None
-) -> Engine:
-    from mambapose.runtime.backends.onnxruntime import engine_from_bundle
-
-    return engine_from_bundle(bundle, stage, graph, device=device, threads=threads)
-
-
-BACKENDS: dict[str, Loader] = {"onnxruntime": _onnxruntime}
-
-
-def backend_from_name(name: str) -> str:
-    """The backend that ``name`` stands for: itself, or the best one present for ``auto``."""
-    if name == "auto":
-        return "onnxruntime"
-    if name not in BACKENDS:
-        known = ", ".join(("auto", *BACKENDS))
-        raise EngineError(f"backend {name!r} is not known; use one of: {known}")
-    return name
-
-
-def thread_count(asked: int | None) -> int:
-    """How many threads an engine uses: those asked for, else the cores this process may use."""
-    return asked or len(os.sched_getaffinity(0))
-
-
-def load_engine(
-    bundle: Bundle,
-    stage: str,
-    graph: str,
-    *,
-    backend: str = "auto",
-    device: str = "cpu",
-    threads: int | None = None,
-) -> Engine:
-    """The named graph of a stage, ready to run. threads: None means all cores."""
-    return BACKENDS[backend_from_name(backend)](bundle, stage, graph, device, threads)
-
-
-def load_detector(
-    path: Path, *, backend: str = "auto", device: str = "cpu", threads: int | None = None
-) -> Engine:
-    """A user's own detector, an ONNX file outside any bundle."""
-    name = backend_from_name(backend)
-    if name != "onnxruntime":
-        raise EngineError(f"a detector runs on backend onnxruntime, found {name}; leave --backend")
-    from mambapose.runtime.backends.onnxruntime import engine_from_file
-
-    return engine_from_file(path, device=device, threads=threads)
+def _alike(have: TensorSpec, want: TensorSpec) -> bool:
+    """Equal name, type and fixed sides."""
+    return (
+        have.dtype == want.dtype
+        and len(have.shape) == len(want.shape)
+        and all(
+            isinstance(a, str) or isinstance(b, str) or a == b
+            for a, b in zip(have.shape, want.shape, strict=True)
+        )
+    )

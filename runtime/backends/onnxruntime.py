@@ -15,6 +15,7 @@ private and 2 % less time; with memory patterns 323 MiB; with spinning threads 6
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -23,16 +24,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mambapose.runtime.backends.engine import thread_count
+from mambapose.runtime.backends.engine import check_spec
 from mambapose.runtime.backends.native import (
     check_function_form,
     find_library,
     library_info,
     slow_notice,
 )
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.types import Array, GraphSpec, TensorSpec
+from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {
@@ -91,47 +92,66 @@ class OrtEngine:
         self.close()
 
 
+def installed_version() -> str | None:
+    """The version of the onnxruntime package, None where it is absent."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    return str(_import().__version__)
+
+
+def devices() -> tuple[str, ...]:
+    """The devices on which this ONNX Runtime can run."""
+    present = _import().get_available_providers()
+    return tuple(name for name, provider in PROVIDERS.items() if provider in present)
+
+
 def engine_from_bundle(
-    bundle: Bundle, stage: str, graph: str, *, device: str = "cpu", threads: int | None = None
+    bundle: Bundle, stage: str, graph: str, where: Where | None = None
 ) -> OrtEngine:
     """A graph of a bundle, its tensors compared with the manifest.
 
     Graphs with selective scans use the compiled operator when there is one, else the function
     inside the graph, with a SlowOperatorWarning once per process.
     """
+    where = where or Where()
     entry = bundle.graph(stage, graph)
-    options = _options(threads)
+    options = _options(where.thread_count)
     scans = bundle.stage(stage).scan_spec is not None
     library = find_library(bundle=bundle.path) if scans else None
     fast = library is not None and library_info(library).onnxruntime
     if fast and library is not None:
         _register(options, library)
-    session = _session(bundle.file(entry.file), options, device)
+    session = _session(bundle.file(entry.onnx), options, where.device)
     if scans and not fast:
         metadata = session.get_modelmeta().custom_metadata_map
         check_function_form(metadata, _import().__version__)
         _warn_slow()
-    _check_spec(session, entry.spec, f"stage {stage}, graph {graph}")
-    mapped = bundle.file(entry.data).stat().st_size if entry.data is not None else 0
+    check_spec(_declared(session, graph), entry.spec, f"stage {stage}, graph {graph}")
+    mapped = bundle.file(entry.data.path).stat().st_size if entry.data is not None else 0
     return OrtEngine(session, entry.spec, mapped)
 
 
 def engine_from_file(
-    path: Path, *, device: str = "cpu", threads: int | None = None, library: Path | None = None
+    path: Path, where: Where | None = None, library: Path | None = None
 ) -> OrtEngine:
     """Any ONNX file as it is; the spec is what the file declares. library: compiled operator."""
+    where = where or Where()
     if not path.is_file():
         raise EngineError(f"an ONNX file was wanted at {path}, found none; check the path")
-    options = _options(threads)
+    options = _options(where.thread_count)
     if library is not None:
         _register(options, library)
-    session = _session(path, options, device)
-    spec = GraphSpec(
-        path.stem,
+    session = _session(path, options, where.device)
+    return OrtEngine(session, _declared(session, path.stem), path.stat().st_size)
+
+
+def _declared(session: Any, name: str) -> GraphSpec:
+    """The tensors that the file itself declares."""
+    return GraphSpec(
+        name,
         tuple(_tensor(node) for node in session.get_inputs()),
         tuple(_tensor(node) for node in session.get_outputs()),
     )
-    return OrtEngine(session, spec, path.stat().st_size)
 
 
 def _register(options: Any, library: Path) -> None:
@@ -188,14 +208,14 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(info, settings)
 
 
-def _options(threads: int | None) -> Any:
+def _options(threads: int) -> Any:
     """SessionOptions of the shared arena, with ``threads`` threads that sleep when idle."""
     _share_arena()
     options = _import().SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False
-    options.intra_op_num_threads = thread_count(threads)
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -225,36 +245,3 @@ def _session(path: Path, options: Any, device: str) -> Any:
 
 def _first_line(err: Exception) -> str:
     return str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-
-
-def _check_spec(session: Any, spec: GraphSpec, where: str) -> None:
-    """EngineError unless the file's tensors are those of the manifest."""
-    for side, nodes, tensors in (
-        ("input", session.get_inputs(), spec.inputs),
-        ("output", session.get_outputs(), spec.outputs),
-    ):
-        found = {node.name: _tensor(node) for node in nodes}
-        for tensor in tensors:
-            have = found.pop(tensor.name, None)
-            if have is None or not _same(have, tensor):
-                raise EngineError(
-                    f"{where}: {side} {tensor} was wanted, the file has {have or 'none'}; "
-                    "export the bundle again with mp-export"
-                )
-        if found:
-            raise EngineError(
-                f"{where}: the file has an extra {side} {next(iter(found))}; "
-                "export the bundle again with mp-export"
-            )
-
-
-def _same(have: TensorSpec, want: TensorSpec) -> bool:
-    """Equal name, type and fixed sides; a free side may be free or fixed in the file."""
-    return (
-        have.dtype == want.dtype
-        and len(have.shape) == len(want.shape)
-        and all(
-            isinstance(a, str) or isinstance(b, str) or a == b
-            for a, b in zip(have.shape, want.shape, strict=True)
-        )
-    )

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from mambapose.runtime.errors import BundleError
 
+# A manifest has a few kilobytes. Any value far above that and far below the memory of a small
+# board does: it only keeps a wrong file from being read whole.
 MAX_BYTES = 16 << 20
 REMEDY = "export the bundle again with mp-export"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import platform
@@ -15,18 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from mambapose.runtime.backends.engine import BACKENDS, load_engine
+from mambapose.runtime.backends.loader import BACKENDS, load_engine, load_file
 from mambapose.runtime.backends.native import find_library, library_info, slow_notice
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate, tool_version
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate, tool_version
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.check.finding import Finding
 from mambapose.runtime.check.plugin import plugin_findings
 from mambapose.runtime.errors import BundleError, EngineError
 from mambapose.runtime.loading import shipped_bundle
-from mambapose.runtime.types import Array
+from mambapose.runtime.types import Array, Where
 
 PROBE = Path(__file__).parent.parent / "data" / "probe.onnx"
 PROBE_LENGTH, PROBE_CHANNELS, PROBE_SKIP = 8, 4, 0.5
+# Of values around 1 in float32: ten roundings. A kernel that is wrong is wrong by far more, so the
+# exact value is free.
 PROBE_LIMIT = 1e-6
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "asimd", "neon", "sve")
 
@@ -42,7 +44,8 @@ def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
     yield Finding("processor", f"{_processor()}, {os.cpu_count()} cores")
     yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20} MiB")
     yield from _library_findings()
-    yield from _onnxruntime_findings()
+    for backend in BACKENDS:
+        yield from _backend_findings(backend)
     yield _tensorrt_finding()
     yield from plugin_findings(compile_plugin)
     yield Finding("jetson", "not run: no Jetson board has been tried with this version")
@@ -76,8 +79,9 @@ def _weights_findings(bundle: Bundle) -> Iterator[Finding]:
             yield Finding("weights", f"{name}, {weights.file or 'no file'}: {text}")
 
 
-def stage_finding(bundle: Bundle, stage: str, backend: str, device: str = "cpu") -> Finding:
+def stage_finding(bundle: Bundle, stage: str, backend: str) -> Finding:
     """Every graph of the stage run on its stored inputs and compared with its stored outputs."""
+    where = Where(backend)
     errors: dict[str, float] = {}
     entry = bundle.stage(stage)
     try:
@@ -85,7 +89,7 @@ def stage_finding(bundle: Bundle, stage: str, backend: str, device: str = "cpu")
             inputs, wanted = read_gate(bundle, graph)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the operator has a line of its own
-                engine = load_engine(bundle, stage, graph.spec.name, backend=backend, device=device)
+                engine = load_engine(bundle, stage, graph.spec.name, where)
             with engine:
                 found = engine.run(inputs)
             for unit, error in graph_errors(stage, inputs, found, wanted).items():
@@ -117,12 +121,8 @@ def run_probe(backend: str = "onnxruntime", library: Path | None = None) -> floa
     ``library``: the compiled operator; without it the function inside the graph runs.
     EngineError when the backend is absent or cannot run it.
     """
-    if backend != "onnxruntime":
-        raise EngineError(f"backend {backend} has no probe; onnxruntime has one")
-    from mambapose.runtime.backends.onnxruntime import engine_from_file
-
     inputs, wanted = probe_case()
-    with engine_from_file(PROBE, library=library) as engine:
+    with load_file(PROBE, Where(backend), library) as engine:
         found = engine.run(inputs)["y"]
     gap = found.astype(np.float64) - wanted.astype(np.float64)
     return float(np.abs(gap).max() / wanted.max())
@@ -167,35 +167,30 @@ def _library_findings() -> Iterator[Finding]:
     )
 
 
-def _onnxruntime_findings() -> Iterator[Finding]:
-    if not _version("onnxruntime") and importlib.util.find_spec("onnxruntime") is None:
-        yield Finding(
-            "onnxruntime", "absent, so nothing can run; pip install 'mambapose[cpu]'", False
-        )
+def _backend_findings(name: str) -> Iterator[Finding]:
+    backend = BACKENDS[name]
+    installed = backend.version()
+    if installed is None:
+        yield Finding(name, "absent, so nothing can run; pip install 'mambapose[cpu]'", False)
         return
-    from mambapose.runtime.backends.onnxruntime import PROVIDERS
-
-    onnxruntime = importlib.import_module("onnxruntime")
-    present = onnxruntime.get_available_providers()
-    devices = ", ".join(name for name, provider in PROVIDERS.items() if provider in present)
-    yield Finding("onnxruntime", f"{onnxruntime.__version__}, runs on {devices}")
-    yield _probe_finding("function form", None)
+    yield Finding(name, f"{installed}, runs on {', '.join(backend.devices())}")
+    if backend.load_file is None:
+        return
+    yield _probe_finding(name, "function form", None)
     try:
         library = find_library()
         if library is not None and library_info(library).onnxruntime:
-            yield _probe_finding("compiled operator", library)
+            yield _probe_finding(name, "compiled operator", library)
     except EngineError:
         return  # said by the operator's own line
 
 
-def _probe_finding(form: str, library: Path | None) -> Finding:
+def _probe_finding(backend: str, form: str, library: Path | None) -> Finding:
     try:
-        error = run_probe("onnxruntime", library)
+        error = run_probe(backend, library)
     except EngineError as err:
-        return Finding("onnxruntime", f"{form}: {err}", False)
-    return Finding(
-        "onnxruntime", f"selective scan, {form}: error {error:.1e}", error <= PROBE_LIMIT
-    )
+        return Finding(backend, f"{form}: {err}", False)
+    return Finding(backend, f"selective scan, {form}: error {error:.1e}", error <= PROBE_LIMIT)
 
 
 def _tensorrt_finding() -> Finding:

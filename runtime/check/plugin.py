@@ -20,6 +20,7 @@ from mambapose.runtime.check.finding import Finding
 from mambapose.runtime.errors import EngineError
 
 DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/nvmap")
+# Far above what a slow board takes, so that only what hangs is ended; the values are free.
 BUILD_SECONDS = 1800
 DRIVE_SECONDS = 600
 DRIVER = "trt_driver"

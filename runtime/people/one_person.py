@@ -25,17 +25,18 @@ from numpy.typing import NDArray
 
 from mambapose.runtime.people.tracking import (
     MIN_SCORE,
-    Boxes,
-    Look,
-    Targets,
+    PosesIn,
     boxes_from_joints,
     full_frame,
 )
 from mambapose.runtime.stages.detect import Detections
+from mambapose.runtime.types import Boxes, Subjects
 
 # Heights of the boxes by that of the frame. A crop sees 1.25 times its box, and the box of the
 # joints of what it saw comes next, so people between the sizes are met as well.
 SIZES = (1.0, 0.7, 0.5, 0.35)
+# What a search looks at is time against people missed, and mp-bench accuracy measures it; that
+# people from 0.3 of the height on are found is tested, the exact sizes, steps and numbers are free.
 FEW = 3  # of the sizes are enough for most people; the smallest boxes are the most and come last
 ASPECT = 0.75  # width by height of a crop
 STEP_X, STEP_Y = 0.5, 0.4  # between neighbours, by the height of a box
@@ -46,7 +47,7 @@ FOUND, KEPT, SURE = 0.25, 0.15, 0.5
 VISIBLE = 0.8  # a joint counts from this share of the mean score, at most from MIN_SCORE
 INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
 PARTIAL = 3  # INWARD times the share of joints seen to this power; chosen on pose2sim
-WIDER = 1.5
+WIDER = 1.5  # enough to see the other half of a body; the exact factor is free
 GAIN = 1.1  # a wider box must score this much better than the present one
 ELSEWHERE = 2.5  # and another place be worth this much more
 SEARCH_EVERY, SEARCH_AT_LEAST_EVERY = 10, 40
@@ -94,34 +95,34 @@ class OnePerson:
         wait = self._wait if self._box is None else CHECK_EVERY
         return frame - self._looked >= wait
 
-    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+    def search(self, frame: int, size: tuple[int, int], poses_in: PosesIn) -> None:
         """Find the person in a frame of ``size`` (H, W), or check that the box is right."""
         self._looked = frame
         if self._box is None:
             self._everywhere = frame
-            self._box = found_box(self._last, size, look)
+            self._box = found_box(self._last, size, poses_in)
             longer = min(max(2 * self._wait, SEARCH_EVERY), SEARCH_AT_LEAST_EVERY)
             self._wait = longer if self._box is None else 0
             return
-        best = checked(self._box, size, look)
+        best = checked(self._box, size, poses_in)
         if best.score < SURE and frame - self._everywhere >= SEARCH_AT_LEAST_EVERY:
             self._everywhere = frame
-            other = best_sight(grid(SIZES, size), size, look)
+            other = best_sight(grid(SIZES, size), size, poses_in)
             best = other if other.worth > ELSEWHERE * best.worth else best
         self._box = best.box[None]
 
-    def targets(self, size: tuple[int, int]) -> Targets:
+    def subjects(self, size: tuple[int, int]) -> Subjects:
         """The box of the last pose, nobody, or the full frame for untrained weights."""
         if not self._trained:
-            return Targets((self._id,), full_frame(size))
+            return Subjects((self._id,), full_frame(size))
         if self._box is None:
-            return Targets((), np.zeros((0, 4)))
-        return Targets((self._id,), self._box)
+            return Subjects((), np.zeros((0, 4)))
+        return Subjects((self._id,), self._box)
 
     def update(
         self,
         frame: int,
-        targets: Targets,
+        subjects: Subjects,
         xy: NDArray[np.floating],
         score: NDArray[np.floating],
         size: tuple[int, int],
@@ -129,12 +130,12 @@ class OnePerson:
         """Move the box to the pose; a lost person is not reported."""
         if not self._trained:
             return np.ones(1, bool)
-        (sight,) = sights_of(targets.boxes, xy, score, size)
+        (sight,) = sights_of(subjects.boxes, xy, score, size)
         kept = sight.score >= KEPT
         # A late pose says nothing about the box of a search that came after it.
         if self._looked is None or frame >= self._looked:
-            self._last = targets.boxes
-            self._box = followed(targets.boxes, sight.around, sight.seen) if kept else None
+            self._last = subjects.boxes
+            self._box = followed(subjects.boxes, sight.around, sight.seen) if kept else None
         return np.array([kept])
 
     def forget(self) -> None:
@@ -144,18 +145,18 @@ class OnePerson:
         self._wait = 0
 
 
-def found_box(last: Boxes | None, size: tuple[int, int], look: Look) -> Boxes | None:
+def found_box(last: Boxes | None, size: tuple[int, int], poses_in: PosesIn) -> Boxes | None:
     """(1, 4) the box of the person in a frame of ``size`` (H, W), or None.
 
     last: where the person was seen last, tried first.
     """
     best: Sight | None = None
     if last is not None:
-        best = best_sight(np.concatenate([last, *_around(last, size)]), size, look)
+        best = best_sight(np.concatenate([last, *_around(last, size)]), size, poses_in)
         if best.score >= KEPT:  # an odd pose of the same person rather than somebody else
             return best.box[None]
     for boxes in (grid(SIZES[:FEW], size), grid(SIZES[FEW:], size)):
-        found = best_sight(boxes, size, look)
+        found = best_sight(boxes, size, poses_in)
         if best is None or found.worth > best.worth:
             best = found
         if best.score >= SURE:
@@ -163,19 +164,21 @@ def found_box(last: Boxes | None, size: tuple[int, int], look: Look) -> Boxes | 
     return best.box[None] if best is not None and best.score >= FOUND else None
 
 
-def checked(box: Boxes, size: tuple[int, int], look: Look) -> Sight:
+def checked(box: Boxes, size: tuple[int, int], poses_in: PosesIn) -> Sight:
     """The sight of the box (1, 4), or that of a wider one's joints where more of them show."""
-    near, far = sights(np.concatenate([box, wider(box, WIDER, size)]), size, look)
+    near, far = sights(np.concatenate([box, wider(box, WIDER, size)]), size, poses_in)
     return replace(far, box=far.around) if far.score > GAIN * near.score else near
 
 
-def best_sight(boxes: Boxes, size: tuple[int, int], look: Look) -> Sight:
+def best_sight(boxes: Boxes, size: tuple[int, int], poses_in: PosesIn) -> Sight:
     """The best of the boxes (N, 4), after the BEST of them have moved onto their joints."""
-    seen = sorted(sights(boxes, size, look), key=_worth)[-BEST:]
+    seen = sorted(sights(boxes, size, poses_in), key=_worth)[-BEST:]
     for _ in range(REFINEMENTS):
         moved = np.stack([sight.around for sight in seen])
         # A step that makes it worse is not taken, so the rest of the steps change nothing.
-        seen = [max(pair, key=_worth) for pair in zip(seen, sights(moved, size, look), strict=True)]
+        seen = [
+            max(pair, key=_worth) for pair in zip(seen, sights(moved, size, poses_in), strict=True)
+        ]
     return max(seen, key=_worth)
 
 
@@ -183,9 +186,9 @@ def _worth(sight: Sight) -> float:
     return sight.worth
 
 
-def sights(boxes: Boxes, size: tuple[int, int], look: Look) -> list[Sight]:
+def sights(boxes: Boxes, size: tuple[int, int], poses_in: PosesIn) -> list[Sight]:
     """What each of the boxes (N, 4) shows."""
-    return sights_of(boxes, *look(boxes), size)
+    return sights_of(boxes, *poses_in(boxes), size)
 
 
 def sights_of(

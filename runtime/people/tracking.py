@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.stages.detect import Detections, overlaps
+from mambapose.runtime.types import Boxes, Subjects
 
 MIN_SCORE = 0.3
 MIN_JOINTS = 5
@@ -34,9 +35,8 @@ MISSES = 2
 SAME_PERSON = 0.05  # mean joint distance by box diagonal
 NEW_SCORE = 0.4  # of a detection that may start an id
 
-Boxes = NDArray[np.float64]
 # Boxes (N, 4) of one frame -> joints (N, 17, 2) in frame pixels and their scores (N, 17).
-Look = Callable[[Boxes], tuple[NDArray[np.floating], NDArray[np.floating]]]
+PosesIn = Callable[[Boxes], tuple[NDArray[np.floating], NDArray[np.floating]]]
 
 
 def boxes_from_joints(
@@ -71,14 +71,6 @@ def full_frame(frame: tuple[int, int]) -> Boxes:
     return np.array([[0.0, 0.0, frame[1], frame[0]]])
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The people to look at in one frame. ids: (N,); boxes: (N, 4) xyxy px."""
-
-    ids: tuple[int, ...]
-    boxes: Boxes
-
-
 class Followed(Protocol):
     """What the pipeline asks of either way of following people."""
 
@@ -94,23 +86,23 @@ class Followed(Protocol):
         """Whether the pose network should look for people in this frame."""
         ...
 
-    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+    def search(self, frame: int, size: tuple[int, int], poses_in: PosesIn) -> None:
         """Find people with the pose network in a frame of size (H, W)."""
         ...
 
-    def targets(self, size: tuple[int, int]) -> Targets:
+    def subjects(self, size: tuple[int, int]) -> Subjects:
         """The people to look at in a frame of size (H, W)."""
         ...
 
     def update(
         self,
         frame: int,
-        targets: Targets,
+        subjects: Subjects,
         xy: NDArray[np.floating],
         score: NDArray[np.floating],
         size: tuple[int, int],
     ) -> NDArray[np.bool_]:
-        """Take in the poses of ``targets`` in a frame, the present one or one that had to wait for
+        """Take in the poses of ``subjects`` in a frame, the present one or one that had to wait for
         its poses; (N,) which of them are reported.
         """
         ...
@@ -169,7 +161,7 @@ class Tracker:
         """Never."""
         return False
 
-    def search(self, frame: int, size: tuple[int, int], look: Look) -> None:
+    def search(self, frame: int, size: tuple[int, int], poses_in: PosesIn) -> None:
         """Nothing: the detector finds people."""
 
     @staticmethod
@@ -178,27 +170,27 @@ class Tracker:
             return person.misses >= MISSES
         return frame - person.last_seen > KEEP_FRAMES
 
-    def targets(self, size: tuple[int, int]) -> Targets:
+    def subjects(self, size: tuple[int, int]) -> Subjects:
         """Everyone who is not lost, in order of id."""
         active = [person for person in self._people if person.active]
         boxes = np.array([person.box for person in active]).reshape(-1, 4)
-        return Targets(tuple(person.id for person in active), boxes)
+        return Subjects(tuple(person.id for person in active), boxes)
 
     def update(
         self,
         frame: int,
-        targets: Targets,
+        subjects: Subjects,
         xy: NDArray[np.floating],
         score: NDArray[np.floating],
         size: tuple[int, int],
     ) -> NDArray[np.bool_]:
         """Move the boxes to the poses; lost people and doubles are not reported."""
         if not self.trained:
-            return np.ones(len(targets.ids), bool)
+            return np.ones(len(subjects.ids), bool)
         boxes, trusted = boxes_from_joints(xy, score, size)
         people = {person.id: person for person in self._people}
         reported = trusted & ~doubles(xy.astype(np.float64), boxes, trusted)
-        known = [(k, people[id_]) for k, id_ in enumerate(targets.ids) if id_ in people]
+        known = [(k, people[id_]) for k, id_ in enumerate(subjects.ids) if id_ in people]
         for k, person in known:
             person.confirmed |= bool(reported[k])
             if frame < person.last_seen:  # a late pose: a detection has been there since

@@ -24,7 +24,8 @@ TRACKS: tuple[Colour, ...] = (
     (255, 220, 60), (120, 230, 120), (230, 120, 230), (110, 220, 230),
     (250, 150, 150), (170, 170, 255), (200, 230, 80), (255, 180, 220),
 )  # fmt: skip
-# The 3D view is turned by this about the vertical, so that depth shows.
+# The 3D view is turned by this about the vertical, so that depth shows; any angle between that of
+# the front and of the side does.
 VIEW_TURN = math.radians(35)
 INSETS = 3
 MIN_SCORE = 0.3

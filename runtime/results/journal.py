@@ -31,7 +31,9 @@ from mambapose.runtime.types import Array, Pose
 JOURNAL = "poses.ndjson"
 # Decimals kept: a thousandth of a pixel, of a 1.8 m person's height 0.02 mm.
 DECIMALS_PX, DECIMALS_SCORE, DECIMALS_HEIGHT, DECIMALS_S = 3, 4, 5, 6
-END_BYTES = 1 << 16  # from the end of a journal in which its last line begins
+# From the end of a journal in which its last line begins, if that says how the run ended: a line of
+# a few hundred bytes, so the value is free.
+END_BYTES = 1 << 16
 
 Record = dict[str, Any]
 

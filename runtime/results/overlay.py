@@ -17,7 +17,7 @@ import numpy as np
 
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results.journal import JOURNAL
-from mambapose.runtime.types import ImageArray
+from mambapose.runtime.types import ImageArray, Size
 from mambapose.runtime.video.pictures import ITU601, ITU709, import_av
 
 # H.264 plays everywhere; the others are for PyAV builds without it, and then stated.
@@ -27,13 +27,13 @@ ENCODERS = ("libx264", "libopenh264", "mpeg4")
 class Overlay:
     """Writes RGB frames to a fragmented MP4 (H.264, yuv420p, BT.709) in a background thread.
 
-    size: (W, H) of the frames; odd sizes are padded by one row or column. codec: the encoder in
+    size: of the frames; odd sizes are padded by one row or column. codec: the encoder in
     use; note: a sentence when that is not H.264. At most ``depth`` frames wait to be encoded.
     Raises OutputError.
     """
 
     def __init__(
-        self, path: Path, size: tuple[int, int], fps: float, *, crf: int = 21, depth: int = 2
+        self, path: Path, size: Size, fps: float, *, crf: int = 21, depth: int = 2
     ) -> None:
         av = import_av()
         from av.video.reformatter import VideoReformatter
@@ -71,7 +71,7 @@ class Overlay:
 
     def _add_stream(self, rate: Fraction, crf: int) -> Any:
         stream: Any = self._container.add_stream(self.codec, rate=rate)
-        width, height = (side + side % 2 for side in self._size)
+        height, width = (side + side % 2 for side in self._size)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.time_base = Fraction(1, self._ticks)
@@ -95,9 +95,9 @@ class Overlay:
         import av
 
         self._raise_failure()
-        if image.shape != (self._size[1], self._size[0], 3) or image.dtype != np.uint8:
+        if image.shape != (*self._size, 3) or image.dtype != np.uint8:
             raise OutputError(
-                f"overlay {self.path}: a uint8 image of {self._size[0]}x{self._size[1]} was "
+                f"overlay {self.path}: a uint8 image of {self._size.width}x{self._size.height} was "
                 f"wanted, found {image.dtype} {image.shape}; pass frames of one size"
             )
         # Converted here: a picture that waits as YUV takes half the memory.

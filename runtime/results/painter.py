@@ -21,7 +21,8 @@ from mambapose.runtime.video.sources import Source
 # H.264 keeps 40); a pixel takes 0.15 to 0.4 bytes instead of 3.
 QUALITY = 95
 BYTES_PER_PIXEL = 0.25
-# 4K with the usual look-ahead fits; larger pictures are drawn at once, without the 3D view.
+# 4K with the usual look-ahead fits (107 MiB); larger pictures are drawn at once, without the 3D
+# view. How much larger is free: more than 4K is rare.
 HELD_BYTES = 128 << 20
 
 
@@ -50,7 +51,7 @@ class Painter:
         waiting = 0
         if pipeline.lifter is not None and pipeline.lifts_later:
             waiting = pipeline.lifter.lookahead + 1
-        held = waiting * source.size[0] * source.size[1] * BYTES_PER_PIXEL
+        held = waiting * source.size.height * source.size.width * BYTES_PER_PIXEL
         self._waits = 0 < held <= HELD_BYTES
         if self._video is not None:
             if held > HELD_BYTES:

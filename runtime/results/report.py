@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mambapose.runtime.bundle.bundle import Bundle, tool_version
+from mambapose.runtime.bundle.bundle import tool_version
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.pipeline import Pipeline, dense_inputs
+from mambapose.runtime.pipeline import Pipeline
 from mambapose.runtime.results.files import conventions
 from mambapose.runtime.stages.causal_lifting import CausalLifter
+from mambapose.runtime.stages.table import STAGES, whole_frame_inputs
 from mambapose.runtime.video.sources import Source
 
 REPORT = "run.json"
@@ -56,8 +58,8 @@ def label_text(labels: Mapping[str, str]) -> str | None:
 def absent_cues(bundle: Bundle) -> list[str]:
     """Which of flow and depth the bundle's networks take in and no stage of it gives."""
     graphs = [graph for stage in bundle.stages.values() for graph in stage.graphs.values()]
-    wanted = dense_inputs(graph.spec for graph in graphs)
-    return [name for name in ("flow", "depth") if name in wanted and name not in bundle.stages]
+    wanted = whole_frame_inputs(*(graph.spec for graph in graphs))
+    return [name for name in STAGES if name in wanted and name not in bundle.stages]
 
 
 def run_meta(
@@ -79,8 +81,8 @@ def run_meta(
         "stages": {stage: _stage_facts(bundle, stage) for stage in used_stages(pipeline)},
         "source": {
             "name": name,
-            "width": source.size[0],
-            "height": source.size[1],
+            "width": source.size.width,
+            "height": source.size.height,
             "fps": source.fps,
         },
         "people": people_rule(pipeline),

@@ -69,20 +69,20 @@ class ClipPose:
         return self._heatmaps([[features[n]] * self.frames for n in range(len(features))])
 
     def _encoded(self, watched: Watched, inputs: Mapping[str, Array]) -> dict[int, Array]:
-        if not watched.targets.ids:
+        if not watched.subjects.ids:
             return {}
         with self._times.measure("encode"):
             features = self._encode.run(inputs)["features"]
-        return dict(zip(watched.targets.ids, features, strict=True))
+        return dict(zip(watched.subjects.ids, features, strict=True))
 
     def _answer(self) -> Answer:
         """That of the frame that has waited longest."""
         key = len(self._features) - len(self._waiting)
         watched = self._waiting.popleft()
-        if not watched.targets.ids:
+        if not watched.subjects.ids:
             return watched, None
         windows = []
-        for person in watched.targets.ids:
+        for person in watched.subjects.ids:
             seen = [place for place, people in enumerate(self._features) if person in people]
             places = window_places(seen, key, self.frames)
             windows.append([self._features[place][person] for place in places])

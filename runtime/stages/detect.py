@@ -24,6 +24,8 @@ PERSON = 0
 GREY = 114
 MIN_SCORE = 0.3
 MAX_OVERLAP = 0.45  # of two boxes that are kept, as in YOLOX's own demo
+# Bounds the table of overlaps. The best come first, so the value is free as long as it is far above
+# the number of people who are followed: beyond it the faintest boxes of a crowd are lost.
 MAX_CANDIDATES = 300
 
 

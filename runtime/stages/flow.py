@@ -16,11 +16,11 @@ import numpy as np
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.stages.resize import Letterbox, letterbox_from_sizes, letterboxed
+from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, FloatArray, ImageArray
 
-LEVELS = ("corr0", "corr1", "corr2", "corr3")
-GRAPHS = ("encode", "corr", "step", "upsample")
-PAIR = "main"  # image1, image2 -> flow
+GRAPHS = STAGES["flow"].graphs[0]  # of RAFT
+PAIR = "main"  # the graph of a network that takes both images
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class DenseMap:
 class FlowStage:
     """Flow of each frame to the one before it.
 
-    engines: one for each of GRAPHS, or PAIR alone; iterations: RAFT updates per pair.
+    engines: RAFT's four graphs, or PAIR alone; iterations: RAFT's updates per pair of images.
+    EngineError when a graph is missing.
     """
 
     def __init__(self, engines: Mapping[str, Engine], iterations: int) -> None:
@@ -52,20 +53,28 @@ class FlowStage:
     def run(self, image: ImageArray) -> DenseMap | None:
         """Flow (2, H, W) in map pixels, or None when no frame before this one is kept."""
         box = letterbox_from_sizes(image.shape[:2], self._network.size)
-        seen = self._network.look(letterboxed(image, box)[None])
-        last, self._kept = self._kept, seen[self._network.kept]
+        encoded = self._network.encode(letterboxed(image, box)[None])
+        last, self._kept = self._kept, encoded[self._network.kept]
         if last is None:
             return None
-        flow = self._network.flow(seen, last)["flow"][0]
+        flow = self._network.flow(encoded, last)["flow"][0]
         return DenseMap(flow.astype(np.float32, copy=False), box)
 
 
 class _Raft:
-    """RAFT's loop. kept: of what ``look`` answers, what the next frame needs."""
+    """RAFT: both images encoded, their correlation, then updates of the flow.
+
+    kept: the output of ``encode`` that the flow of the next frame needs again.
+    """
 
     kept = "fmap"
 
     def __init__(self, engines: Mapping[str, Engine], iterations: int) -> None:
+        if missing := [name for name in GRAPHS if name not in engines]:
+            raise EngineError(
+                f"graph {missing[0]} of RAFT was wanted, found {', '.join(engines)}; "
+                "export the bundle again with mp-export"
+            )
         self._engines = engines
         self._iterations = iterations
         (image,) = engines["encode"].spec.inputs
@@ -75,14 +84,14 @@ class _Raft:
         y, x = np.mgrid[:grid_h, :grid_w].astype(np.float32)
         self._grid = np.stack([x, y])[None]
 
-    def look(self, image: Array) -> Mapping[str, Array]:
+    def encode(self, image: Array) -> Mapping[str, Array]:
         """Features, hidden state and context of image (1, H, W, 3)."""
         return self._engines["encode"].run({"image": image})
 
-    def flow(self, seen: Mapping[str, Array], last: Array) -> Mapping[str, Array]:
+    def flow(self, encoded: Mapping[str, Array], last: Array) -> Mapping[str, Array]:
         """``flow`` (1, 2, H, W) from the kept features of the frame before."""
-        state = self._engines["corr"].run({"fmap1": seen["fmap"], "fmap2": last})
-        state |= {"coords": self._grid, "hidden": seen["hidden"], "context": seen["context"]}
+        state = self._engines["corr"].run({"fmap1": encoded["fmap"], "fmap2": last})
+        state |= {"coords": self._grid, "hidden": encoded["hidden"], "context": encoded["context"]}
         for _ in range(self._iterations):
             found = self._engines["step"].run(state)
             state["coords"], state["hidden"] = found["coords_next"], found["hidden_next"]
@@ -91,7 +100,7 @@ class _Raft:
 
 
 class _Pair:
-    """A network of one graph over both images."""
+    """A network of one graph over both images. kept: the image itself."""
 
     kept = "image1"
 
@@ -99,13 +108,13 @@ class _Pair:
         self._engine = engine
         self.size = fixed_size(engine.spec.inputs[0].shape[1:3], PAIR)
 
-    def look(self, image: Array) -> Mapping[str, Array]:
-        """The image (1, H, W, 3) itself."""
+    def encode(self, image: Array) -> Mapping[str, Array]:
+        """The image (1, H, W, 3) itself, as it is needed with the next one."""
         return {"image1": image}
 
-    def flow(self, seen: Mapping[str, Array], last: Array) -> Mapping[str, Array]:
+    def flow(self, encoded: Mapping[str, Array], last: Array) -> Mapping[str, Array]:
         """``flow`` (1, 2, H, W) from the frame before."""
-        return self._engine.run({**seen, "image2": last})
+        return self._engine.run({**encoded, "image2": last})
 
 
 def fixed_size(shape: tuple[int | str, ...], graph: str) -> tuple[int, int]:

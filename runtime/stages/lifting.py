@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.types import Array, FloatArray
+from mambapose.runtime.types import Array, FloatArray, Size
 
 # Human3.6M joint <- COCO joint, where one is the other.
 COPIED = ((9, 0), (11, 5), (14, 6), (12, 7), (15, 8), (13, 9), (16, 10),
@@ -68,9 +68,9 @@ def h36m_scores(score: NDArray[np.floating]) -> FloatArray:
     return out
 
 
-def normalised(xy: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Joints in the lifters' unit: both axes by the width, the centre at 0. size: (W, H) px."""
-    width, height = size
+def normalised(xy: NDArray[np.floating], size: Size) -> NDArray[np.float64]:
+    """Joints in the lifters' unit: both axes by the width, the centre at 0. size: of the frame."""
+    height, width = size
     unit: NDArray[np.float64] = xy.astype(np.float64) * (2.0 / width)
     unit -= np.array([1.0, height / width])
     return unit

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mambapose.runtime.backends.engine import Engine
-from mambapose.runtime.people.tracking import Targets
 from mambapose.runtime.stages.crop import Crops
 from mambapose.runtime.stages.flow import DenseMap
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.types import Array, Frame, GraphSpec
+from mambapose.runtime.types import Array, Frame, GraphSpec, Subjects
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Watched:
     """A frame, the people to look at in it, and their crops."""
 
     frame: Frame
-    targets: Targets
+    subjects: Subjects
     crops: Crops
     dense: Dense
 
@@ -67,7 +66,7 @@ class FramePose:
 
     def add(self, watched: Watched, inputs: Mapping[str, Array]) -> list[Answer]:
         """The answer of this frame."""
-        if not watched.targets.ids:
+        if not watched.subjects.ids:
             return [(watched, None)]
         with self._times.measure("pose2d"):
             return [(watched, self.still(inputs))]

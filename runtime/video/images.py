@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mambapose.runtime.errors import VideoError
-from mambapose.runtime.types import Frame, ImageArray
+from mambapose.runtime.types import Frame, ImageArray, Size
 from mambapose.runtime.video.pictures import (
     matrix_from_picture,
     picture_from_bytes,
@@ -39,19 +39,19 @@ class ImageFolder:
                 "start the range earlier"
             )
         first = self._read(self._paths[0])
-        self.size = (first.shape[1], first.shape[0])
+        self.size = Size(*first.shape[:2])
         self.frame_count: int | None = len(self._range)
 
     def __iter__(self) -> Iterator[Frame]:
         for index in self._range:
             path = self._paths[index]
             image = self._read(path)
-            size = (image.shape[1], image.shape[0])
+            size = Size(*image.shape[:2])
             if size != self.size:
                 raise VideoError(
                     f"images of one size were wanted, {self._paths[0].name} has "
-                    f"{self.size[0]}x{self.size[1]} and {path.name} {size[0]}x{size[1]}; "
-                    "keep one folder per size"
+                    f"{self.size.width}x{self.size.height} and {path.name} "
+                    f"{size.width}x{size.height}; keep one folder per size"
                 )
             yield Frame(image, index, index / self.fps)
 

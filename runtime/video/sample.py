@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.errors import VideoError
-from mambapose.runtime.types import FloatArray
+from mambapose.runtime.types import FloatArray, Size
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample.mp4"
 FORMAT_VERSION = 1
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 class Truth:
     """What is true about T frames of a rendered clip. Pixels count from 0 at their centres.
 
-    size: (W, H); camera: focal length, centre x, y, px; stature: metres, standing;
+    size: of the pictures; camera: focal length, centre x, y, px; stature: metres, standing;
     coco_xy: (T, 17, 2) px, hidden joints included; visibility: (T, 17) 0 outside, 1 hidden,
     2 seen; h36m_xyz: (T, 17, 3) camera axes (y down), relative to the pelvis, body heights;
     box: (T, 4) xyxy px around what is seen of the person; root: (T, 3) pelvis in camera axes, m.
@@ -32,7 +32,7 @@ class Truth:
     px to where each point was one frame before; inverse_depth (M, h, w) 1/m; person (M, h, w).
     """
 
-    size: NDArray[np.integer]
+    size: Size
     camera: NDArray[np.floating]
     stature: NDArray[np.floating]
     coco_xy: FloatArray
@@ -66,7 +66,9 @@ def read_truth(video: Path = SAMPLE) -> Truth:
         with np.load(path, allow_pickle=False) as file:
             if int(file["format_version"]) != FORMAT_VERSION:
                 raise ValueError(f"version {file['format_version']} instead of {FORMAT_VERSION}")
-            return Truth(**{field.name: file[field.name] for field in fields(Truth)})
+            values = {field.name: file[field.name] for field in fields(Truth)}
+            width, height = (int(side) for side in values["size"])
+            return Truth(**{**values, "size": Size(height, width)})
     except (OSError, ValueError, KeyError, EOFError) as err:
         raise VideoError(
             f"the truth of {video.name} was wanted in {path}, it cannot be read ({err}); "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mambapose.runtime.errors import VideoError
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.images import IMAGE_SUFFIXES, ImageFolder
 from mambapose.runtime.video.pictures import (
     Matrix,
@@ -24,8 +24,10 @@ from mambapose.runtime.video.pictures import (
     upright,
 )
 
+# Longer than a camera needs for its first picture, shorter than anybody waits; free in between.
 STREAM_TIMEOUT_S = 10.0
-# Frame threads hold a few decoded pictures each; four keep up with 4K and bound the memory.
+# Frame threads hold a few decoded pictures each; four keep up with 4K and bound the memory. It
+# decides speed and nothing else.
 DECODE_THREADS = 4
 # Formats whose header states how long the video lasts; elsewhere FFmpeg estimates it.
 TIMED_FORMATS = ("mov", "matroska")
@@ -34,11 +36,11 @@ Slice = tuple[int, int | None]
 
 
 class Source(Protocol):
-    """Frames in order. size: (W, H) upright; fps: mean rate; frame_count: what the container
+    """Frames in order. size: upright; fps: mean rate; frame_count: what the container
     promises, or None (for progress only); problem: a sentence once the stream broke off early.
     """
 
-    size: tuple[int, int]
+    size: Size
     fps: float
     frame_count: int | None
     problem: str | None
@@ -137,7 +139,7 @@ class VideoSource:
                 f"video {self.name} was wanted, no frame of it could be decoded; "
                 f"{self.problem or 'it holds no picture'}"
             )
-        self.size = (self._first.image.shape[1], self._first.image.shape[0])
+        self.size = Size(*self._first.image.shape[:2])
         self.frame_count = self._promised_frames()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -205,17 +207,17 @@ class VideoSource:
         """Upright RGB frames with index and timestamp; judges the end of the stream."""
         convert = rgb_converter()
         matrix: Matrix | None = None
-        size: tuple[int, int] | None = None
+        size: Size | None = None
         origin = timestamp = 0.0
         for index, picture in enumerate(pictures):
             time = self._time_of(picture)
             if size is None:
-                size = (picture.width, picture.height)
+                size = Size(picture.height, picture.width)
                 matrix = matrix_from_picture(picture)
                 origin = time or 0.0
-            elif size != (picture.width, picture.height):
+            elif size != (picture.height, picture.width):
                 self.problem = (
-                    f"{self.name}: pictures change from {size[0]}x{size[1]} to "
+                    f"{self.name}: pictures change from {size.width}x{size.height} to "
                     f"{picture.width}x{picture.height} at frame {index}; it was read up to there"
                 )
                 return

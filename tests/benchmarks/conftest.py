@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mambapose.runtime.bundle.bundle import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
-PLUGIN_FIXTURES = Path(__file__).resolve().parents[1] / "plugins" / "conftest.py"
+from ..plugins.cuda_cases import build_shim
 
 
 @pytest.fixture(scope="session")
 def shim_library() -> Path:
     """The library; its device memory is host memory. Skips without a C++ compiler."""
-    spec = importlib.util.spec_from_file_location("plugin_fixtures", PLUGIN_FIXTURES)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    path: Path = module.build_shim()
-    return path
+    return build_shim()
 
 
 @pytest.fixture
@@ -66,7 +57,9 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         for graph, inputs in graphs.items():
             file = f"{stage}-{graph}.onnx"
             (folder / file).write_bytes(b"on")
-            entries[graph] = GraphEntry(GraphSpec(graph, inputs, ()), file, "0" * 64)
+            entries[graph] = GraphEntry(
+                GraphSpec(graph, inputs, ()), {"onnx": FileEntry(file, "0" * 64)}
+            )
         weights = WeightsEntry(None, None, trained=False)
         entry = StageEntry(name, "fp32", params, weights, entries)
         return Bundle(folder, "0", "2026", "cpu", schedule or Schedule(), {stage: entry})

@@ -47,7 +47,7 @@ def test_networks_and_baselines_reach_the_measurement(monkeypatch: pytest.Monkey
     assert done.exit_code == 0, done.output
     names, sizes, clips, job, json_file = asked.pop()
     assert (names, sizes, clips) == (("posemamba-s", "mine"), ((64, 48),), (9,))
-    assert (job.threads, json_file) == (1, Path("rows"))
+    assert (job.where.threads, json_file) == (1, Path("rows"))
     done = CliRunner().invoke(command, ["--engine", "a", "--vs", "b", "--vs", "vitpose-b"])
     assert done.exit_code == 0, done.output
     assert asked.pop()[1] == ("b", "vitpose-b")

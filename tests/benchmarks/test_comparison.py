@@ -11,7 +11,7 @@ import pytest
 from mambapose.benchmarks import comparison
 from mambapose.benchmarks.jobs import Job
 from mambapose.benchmarks.sides import Side
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.types import TensorSpec
 

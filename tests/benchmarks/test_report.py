@@ -11,6 +11,7 @@ import pytest
 from mambapose.benchmarks import report
 from mambapose.benchmarks.jobs import Job, Row, job_from_dict, percentiles_ms, row_from_dict
 from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.types import Where
 
 CHAIN = Row(
     "pipeline",
@@ -134,7 +135,7 @@ def test_rows_of_results_without_frames_are_read() -> None:
 def test_job_survives_json() -> None:
     from dataclasses import asdict
 
-    job = Job("stages", parts=(("folder", "pose2d"),), threads=2)
+    job = Job("stages", parts=(("folder", "pose2d"),), where=Where("onnxruntime", threads=2))
     assert job_from_dict(json.loads(json.dumps(asdict(job)))) == job
 
 

@@ -11,7 +11,7 @@ from mambapose.benchmarks import sides, worker
 from mambapose.benchmarks.jobs import Job
 from mambapose.benchmarks.sides import Side, frames_of, measure_all, size_of
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import TensorSpec
+from mambapose.runtime.types import TensorSpec, Where
 
 WINDOW = (TensorSpec("keypoints", "float32", ("N", 81, 17, 2)),)
 STEP = (
@@ -81,7 +81,7 @@ def test_a_call_runs_every_graph_of_the_stage_once(
 ) -> None:
     bundle, calls = make_bundle(stage, graphs), []
 
-    def load(bundle, stage, name, **where):
+    def load(bundle, stage, name, where):
         return CountingEngine(bundle.stages[stage].graphs[name].spec, calls)
 
     monkeypatch.setattr(worker, "load_engine", load)
@@ -104,7 +104,7 @@ def test_what_two_rows_share_is_measured_once(make_bundle, monkeypatch) -> None:
     part = ((bundle, "pose2d"),)
     asked = [Side("a", "stage", part), Side("a", "tier", part), Side("a", "stage", part)]
     said: list[str] = []
-    rows = measure_all(asked, Job("stages", threads=3), said.append)
+    rows = measure_all(asked, Job("stages", where=Where("onnxruntime", threads=3)), said.append)
     assert [(row.label, row.group) for row in rows] == [("a", "stage"), ("a", "tier")]
     assert len(jobs) == 1
     assert jobs[0].parts == ((str(bundle.path), "pose2d"),)

@@ -17,7 +17,7 @@ from mambapose.benchmarks.sides import frames_of, text_of_size
 from mambapose.benchmarks.sweeps import Candidate, candidate_list, default_candidates, ratios
 from mambapose.export.models import mambapose_nano
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError, ExportError, MambaPoseError
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import TensorSpec
@@ -267,7 +267,7 @@ def test_the_smallest_lifter_is_measured_beside_its_transformer(
 
     monkeypatch.setenv("HOME", str(cached_folder("bench", fill)))
     file = tmp_path / "rows.jsonl"
-    job = Job("stages", threads=1, iterations=2, seconds=0.0)
+    job = Job("stages", iterations=2, seconds=0.0)
     compare.bench_networks(["mambapose3d-nano"], (), (9,), job, file)
     said = capsys.readouterr().out
     assert "mambapose3d-nano / transformer:1 at T=9: peak memory" in said

@@ -27,7 +27,7 @@ def test_a_frame_of_a_clip_network_is_one_encoding_and_one_window(
         lambda inputs: {"heatmaps": np.zeros((1, 17, 4, 3), np.float32)},
     )
     engines = {"encode": encode, "main": main}
-    monkeypatch.setattr(worker, "load_engine", lambda bundle, stage, name, **where: engines[name])
+    monkeypatch.setattr(worker, "load_engine", lambda bundle, stage, name, where: engines[name])
     graphs = {name: SimpleNamespace(spec=engine.spec) for name, engine in engines.items()}
     bundle = SimpleNamespace(stages={"pose2d": SimpleNamespace(graphs=graphs)})
     step = worker.stage_step(bundle, "pose2d", Job("stages"))  # type: ignore[arg-type]

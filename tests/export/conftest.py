@@ -37,7 +37,8 @@ class Chain:
         """The outputs of a graph, inputs in the order of its contract."""
         session = self.sessions[graph]
         names = [value.name for value in session.get_inputs()]
-        return session.run(None, dict(zip(names, inputs, strict=True)))
+        answers: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
+        return answers
 
     def operators(self) -> set[str]:
         return {node.op_type for model in self.models.values() for node in model.graph.node}

@@ -23,9 +23,11 @@ from mambapose.export.catalogue import Source
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.plan import Options, make_plan
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.targets import TARGETS
+from mambapose.runtime.types import Where
 
 from ..export_cache import reused_stages
 
@@ -106,7 +108,10 @@ def test_the_bundle_describes_what_is_in_it(bundle: Bundle) -> None:
     assert 0 <= stage.gate["joint_mm"] < 0.05
     graph = stage.graphs["main"]
     assert graph.spec.inputs[0].shape == ("N", 9, 17, 2)
-    assert (graph.file, graph.trt_file) == ("stages/lift3d.onnx", "stages/lift3d.trt.onnx")
+    assert [graph.forms[form].path for form in ("onnx", "trt")] == [
+        "stages/lift3d.onnx",
+        "stages/lift3d.trt.onnx",
+    ]
     assert sorted(p.name for p in bundle.path.iterdir()) == ["bundle.json", "gate", "stages"]
 
 
@@ -115,7 +120,7 @@ def test_the_engine_gives_what_the_torch_network_gives(bundle: Bundle) -> None:
     module, _ = posemamba.graphs(posemamba.build(seed=3, **SMALL), 9)["main"]
     with torch.no_grad():
         wanted = module(torch.from_numpy(inputs["keypoints"])).numpy()
-    with load_engine(bundle, "lift3d", "main", backend="onnxruntime") as engine:
+    with load_engine(bundle, "lift3d", "main", Where("onnxruntime")) as engine:
         found = engine.run(inputs)["xyz"]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     np.testing.assert_allclose(stored["xyz"], wanted, atol=1e-4)
@@ -201,7 +206,7 @@ def test_a_detector_is_copied_with_its_contract(tmp_path: Path, export: Any) -> 
     stage = made.stage("detect")
     assert (stage.network, stage.options) == ("person", {"layout": "yolox"})
     graph = made.graph("detect", "main")
-    assert made.file(graph.file).read_bytes() == file.read_bytes()
+    assert made.file(graph.onnx).read_bytes() == file.read_bytes()
     inputs, outputs = read_gate(made, graph)
     np.testing.assert_allclose(outputs["output"], inputs["images"].mean(), rtol=1e-5)
 
@@ -219,7 +224,7 @@ def test_a_downloaded_detector_goes_the_same_way(
     stage = made.stage("detect")
     assert (stage.network, stage.options) == ("yolox_nano", {"layout": "yolox"})
     assert stage.weights.licence == "Apache-2.0"
-    assert (made.path / made.graph("detect", "main").file).read_bytes() == file.read_bytes()
+    assert (made.path / made.graph("detect", "main").onnx).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from mambapose.export.default_bundle import build_default
 from mambapose.export.plan import Options, make_plan
 from mambapose.export.weights import FOLDER, read_card, shipped_networks, shipped_weights
-from mambapose.runtime.bundle.bundle import Bundle, file_sha256, read_bundle
+from mambapose.runtime.bundle.bundle import file_sha256, read_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.loading import SHIPPED, lift_unit
 from mambapose.runtime.targets import TARGETS
 
@@ -52,7 +53,7 @@ def test_the_bundle_is_made_from_the_weights_that_ship(shipped: Bundle) -> None:
         assert entry.weights.sha256 == file_sha256(stage.weights), "make weights"
         card = read_card(stage.weights)
         assert (entry.weights.label, entry.weights.measured) == (card.label, card.headline)
-        assert all(graph.trt_file is None for graph in entry.graphs.values())
+        assert all(set(graph.forms) == {"onnx"} for graph in entry.graphs.values())
 
 
 def test_the_package_stays_small(shipped: Bundle) -> None:
@@ -79,5 +80,5 @@ def test_the_bundle_can_be_made_again_byte_for_byte(shipped: Bundle, tmp_path: P
         assert again.stages[name].options == stage.options
         for key, graph in stage.graphs.items():
             made = again.graph(name, key)
-            assert (made.spec, made.file, made.sha256) == (graph.spec, graph.file, graph.sha256)
-            assert (made.data, made.data_sha256) == (graph.data, graph.data_sha256)
+            assert (made.spec, made.forms) == (graph.spec, graph.forms)
+            assert made.data == graph.data

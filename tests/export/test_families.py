@@ -13,7 +13,8 @@ import pytest
 from mambapose.export.own_model.build import Brought, build_brought
 from mambapose.export.own_model.network import inputs_from_texts
 from mambapose.export.rewrites import kinds
-from mambapose.runtime.bundle.bundle import MODEL, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.targets import TARGETS
 
 # Autograd functions around the compiled extension, four routes over an image, N states.

@@ -223,7 +223,7 @@ def test_glsmamba_s_becomes_a_bundle_that_runs(tmp_path) -> None:
     from mambapose.export.build import build_bundle
     from mambapose.runtime.check.machine import stage_finding
     from mambapose.runtime.loading import open_pipeline
-    from mambapose.runtime.types import Frame
+    from mambapose.runtime.types import Frame, Size, Where
 
     options = Options(networks={"pose2d": "glsmamba-s"}, only=("pose2d",), untrained=True)
     plan = make_plan(TARGETS["cpu"], options)
@@ -236,7 +236,7 @@ def test_glsmamba_s_becomes_a_bundle_that_runs(tmp_path) -> None:
     assert stage_finding(bundle, "pose2d", "onnxruntime").ok
     pictures = moving_pictures(120, 160, 4, 0)
     frames = [Frame(picture[0], k, k / 30) for k, picture in enumerate(pictures)]
-    with open_pipeline(bundle, (160, 120), threads=1) as pipeline:
+    with open_pipeline(bundle, Size(120, 160), where=Where(threads=1)) as pipeline:
         found = list(pipeline.run(frames))
         assert pipeline.memory()["pose2d"]["weights"] > 4 * entry.params
         runs = {name: times["runs"] for name, times in pipeline.times.summary().items()}

@@ -10,7 +10,7 @@ import pytest
 from mambapose.export import weights
 from mambapose.export.catalogue import SOURCES
 from mambapose.export.models import NETWORKS
-from mambapose.export.plan import DEFAULTS, Options, Plan, make_plan
+from mambapose.export.plan import Options, Plan, default_networks, make_plan
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS, Schedule
 
@@ -35,7 +35,7 @@ def plan(**changes: object) -> Plan:
 
 def test_the_defaults_are_the_four_stages_at_the_targets_sizes() -> None:
     found = plan()
-    assert {stage.stage: stage.network.name for stage in found.stages} == DEFAULTS
+    assert {stage.stage: stage.network.name for stage in found.stages} == default_networks()
     assert found.schedule == Schedule()
     sizes = {stage.stage: stage.sizes for stage in found.stages}
     assert sizes == {
@@ -215,7 +215,7 @@ def test_flow_and_depth_are_left_out_where_they_have_no_weights(
     file = tmp_path / "vits.pth"
     file.write_bytes(b"x")
     found = make_plan(CPU, Options(weights={"depth": file}, download=("raft-small",)))
-    assert [stage.stage for stage in found.stages] == list(DEFAULTS)
+    assert [stage.stage for stage in found.stages] == list(default_networks())
     assert found.notes == ()
     # --untrained is the whole pipeline: random weights where there are none, and only there.
     found = make_plan(CPU, Options(untrained=True))

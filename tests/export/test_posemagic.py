@@ -22,13 +22,14 @@ from mambapose.export.build import build_bundle
 from mambapose.export.models import NETWORKS, posemagic
 from mambapose.export.models.posemamba import MIRROR
 from mambapose.export.plan import Options, make_plan
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.causal_lifting import CausalLifter, next_name
 from mambapose.runtime.stages.lifting import Seen
 from mambapose.runtime.targets import TARGETS
+from mambapose.runtime.types import Where
 
 from ..export_cache import cached_graph, reused_stages
 
@@ -256,7 +257,7 @@ def test_a_bundle_holds_the_step_alone_and_how_near_it_is_to_the_sequence(bundle
 def test_the_lifter_of_a_bundle_answers_as_the_whole_sequence(causal, bundle, relative_error):
     graph, _ = posemagic.graphs(causal, 81)["step"]
     joints, score = sample(2, 11)
-    with load_engine(bundle, "lift3d", "step", threads=1) as engine:
+    with load_engine(bundle, "lift3d", "step", Where(threads=1)) as engine:
         lifter = CausalLifter(engine)
         poses = []
         for frame in range(11):

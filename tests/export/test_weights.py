@@ -26,11 +26,13 @@ from mambapose.export.weights import (
     shipped_networks,
     shipped_weights,
 )
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import Bundle, read_bundle, read_gate
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.targets import TARGETS
+from mambapose.runtime.types import Where
 
 NAME = "posemamba-s"
 SMALL = {"width": 16, "depth": 1}
@@ -232,7 +234,7 @@ def test_other_weights_take_the_place_of_those_that_ship(
 
 
 def initializers(bundle: Bundle) -> dict[str, np.ndarray]:
-    model = onnx.load(bundle.file(bundle.graph("lift3d", "main").file))
+    model = onnx.load(bundle.file(bundle.graph("lift3d", "main").onnx))
     return {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
@@ -248,7 +250,7 @@ def test_half_weights_are_stored_in_half_and_computed_in_full(bundle: Bundle) ->
     with torch.no_grad():
         exact = rounded(module)(torch.from_numpy(inputs["keypoints"])).numpy()
         unrounded = module(torch.from_numpy(inputs["keypoints"])).numpy()
-    with load_engine(bundle, "lift3d", "main", backend="onnxruntime") as engine:
+    with load_engine(bundle, "lift3d", "main", Where("onnxruntime")) as engine:
         found = engine.run(inputs)["xyz"]
     scale = np.abs(exact).max()
     assert np.abs(found - exact).max() < 1e-5 * scale

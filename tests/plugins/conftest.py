@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from .cuda_cases import GuardedMemory, build_shim, cuda_functions
 
-def _neighbour(name: str) -> ModuleType:
-    """A file beside this one, which tests cannot import."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CUDA_CASES = _neighbour("cuda_cases")
-build_shim: Callable[..., Path] = CUDA_CASES.build_shim
 INPUTS = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "order", "initial_state")
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
 GOLDEN_SCANS = (
@@ -225,7 +213,7 @@ def scans() -> SimpleNamespace:
         need_onnxruntime=need_onnxruntime,
         build_shim=build_shim,
         signatures=SIGNATURES,
-        memory=CUDA_CASES.GuardedMemory,
+        memory=GuardedMemory,
     )
 
 
@@ -273,7 +261,7 @@ def cuda_shim() -> ctypes.CDLL:
 @pytest.fixture(scope="session")
 def cuda(cuda_shim: ctypes.CDLL) -> SimpleNamespace:
     """Functions that run a case on the host build of the CUDA kernels (cuda_cases.py)."""
-    functions: SimpleNamespace = CUDA_CASES.cuda_functions(cuda_shim, check_close)
+    functions: SimpleNamespace = cuda_functions(cuda_shim, check_close)
     return functions
 
 

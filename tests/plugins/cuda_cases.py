@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import itertools
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
-CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
+from .cached_build import CSRC, Compiler
+
+# No strict aliasing, as nvcc has none; fused products as nvcc makes them are left to fmaf.
+SHIM_FLAGS = (
+    "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden",
+    "-fno-strict-aliasing", "-pthread",
+)  # fmt: skip
+SHIM = [CSRC / "tests" / f"cuda_{name}.cpp" for name in ("shim", "block", "fiber")]
 
 
-def build_shim(*flags: str, csrc: Path = CSRC) -> Path:
-    """The CUDA kernels built for the host (csrc/tests/cuda_shim.h), once for each state of them."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which("sh") is None or shutil.which(compiler) is None:
-        pytest.skip(f"no C++ compiler ({compiler}) to build the CUDA kernels for the host")
-    sources = [*csrc.glob("*scan*"), *csrc.glob("*.h"), *(CSRC / "tests").glob("*shim*")]
-    sources += (CSRC / "tests").glob("cuda_*")
-    digest = hashlib.sha256(" ".join((compiler, *flags)).encode())
-    for source in sorted(set(sources)):
-        digest.update(source.name.encode() + source.read_bytes())
-    folder = CSRC.parents[1] / "build" / "shim"
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"libmambapose_cuda_shim-{digest.hexdigest()[:16]}.so"
-    if not library.is_file():
-        part = library.with_suffix(f".{os.getpid()}")
-        command = ["sh", str(CSRC / "tests" / "build_shim.sh"), str(part), *flags]
-        environment = {**os.environ, "CSRC": str(csrc)}
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        part.replace(library)
-        for old in sorted(folder.glob("*.so"), key=lambda path: path.stat().st_mtime)[:-8]:
-            old.unlink()
-    return library
+def shim_objects(*flags: str, folder: Path | None = None) -> list[Path]:
+    """The CUDA kernels and their shim (csrc/tests/cuda_shim.h) compiled as C++ for the host.
+
+    flags: further ones of the compiler, such as a sanitizer; folder: holds changed files of csrc.
+    """
+    includes = (CSRC,) if folder is None else (folder, CSRC)
+    compiler = Compiler((*SHIM_FLAGS, *flags), includes)
+    of_shim: tuple[str, ...] = ()
+    if any("address" in flag or "thread" in flag for flag in flags):
+        of_shim = ("-DMAMBAPOSE_SHIM_SANITIZED",)
+    if "-fsanitize=thread" in flags:
+        # The shim is many threads to the sanitizer and shares its data among them on purpose.
+        of_shim += ("-DMAMBAPOSE_SHIM_THREADS", "-fno-sanitize=thread")
+    kernels = [*sorted(CSRC.glob("cuda/*.c*")), CSRC / "core" / "scan_check.cpp"]
+    own = {source.stem: of_shim for source in SHIM}
+    return compiler.objects([*compiler.overlaid(kernels), *SHIM], own)
+
+
+def build_shim() -> Path:
+    """The library of the CUDA kernels built for the host."""
+    name = "libmambapose_cuda_shim.so"
+    return Compiler(SHIM_FLAGS).link(name, shim_objects(), "-shared")
 
 
 class GuardedMemory:
@@ -130,7 +131,7 @@ def cuda_functions(library: ctypes.CDLL, close: Callable[..., None]) -> SimpleNa
 
     def forms(case, dtype="float32"):
         """(tactic, multiprocessors) for every form of launch that any of them plans."""
-        found = {}
+        found: dict[tuple[Any, ...], tuple[str, int]] = {}
         for tactic, count in itertools.product(native_cuda.TACTICS, MULTIPROCESSORS):
             made = plan(case, tactic, count, dtype)
             fields = [

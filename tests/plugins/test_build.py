@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -196,14 +198,38 @@ def test_without_a_compiler_configuring_and_installing_succeed(tmp_path):
     assert not list(tmp_path.glob("installed/**/*.so"))
 
 
+ROOT = PLUGINS.parent
+TOP_FOLDERS_OF_THE_MACHINE = ("build", ".venv", "out")  # not in a source distribution
+INCLUDE = re.compile(r'^\s*#\s*include "([^"]+)"', re.MULTILINE)
+
+
+def _tracked() -> list[str]:
+    """The files of the checkout, as git has them; skips without git."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout: which files belong to it is not known")
+    listing = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return [name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+
+
+def _copied(folder: Path, names: Iterable[str]) -> Path:
+    """These files of the checkout, in a folder of their own."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
 @pytest.mark.slow
 def test_wheel_without_a_compiler_is_complete_python(tmp_path):
     """pip builds and the wheel holds the four packages, no library, and what a board compiles."""
     for name in ("pip", "scikit_build_core"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "out", "*.so", "__pycache__")
-    copy = shutil.copytree(PLUGINS.parent, tmp_path / "copy", ignore=unwanted)
+    tracked = _tracked()
+    copy = _copied(tmp_path / "copy", tracked)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
     done = subprocess.run(
         [*pip, "-w", tmp_path, copy],
@@ -214,16 +240,59 @@ def test_wheel_without_a_compiler_is_complete_python(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        names = wheel.namelist()
-    packages = {name.split("/")[1] for name in names if name.startswith("mambapose/")}
+        names = {name.removeprefix("mambapose/") for name in wheel.namelist()}
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"runtime", "export", "plugins", "benchmarks"}
     assert not [name for name in names if name.endswith(".so")]
-    for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/scan_cuda.cu"):
-        assert f"mambapose/plugins/{source}" in names
-    assert "mambapose/plugins/csrc/tests/trt_driver.cpp" in names
-    for part in ("runtime/data", "export/weights"):
-        shipped = {path for path in (PLUGINS.parent / part).rglob("*") if path.is_file()}
-        assert {f"mambapose/{path.relative_to(PLUGINS.parent)}" for path in shipped} <= set(names)
+    for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/cuda/scan_cuda.cu"):
+        assert f"plugins/{source}" in names
+    assert "plugins/csrc/trt/driver/trt_driver.cpp" in names
+    tests, shipped = "plugins/csrc/tests/", ("plugins/", "runtime/data/", "export/weights/")
+    wanted = {name for name in tracked if name.startswith(shipped) and not name.startswith(tests)}
+    assert wanted <= names
+    assert not [name for name in names if name.startswith(tests)]
+
+
+def test_what_is_installed_includes_nothing_of_the_tests():
+    """But the port of the CUDA kernels, where nvcc does not compile them."""
+    csrc, found = PLUGINS / "csrc", {}
+    for source in (path for path in csrc.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
+        if source.is_relative_to(csrc / "tests"):
+            continue
+        for name in INCLUDE.findall(source.read_text()):
+            if (csrc / name).is_file():
+                found[name] = source.name
+            else:
+                assert name.startswith("NvInfer"), f"{source}: {name} is not named from csrc"
+    of_tests = {(name, source) for name, source in found.items() if name.startswith("tests/")}
+    assert of_tests == {("tests/cuda_shim.h", "scan_cuda_port.h")}
+
+
+def test_only_top_folders_are_left_out_of_a_source_distribution():
+    """A name without the slash would leave out every folder of that name, however deep."""
+    line = re.search(r"^sdist\.exclude = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert line is not None
+    patterns = re.findall(r'"([^"]+)"', line[1])
+    assert patterns == [f"/{name}" for name in TOP_FOLDERS_OF_THE_MACHINE]
+
+
+@pytest.mark.slow
+def test_source_distribution_is_the_checkout(tmp_path):
+    """Every file, folders called build further down as well, none of the machine's own."""
+    if importlib.util.find_spec("scikit_build_core") is None:
+        pytest.skip("scikit_build_core is not installed")
+    tracked = _tracked()
+    copy = _copied(tmp_path / "copy", tracked)
+    nested = [f"runtime/{name}/kept.py" for name in TOP_FOLDERS_OF_THE_MACHINE]
+    for name in (*nested, *(f"{name}/dropped.py" for name in TOP_FOLDERS_OF_THE_MACHINE)):
+        (copy / name).parent.mkdir(parents=True)
+        (copy / name).touch()
+    build = f"from scikit_build_core.build import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {member.name.split("/", 1)[1] for member in archive if member.isfile()}
+    assert {*tracked, *nested} - names == set()
+    assert names - {*tracked, *nested} == {"PKG-INFO"}
 
 
 def _needs_compiler() -> None:

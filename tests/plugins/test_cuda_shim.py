@@ -2,66 +2,52 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
-TESTS = CSRC / "tests"
-SHIM = [TESTS / f"cuda_{name}.cpp" for name in ("shim", "block", "fiber")]
+from .cached_build import CSRC, Compiler, kept_run, need_sanitizer
+from .cuda_cases import SHIM, SHIM_FLAGS, shim_objects
+
+pytestmark = pytest.mark.slow
+
 SEEDS = {"plain": ("1", "2", "3"), "address": ("1",), "thread": ("1",)}
+ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREAD = ("-fsanitize=thread",)
+HOW = {"plain": ("-Wall", "-Wextra", "-Werror"), "address": ADDRESS, "thread": THREAD}
 
 
-def _compile(target: Path, *flags: str, sources: list[Path]) -> Path:
-    command = ["g++", "-std=c++17", "-O1", "-g1", "-pthread", f"-I{TESTS}", *flags]
-    run = subprocess.run(
-        [*command, *map(str, sources), "-o", str(target)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "cannot find -l" in run.stderr or "cannot find lib" in run.stderr:
-        pytest.skip(f"g++ lacks the libraries of {' '.join(flags)}")
-    assert run.returncode == 0, run.stderr
-    return target
+@pytest.fixture(scope="session")
+def programs():
+    """A function: the small kernel with its faults as it is, or under a sanitizer."""
 
+    def program(how: str) -> Path:
+        if how != "plain":
+            need_sanitizer(*HOW[how])
+        own: tuple[str, ...] = () if how == "plain" else ("-DMAMBAPOSE_SHIM_SANITIZED",)
+        if how == "thread":
+            own += ("-DMAMBAPOSE_SHIM_THREADS", "-fno-sanitize=thread")
+        compiler = Compiler(("-std=c++17", "-O1", "-g1", "-pthread", *HOW[how]))
+        faults = CSRC / "tests" / "cuda_shim_faults.cpp"
+        own_flags = {source.stem: own for source in SHIM}
+        if how == "address":
+            own_flags[faults.stem] = own
+        return compiler.link("shim_faults", compiler.objects([faults, *SHIM], own_flags))
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """The small kernel with its faults: as it is, and under each sanitizer."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("faults")
-    faults = TESTS / "cuda_shim_faults.cpp"
-    marked = ["-DMAMBAPOSE_SHIM_SANITIZED"]
-    plain = _compile(folder / "plain", "-Wall", "-Wextra", "-Werror", sources=[faults, *SHIM])
-    address = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", *marked]
-    watched = _compile(folder / "address", *address, sources=[faults, *SHIM])
-    objects = [
-        _compile(
-            folder / f"{source.stem}.o", *marked, "-DMAMBAPOSE_SHIM_THREADS", "-c", sources=[source]
-        )
-        for source in SHIM
-    ]
-    ordered = _compile(folder / "thread", "-fsanitize=thread", sources=[faults, *objects])
-    return {"plain": plain, "address": watched, "thread": ordered}
+    return functools.cache(program)
 
 
 def _run(program: Path, fault: str, seed: str) -> tuple[int, str]:
-    run = subprocess.run(
-        [str(program), fault, seed], capture_output=True, text=True, timeout=120, check=False
-    )
+    run = kept_run(program, fault, seed)
     return run.returncode, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("how", ["plain", "address", "thread"])
 def test_the_good_kernel_passes(programs, how):
     for seed in (*SEEDS[how], "9", "77"):
-        code, text = _run(programs[how], "none", seed)
+        code, text = _run(programs(how), "none", seed)
         assert (code, text) == (0, "no error\n672 of 672 right\n")
 
 
@@ -106,7 +92,7 @@ FOUND = {
 @pytest.mark.parametrize(("how", "fault"), FOUND)
 def test_a_fault_is_found(programs, how, fault):
     for seed in SEEDS[how]:
-        code, text = _run(programs[how], fault, seed)
+        code, text = _run(programs(how), fault, seed)
         assert code != 0
         assert FOUND[how, fault] in text
         assert "672 of 672 right" not in text or FOUND[how, fault]
@@ -191,15 +177,17 @@ BARRIER, FIRST_BARRIER = "__syncthreads();", 1000
 CASES = "7"  # Of cuda_selftest.cpp: the longest and the one with the most states.
 
 
-def _build_faulty(folder: Path, *flags: str) -> tuple[Path, list[str]]:
-    """The self test of the copy, and where barriers are: FAULT 1000 leaves out the first one."""
-    if shutil.which("sh") is None or shutil.which("g++") is None:
-        pytest.skip("no sh and g++")
+def _faulty_texts() -> tuple[dict[str, str], list[str]]:
+    """The files that the copy changes, by their path in csrc, and where barriers are: FAULT 1000
+    leaves out the first one.
+    """
     texts = {
-        source.name: source.read_text()
-        for source in (*CSRC.glob("*.h"), *CSRC.glob("scan_*.cpp"), *CSRC.glob("*.cu"))
+        str(source.relative_to(CSRC)): source.read_text()
+        for part in ("core", "cuda")
+        for source in sorted((CSRC / part).iterdir())
     }
-    texts["scan_cuda.h"] = SWITCH + texts["scan_cuda.h"]
+    before = dict(texts)
+    texts["cuda/scan_cuda.h"] = SWITCH + texts["cuda/scan_cuda.h"]
     for old, new in EDITS:
         places = [name for name, text in texts.items() if old in text]
         assert len(places) == 1, f"the kernels no longer hold this in one file: {old}"
@@ -208,35 +196,41 @@ def _build_faulty(folder: Path, *flags: str) -> tuple[Path, list[str]]:
         for number, fault in enumerate(NAMES, start=1):
             new = new.replace(f"FAULTY({fault})", f"(faultNumber() == {number})")
         texts[name] = texts[name].replace(old, new)
-    barriers = []
+    barriers: list[str] = []
     for name, text in sorted(texts.items()):
-        first, *rest = text.split(BARRIER) if name.startswith("scan_cuda") else [text]
+        first, *rest = text.split(BARRIER) if name.startswith("cuda/scan_cuda") else [text]
         for part in rest:
             first += f"if (faultNumber() != {FIRST_BARRIER + len(barriers)}) {BARRIER}{part}"
             barriers.append(f"{name}, before {part.strip().splitlines()[0]}")
-        (folder / name).write_text(first)
-    program = folder / "selftest"
-    command = ["sh", str(TESTS / "build_shim.sh"), str(program), *flags]
-    environment = {**os.environ, "CSRC": str(folder), "MAIN": str(TESTS / "cuda_selftest.cpp")}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if "cannot find lib" in run.stderr:
-        pytest.skip(f"g++ lacks the libraries of {' '.join(flags)}")
-    assert run.returncode == 0, run.stderr
-    return program, barriers
+        texts[name] = first
+    return {name: text for name, text in texts.items() if text != before[name]}, barriers
+
+
+def _build_faulty(folder: Path, *flags: str) -> Path:
+    """The self test of the copy."""
+    if flags:
+        need_sanitizer(*flags)
+    for name, text in _faulty_texts()[0].items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    compiler = Compiler((*SHIM_FLAGS, *flags), (folder, CSRC))
+    selftest = compiler.object(CSRC / "tests" / "cuda_selftest.cpp")
+    return compiler.link("faulty_selftest", [*shim_objects(*flags, folder=folder), selftest])
 
 
 def _run_faulty(program: Path, number: int) -> tuple[int, str]:
-    environment = {**os.environ, "FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
-    run = subprocess.run(
-        [str(program), CASES], env=environment, capture_output=True, text=True, timeout=600,
-        check=False,
-    )  # fmt: skip
+    run = kept_run(program, CASES, FAULT=str(number), TSAN_OPTIONS="halt_on_error=1")
     return run.returncode, run.stdout + run.stderr
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def faulty_kernels(tmp_path_factory):
-    return _build_faulty(tmp_path_factory.mktemp("plain"))[0]
+    return _build_faulty(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="session")
+def racing_kernels(tmp_path_factory):
+    return _build_faulty(tmp_path_factory.mktemp("thread"), *THREAD)
 
 
 @pytest.mark.parametrize("fault", ["", *SAID])
@@ -246,14 +240,23 @@ def test_a_fault_of_the_kernels_is_found(faulty_kernels, fault):
     assert SAID.get(fault, "agree") in text
 
 
-@pytest.mark.slow
-def test_a_missing_barrier_of_the_kernels_is_a_race(tmp_path):
-    """Each of them, whether or not an order of threads turns it into a wrong result."""
-    program, barriers = _build_faulty(tmp_path, "-fsanitize=thread")
-    code, text = _run_faulty(program, 0)
+BARRIERS = sum(
+    path.read_text().count(BARRIER) for path in sorted((CSRC / "cuda").glob("scan_cuda*"))
+)
+
+
+def test_the_copy_of_the_kernels_has_no_race(racing_kernels):
+    code, text = _run_faulty(racing_kernels, 0)
     assert code == 0, text
-    assert len(barriers) > 8
-    for number, where in enumerate(barriers, start=FIRST_BARRIER):
-        code, text = _run_faulty(program, number)
-        assert code != 0, f"nothing shows that this barrier is needed: {where}"
-        assert "ThreadSanitizer: data race" in text or "SEGV" in text, f"{where}: {text}"
+    assert BARRIERS > 8
+
+
+@pytest.mark.parametrize("barrier", range(BARRIERS))
+def test_a_missing_barrier_of_the_kernels_is_a_race(racing_kernels, barrier):
+    """Each of them, whether or not an order of threads turns it into a wrong result."""
+    _, barriers = _faulty_texts()
+    assert len(barriers) == BARRIERS
+    where = barriers[barrier]
+    code, text = _run_faulty(racing_kernels, FIRST_BARRIER + barrier)
+    assert code != 0, f"nothing shows that this barrier is needed: {where}"
+    assert "ThreadSanitizer: data race" in text or "SEGV" in text, f"{where}: {text}"

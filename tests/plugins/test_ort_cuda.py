@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,13 @@ from onnx import TensorProto, helper
 from mambapose.plugins import native_cuda
 from mambapose.plugins.reference import selective_scan_reference
 
+from .cached_build import CSRC, Compiler
+
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-SOURCES = ("ort_op.cpp", "ort_kernel.cpp", "ort_cuda.cpp", "scan_check.cpp")
-FLAGS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+SOURCES = ("ort/ort_op.cpp", "ort/ort_kernel.cpp", "ort/ort_cuda.cpp", "core/scan_check.cpp")
+FLAGS = ("-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +44,12 @@ def headers() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cuda_form(headers, ort_library, tmp_path_factory) -> Path:
+def cuda_form(headers, ort_library) -> Path:
     """A library that registers the CUDA form, and only it, for the CPU provider."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("ort_cuda") / "libcuda_form.so"
-    sources = [str(PLUGINS / "csrc" / name) for name in SOURCES]
     provider = '-DMAMBAPOSE_CUDA_ON_PROVIDER="CPUExecutionProvider"'
-    command = [compiler, *FLAGS, provider, "-isystem", str(headers), *sources]
-    command += [str(ort_library.resolve()), "-ldl", "-o", str(library)]
-    subprocess.run(command, check=True)
-    return library
+    compiler = Compiler((*FLAGS, provider), system=(headers,))
+    sources = [CSRC / name for name in SOURCES]
+    return compiler.build("libcuda_form.so", sources, "-shared", str(ort_library.resolve()), "-ldl")
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-CSRC = ROOT / "plugins" / "csrc"
+from .cached_build import CSRC, ROOT, Compiler, locked
+
 STANDIN = CSRC / "tests" / "tensorrt_standin"
 SCRIPT = ROOT / "plugins" / "cmake" / "build_plugin.sh"
-SOURCES = sorted(CSRC.glob("trt_*.cpp"))
+SOURCES = sorted(CSRC.glob("trt/*.cpp"))
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS)
 COMPILERS = ("g++", "g++-11", "clang++")
@@ -81,25 +81,23 @@ def nvcc() -> str:
 
 
 def compile_plugin(
-    compiler: str, headers: Path, folder: Path, *flags: str, sources: Sequence[Path] = SOURCES
-) -> None:
-    """Compile sources of the plugin in ``folder``; the stand-in folder lends cudaStream_t."""
-    includes = [f"-isystem{headers}", f"-isystem{STANDIN}"]
-    command = [tool(compiler), *FLAGS, *flags, *includes, "-c", *map(str, sources)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program: str, headers: Path, *flags: str, sources: Sequence[Path] = SOURCES
+) -> list[Path]:
+    """Objects of sources of the plugin; the stand-in folder lends cudaStream_t."""
+    compiler = Compiler((*FLAGS, *flags), system=(headers, STANDIN), program=tool(program))
+    return compiler.objects(sources)
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("headers", HEADERS, ids=name_of)
-def test_plugin_compiles_without_a_warning(headers, compiler, tmp_path):
-    compile_plugin(compiler, headers, tmp_path, "-fsyntax-only")
+def test_plugin_compiles_without_a_warning(headers, compiler):
+    assert len(compile_plugin(compiler, headers)) == len(SOURCES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", HEADERS, ids=name_of)
-def test_plugin_compiles_to_aarch64_objects(headers, tmp_path):
-    compile_plugin(AARCH64, headers, tmp_path, "-O2")
-    objects = sorted(tmp_path.glob("*.o"))
+def test_plugin_compiles_to_aarch64_objects(headers):
+    objects = compile_plugin(AARCH64, headers, "-O2")
     assert len(objects) == len(SOURCES)
     for path in objects:
         machine = int.from_bytes(path.read_bytes()[18:20], "little")
@@ -109,19 +107,20 @@ def test_plugin_compiles_to_aarch64_objects(headers, tmp_path):
 def test_headers_before_10_3_do_not_compile(tmp_path):
     """Builds without CMake are told the same."""
     write_version(tmp_path, "10.2.0")
-    flags = ["-std=c++17", f"-I{tmp_path}", f"-isystem{STANDIN}", "-fsyntax-only"]
-    command = [tool("g++"), *flags, CSRC / "trt_version.cpp"]
+    flags = ["-std=c++17", f"-I{CSRC}", f"-I{tmp_path}", f"-isystem{STANDIN}", "-fsyntax-only"]
+    command = [tool("g++"), *flags, CSRC / "trt/trt_version.cpp"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "TensorRT 10.3 or newer is wanted" in done.stderr
 
 
-def test_static_registration_asks_for_the_registry(tmp_path):
+def test_static_registration_asks_for_the_registry():
     if HEADERS[0] == STANDIN:
         pytest.skip("no headers of TensorRT; set MAMBAPOSE_TENSORRT_ROOTS")
     define = "-DMAMBAPOSE_TRT_STATIC_REGISTRATION"
-    compile_plugin("g++", HEADERS[0], tmp_path, define, sources=[CSRC / "trt_creator.cpp"])
-    assert "getPluginRegistry" in undefined_symbols(tmp_path / "trt_creator.o")
+    creator = [CSRC / "trt/trt_creator.cpp"]
+    (made,) = compile_plugin("g++", HEADERS[0], define, sources=creator)
+    assert "getPluginRegistry" in undefined_symbols(made)
 
 
 def write_version(folder: Path, version: str) -> Path:
@@ -266,6 +265,7 @@ def test_plain_installation_leaves_the_gpu_out(tmp_path):
     assert "GPU" not in configure(tmp_path / "off", "-DMAMBAPOSE_CUDA=OFF")
 
 
+@pytest.mark.slow
 def test_architectures_are_those_of_the_machine(tmp_path):
     compiler = nvcc()
     if Path("/proc/device-tree/compatible").exists():
@@ -286,10 +286,13 @@ def built() -> SimpleNamespace:
     headers = HEADERS[0]
     folder = ROOT / "build" / "test-plugin"
     root = folder / "tensorrt"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "include").unlink(missing_ok=True)
-    (root / "include").symlink_to(headers)
-    done = build(folder, CUDACXX=compiler, TENSORRT_ROOT=str(root), CUDA_ARCHS=TEST_ARCHITECTURE)
+    with locked("test-plugin"):  # another process may build here, too
+        root.mkdir(parents=True, exist_ok=True)
+        if (root / "include").resolve() != headers:
+            (root / "include").unlink(missing_ok=True)
+            (root / "include").symlink_to(headers)
+        named = {"TENSORRT_ROOT": str(root), "CUDA_ARCHS": TEST_ARCHITECTURE}
+        done = build(folder, CUDACXX=compiler, **named)
     assert done.returncode == 0, done.stderr
     paths = {name: folder / f"libmambapose_{name}.so" for name in EXPORTS}
     assert done.stdout.splitlines()[-2:] == [str(path) for path in paths.values()]
@@ -309,12 +312,14 @@ def undefined_symbols(path: Path) -> set[str]:
     return {line.split()[-1] for line in table(["nm", *dynamic, "--undefined-only", str(path)])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
 def test_library_exports_its_interface_and_nothing_else(built, name):
     lines = table(["nm", "-D", "--defined-only", str(built.paths[name])])
     assert {line.split()[-1] for line in lines} == EXPORTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
 def test_library_needs_only_the_c_and_cxx_runtime(built, name):
     path = built.paths[name]
@@ -327,6 +332,7 @@ def test_library_needs_only_the_c_and_cxx_runtime(built, name):
     assert {library for library in libraries if not LIBRARIES.match(library)} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
 def test_library_runs_on_jetpack_6(built, name):
     """No newer glibc is needed, and no executable stack, which newer systems refuse."""
@@ -339,6 +345,7 @@ def test_library_runs_on_jetpack_6(built, name):
     assert found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
 def test_library_holds_code_for_the_wanted_gpu(built, name):
     reader = shutil.which("cuobjdump") or "/usr/local/cuda/bin/cuobjdump"
@@ -346,6 +353,7 @@ def test_library_holds_code_for_the_wanted_gpu(built, name):
     assert any(f"sm_{TEST_ARCHITECTURE}.cubin" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_library_loads_without_a_gpu_and_says_what_it_is(built):
     plugin = ctypes.CDLL(str(built.paths["trt"]))
     text = (built.headers / "NvInferVersion.h").read_text()
@@ -371,22 +379,19 @@ def cuda_runtime_symbols() -> set[str]:
 
 
 @pytest.mark.slow
-def test_plugin_links_for_aarch64_but_for_the_cuda_runtime(built, tmp_path):
+def test_plugin_links_for_aarch64_but_for_the_cuda_runtime(built):
     """Toolkits for x86 hold no aarch64 libraries: all else that a Jetson links is linked here."""
     compiler = tool(AARCH64)
-    compile_plugin(AARCH64, built.headers, tmp_path, "-O2")
-    plan = [CSRC / "scan_cuda_plan.cpp", CSRC / "scan_check.cpp"]
-    compile_plugin(AARCH64, built.headers, tmp_path, "-O2", sources=plan)
-    kernels = tmp_path / "kernels.o"
+    plan = [CSRC / "cuda/scan_cuda_plan.cpp", CSRC / "core/scan_check.cpp"]
+    objects = compile_plugin(AARCH64, built.headers, "-O2", sources=[*SOURCES, *plan])
     include = next(Path("/usr/local/cuda").glob("targets/*/include"))
     arch = f"-arch=sm_{TEST_ARCHITECTURE}"
-    host = ["-ccbin", compiler, f"-I{include}", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-    command = [nvcc(), "-std=c++17", "-O3", arch, *host, "-c", CSRC / "scan_cuda.cu", "-o", kernels]
-    subprocess.run(command, check=True, capture_output=True)
-    library = tmp_path / "libmambapose_trt.so"
-    exports = f"-Wl,--version-script={CSRC / 'exports_trt.map'}"
-    objects = [str(path) for path in sorted(tmp_path.glob("*.o"))]
-    subprocess.run([compiler, "-shared", exports, *objects, "-o", library], check=True)
+    host = ("-ccbin", compiler, f"-I{include}", "-Xcompiler=-fPIC,-fvisibility=hidden")
+    kernels = Compiler(("-std=c++17", "-O3", arch, *host), program=nvcc())
+    objects.append(kernels.object(CSRC / "cuda/scan_cuda.cu"))
+    exports = f"-Wl,--version-script={CSRC / 'trt/exports_trt.map'}"
+    linker = Compiler((), program=compiler)
+    library = linker.link("libmambapose_trt_aarch64.so", objects, "-shared", exports)
     lines = table(["nm", "-D", "--defined-only", str(library)])
     assert {line.split()[-1] for line in lines} == EXPORTS["trt"]
     system = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
@@ -396,5 +401,6 @@ def test_plugin_links_for_aarch64_but_for_the_cuda_runtime(built, tmp_path):
     assert wanted <= cuda_runtime_symbols()
 
 
+@pytest.mark.slow
 def test_nothing_was_warned_of(built):
     assert re.findall(r".*warning.*", built.log) == []

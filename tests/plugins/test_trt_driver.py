@@ -1,5 +1,5 @@
 """The TensorRT plugin lives through a network's life, from createPlugin to enqueue, as TensorRT
-leads it (csrc/tests/trt_driver.cpp), on the host build of the kernels; and the driver notices
+leads it (csrc/trt/driver), on the host build of the kernels; and the driver notices
 when the plugin breaks the protocol.
 
 The headers are the stand-in's. Where real ones are found, plugin and driver are also built with
@@ -11,22 +11,24 @@ MAMBAPOSE_TRT_CALIBRATION names a folder with a program ``run``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
-DRIVER = CSRC / "tests"
-STANDIN = DRIVER / "tensorrt_standin"
-CACHE = CSRC.parents[1] / "build" / "trt-driver"
+from .cached_build import CSRC, Compiler, kept_run
+from .cuda_cases import build_shim
+
+pytestmark = pytest.mark.slow
+
+DRIVER = CSRC / "trt" / "driver"
+STANDIN = CSRC / "tests" / "tensorrt_standin"
 SYSTEM_INCLUDES = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu")
 LAYOUT_OF = 11  # major release whose layout the stand-in has
 
@@ -53,85 +55,46 @@ needs_real = pytest.mark.skipif(
 )
 
 
-def compile_cxx(target: Path, headers: Path, *arguments: str | Path) -> Path:
-    """Run g++; the stand-in's CUDA types serve real headers, too."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    command = ["g++", "-std=c++17", "-Wall", "-Wextra", f"-isystem{headers}", f"-isystem{STANDIN}"]
-    command += [*map(str, arguments), f"-I{CSRC}", f"-I{DRIVER}", "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return target
-
-
 def build_driver(headers: Path) -> Path:
-    """The driver, built once for each state of its sources."""
-    sources = sorted(DRIVER.glob("trt_driver*.cpp"))
-    digest = hashlib.sha256(str(headers).encode())
-    for source in [*sources, *sorted(DRIVER.glob("*.h")), *sorted(headers.glob("*.h"))]:
-        digest.update(source.read_bytes())
-    target = CACHE / f"trt_driver-{digest.hexdigest()[:16]}"
-    if not target.is_file():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}")
-        compile_cxx(part, headers, "-Werror", "-O1", *sources, "-ldl").replace(target)
-    return target
+    """The driver, for the life of a plugin built with these headers or their layout."""
+    flags = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-O1")
+    compiler = Compiler(flags, system=(headers, STANDIN))
+    return compiler.build("trt_driver", sorted(DRIVER.glob("trt_driver*.cpp")), "-ldl")
 
 
-def compile_sources(folder: Path, headers: Path, sources: Sequence[Path]) -> dict[str, Path]:
-    """Objects by the name of their source; headers beside a source come first."""
-    return {
-        source.name: compile_cxx(
-            folder / f"{source.stem}.o", headers, "-c", "-fPIC", "-fvisibility=hidden", source
-        )
-        for source in sources
-    }
-
-
-def link_plugin(folder: Path, objects: Iterable[Path], kernels: Path) -> Path:
-    """The plugin of these objects with the host build of the kernels."""
-    paths = [*objects, kernels, f"-Wl,-rpath,{kernels.parent}"]
-    target = folder / "libmambapose_trt.so"
-    return compile_cxx(target, STANDIN, "-shared", *paths, "-Wl,--no-undefined", "-ldl")
-
-
-def build_plugin(folder: Path, headers: Path, kernels: Path) -> Path:
-    """The plugin as it is."""
-    objects = compile_sources(folder, headers, sorted(CSRC.glob("trt_*.cpp")))
-    return link_plugin(folder, objects.values(), kernels)
+def build_plugin(headers: Path, kernels: Path, changed: Path | None = None) -> Path:
+    """The plugin with the host build of the kernels; changed: holds other files of csrc."""
+    flags = ("-std=c++17", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden")
+    includes = (CSRC,) if changed is None else (changed, CSRC)
+    # The stand-in's CUDA types serve real headers, too.
+    compiler = Compiler(flags, includes, system=(headers, STANDIN))
+    objects = compiler.objects(compiler.overlaid(sorted(CSRC.glob("trt/*.cpp"))))
+    libraries = [str(kernels), f"-Wl,-rpath,{kernels.parent}", "-ldl"]
+    link = ["-shared", "-Wl,--no-undefined", *libraries]
+    return compiler.link("libmambapose_trt.so", objects, *link)
 
 
 def drive(driver: Path, plugin: Path, *cases: str) -> subprocess.CompletedProcess[str]:
     """One run of the driver."""
-    return subprocess.run(
-        [driver, plugin, "--shim", *cases], capture_output=True, text=True, timeout=300, check=False
-    )
+    return kept_run(driver, str(plugin), "--shim", *cases)
 
 
-@pytest.fixture(scope="module")
-def kernels(scans) -> Path:
+@pytest.fixture(scope="session")
+def kernels() -> Path:
     """The host build of the CUDA kernels."""
-    library: Path = scans.build_shim()
-    return library
+    return build_shim()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def driver() -> Path:
     """The driver built with the stand-in."""
     return build_driver(STANDIN)
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory) -> dict[str, Path]:
-    """The plugin's objects, built with the stand-in."""
-    folder = tmp_path_factory.mktemp("objects")
-    return compile_sources(folder, STANDIN, sorted(CSRC.glob("trt_*.cpp")))
-
-
-@pytest.fixture(scope="module")
-def plugin(objects, tmp_path_factory, kernels) -> Path:
+@pytest.fixture(scope="session")
+def plugin(kernels) -> Path:
     """The plugin, built with the stand-in."""
-    return link_plugin(tmp_path_factory.mktemp("plugin"), objects.values(), kernels)
+    return build_plugin(STANDIN, kernels)
 
 
 def test_the_plugin_lives_as_tensorrt_leads_it(driver, plugin):
@@ -175,7 +138,12 @@ class Fault:
     status: int = 1
 
 
-PLUGIN, HEADER, FIELDS, PLAN = "trt_plugin.cpp", "trt_plugin.h", "trt_fields.cpp", "trt_plan.cpp"
+PLUGIN, HEADER, FIELDS, PLAN = (
+    "trt/trt_plugin.cpp",
+    "trt/trt_plugin.h",
+    "trt/trt_fields.cpp",
+    "trt/trt_plan.cpp",
+)
 LAUNCH = "if (mambapose_scan_cuda(&call.params, &call.plan, workspace, workspaceBytes, stream"
 SIZE = "return static_cast<size_t>(workspaceBound("
 DONE = """            throw std::runtime_error(error);
@@ -266,7 +234,7 @@ FAULTS = {
         ("plain",), "final_state: value",
     ),
     "an exception leaves": Fault(
-        [("trt_log.h", "    catch (std::exception const& problem)\n    {\n"
+        [("trt/trt_log.h", "    catch (std::exception const& problem)\n    {\n"
           "        logError(where, problem.what());",
           "    catch (std::exception const& problem)\n    {\n"
           "        logError(where, problem.what());\n        throw;"),
@@ -310,71 +278,63 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_driver_notices(name, tmp_path, driver, objects, kernels):
+def test_the_driver_notices(name, tmp_path, driver, kernels):
     fault = FAULTS[name]
-    for source in (*CSRC.glob("trt_*.*"), CSRC / "scan_cuda.h", CSRC / "mambapose_scan.h"):
-        shutil.copy(source, tmp_path)
     for file, before, after in fault.patches:
-        text = (tmp_path / file).read_text()
+        changed = tmp_path / file
+        text = (changed if changed.is_file() else CSRC / file).read_text()
         assert text.count(before) == 1, f"{file} has not this text once: {before}"
-        (tmp_path / file).write_text(text.replace(before, after))
-    patched = {file for file, _, _ in fault.patches}
-    if any(file.endswith(".h") for file in patched):
-        patched = set(objects)
-    changed = compile_sources(tmp_path, STANDIN, [tmp_path / name for name in sorted(patched)])
-    broken = link_plugin(tmp_path, {**objects, **changed}.values(), kernels)
-    done = drive(driver, broken, *fault.cases)
+        changed.parent.mkdir(exist_ok=True)
+        changed.write_text(text.replace(before, after))
+    done = drive(driver, build_plugin(STANDIN, kernels, tmp_path), *fault.cases)
     assert re.search(f"^complaint: .*({fault.complaint})", done.stdout, re.MULTILINE), done.stdout
     assert done.returncode == fault.status, done.stdout
 
 
-def layout(target: Path, headers: Path) -> list[str]:
+def layout(headers: Path) -> list[str]:
     """Every size, offset, enumerator, virtual slot and interface name, as the headers give it."""
-    source = DRIVER / "standin_layout.cpp"
-    program = compile_cxx(target, headers, "-Wno-invalid-offsetof", source)
+    flags = ("-std=c++17", "-Wall", "-Wextra", "-Wno-invalid-offsetof")
+    compiler = Compiler(flags, system=(headers, STANDIN))
+    program = compiler.build("standin_layout", [CSRC / "tests" / "standin_layout.cpp"])
     done = subprocess.run([program], capture_output=True, text=True, check=True)
     return [line for line in done.stdout.splitlines() if not line.startswith("version")]
 
 
 @needs_real
 @pytest.mark.parametrize("headers", REAL, ids=lambda path: path.parent.name)
-def test_the_stand_in_is_laid_out_as_the_real_headers(headers, tmp_path):
+def test_the_stand_in_is_laid_out_as_the_real_headers(headers):
     if major_of(headers) != LAYOUT_OF:
         pytest.skip(f"the stand-in has the layout of TensorRT {LAYOUT_OF}")
     if platform.machine() != "x86_64":
         pytest.skip("virtual slots are read from pointers to members as x86-64 keeps them")
-    found = layout(tmp_path / "standin", STANDIN)
+    found = layout(STANDIN)
     assert len(found) >= 130
-    assert found == layout(tmp_path / "real", headers)
+    assert found == layout(headers)
 
 
 @needs_real
 @pytest.mark.parametrize("headers", REAL, ids=lambda path: path.parent.name)
-def test_the_plugin_lives_with_the_real_headers(headers, tmp_path, driver, kernels):
+def test_the_plugin_lives_with_the_real_headers(headers, driver, kernels):
     """Plugin and driver of the same headers, then each with the stand-in's other half."""
-    plugin = build_plugin(tmp_path, headers, kernels)
+    plugin = build_plugin(headers, kernels)
     real = build_driver(headers)
     pairs = [(real, plugin)]
     if major_of(headers) == LAYOUT_OF:
-        (tmp_path / "standin").mkdir()
-        pairs += [(driver, plugin), (real, build_plugin(tmp_path / "standin", STANDIN, kernels))]
+        pairs += [(driver, plugin), (real, build_plugin(STANDIN, kernels))]
     for program, library in pairs:
         done = drive(program, library)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("source", ["trt_driver.cpp", "trt_driver_run.cpp"])
-def test_the_driver_compiles_for_a_gpu(source, tmp_path):
+def test_the_driver_compiles_for_a_gpu(source):
     """The two files that differ there; benchmarks/gpu_check/check.sh runs it where a GPU is."""
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not Path(nvcc).exists():
         pytest.skip("no CUDA compiler")
-    command = [nvcc, "-std=c++17", "-DWITH_CUDA", "-Xcompiler=-Wall,-Wextra,-Werror", "-c"]
-    command += [f"-I{CSRC}", "-isystem", str(STANDIN)]
-    command += [str(DRIVER / source), "-o", str(tmp_path / "driver.o")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    flags = ("-std=c++17", "-DWITH_CUDA", "-Xcompiler=-Wall,-Wextra,-Werror")
+    compiler = Compiler(flags, system=(STANDIN,), program=nvcc, silent=True)
+    compiler.object(DRIVER / source)
 
 
 @pytest.mark.skipif(

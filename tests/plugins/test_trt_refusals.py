@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
+from .cached_build import CSRC, Compiler
+
+pytestmark = pytest.mark.slow
+
 STANDIN = CSRC / "tests" / "tensorrt_standin"
-SOURCES = sorted(CSRC.glob("trt_*.cpp"))
+SOURCES = sorted(CSRC.glob("trt/*.cpp"))
 SENTENCE = re.compile(r"mambapose SelectiveScan, \w+: .+ (was|were) wanted, found .+")
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SHARED = ("-shared", "-fPIC", "-fvisibility=hidden")
 
 
-def compile_cxx(target: Path, *arguments: str | Path) -> Path:
-    """Compile with the stand-in headers; skips the test without a compiler."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-isystem{STANDIN}"]
-    command += [*map(str, arguments), "-ldl", "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return target
+def compiler(*flags: str) -> Compiler:
+    """With the stand-in's headers."""
+    warnings = ("-Wall", "-Wextra", "-Werror")
+    return Compiler(("-std=c++17", *warnings, *flags), system=(STANDIN,))
 
 
-@pytest.fixture(scope="module")
-def sentences(tmp_path_factory) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def sentences() -> dict[str, str]:
     """What the plugin says, by case."""
-    target = tmp_path_factory.mktemp("refusals") / "refusals"
-    program = CSRC / "tests" / "trt_refusals.cpp"
-    compile_cxx(target, *SANITIZE, program, *SOURCES)
+    sources = [CSRC / "tests" / "trt_refusals.cpp", *SOURCES]
+    target = compiler(*SANITIZE).build("trt_refusals", sources, "-ldl")
     done = subprocess.run([target], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "field 'groups': 1 or more was wanted, found 0" in done.stderr  # without a logger
@@ -92,14 +88,13 @@ char const* mambapose_scan_cuda_version() { return "none"; }
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plugin(tmp_path_factory) -> ctypes.CDLL:
     """The plugin without kernels, built with the stand-in headers."""
-    folder = tmp_path_factory.mktemp("plugin")
-    (folder / "kernels.cpp").write_text(KERNELS)
-    target = folder / "plugin.so"
-    shared = ["-shared", "-fPIC", "-fvisibility=hidden"]
-    return ctypes.CDLL(str(compile_cxx(target, *shared, folder / "kernels.cpp", *SOURCES)))
+    kernels = tmp_path_factory.mktemp("plugin") / "kernels.cpp"
+    kernels.write_text(KERNELS)
+    sources = [kernels, *SOURCES]
+    return ctypes.CDLL(str(compiler(*SHARED).build("refusing_plugin.so", sources, "-ldl")))
 
 
 @pytest.mark.parametrize("caller", ["same", "older", "newer", "rtx"])
@@ -108,8 +103,8 @@ def test_another_major_release_gets_no_creators(plugin, caller, tmp_path, capfd)
     built_for = plugin.mambapose_trt_built_for() // 10000
     major = {"same": built_for, "older": built_for - 1, "newer": built_for + 1, "rtx": 1}[caller]
     (tmp_path / "caller.cpp").write_text(CALLER)
-    flags = ["-shared", "-fPIC", f"-DMAJOR={major}"]
-    library = compile_cxx(tmp_path / "libnvinfer.so", *flags, tmp_path / "caller.cpp")
+    flags = ("-shared", "-fPIC", f"-DMAJOR={major}")
+    library = compiler(*flags).build("libnvinfer.so", [tmp_path / "caller.cpp"])
     tensorrt = ctypes.CDLL(str(library))
     tensorrt.makeFinder.restype = ctypes.c_void_p
     plugin.setLoggerFinder.argtypes = [ctypes.c_void_p]

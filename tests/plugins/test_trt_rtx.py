@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -31,12 +30,17 @@ from mambapose.export.models import NETWORKS
 from mambapose.export.onnx_export import export_graph
 from mambapose.plugins.onnx_function import attach_functions, strip_functions
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
-    reason="tensorrt-rtx is not installed",
-)
+from .cached_build import CSRC, Compiler
+from .cuda_cases import build_shim
 
-CSRC = Path(__file__).resolve().parents[2] / "plugins" / "csrc"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+        reason="tensorrt-rtx is not installed",
+    ),
+]
+
 STANDIN = CSRC / "tests" / "tensorrt_standin"
 INT32, CHAR = 5, 6
 BUILD_PHASE = 0
@@ -166,29 +170,20 @@ Parse = Callable[[Path, Sequence[Path]], None]
 
 
 @pytest.fixture(scope="module")
-def parse(scans, tmp_path_factory) -> Parse:
+def parse() -> Parse:
     """A function that parses files behind the recorder, the plugin built with given headers."""
-    if shutil.which("g++") is None or not hasattr(os, "fork"):
-        pytest.skip("g++ and a system with fork are needed")
-    kernels = scans.build_shim()
-    built: dict[Path, tuple[Path, Path]] = {}
+    if not hasattr(os, "fork"):
+        pytest.skip("a system with fork is needed")
+    kernels = build_shim()
 
     def libraries(include: Path) -> tuple[Path, Path]:
-        if include not in built:
-            folder = tmp_path_factory.mktemp("recorded")
-            plugin, recorder = folder / "libplugin.so", folder / "librecorder.so"
-            sources = [*sorted(CSRC.glob("trt_*.cpp")), kernels, f"-Wl,-rpath,{kernels.parent}"]
-            for target, inputs in (
-                (plugin, sources),
-                (recorder, [CSRC / "tests/trt_recorder.cpp"]),
-            ):
-                command = ["g++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"]
-                command += [f"-I{CSRC}", f"-isystem{include}", f"-isystem{STANDIN}"]
-                command += [*map(str, inputs), "-ldl", "-o", str(target)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, done.stderr
-            built[include] = plugin, recorder
-        return built[include]
+        """The plugin and the recorder."""
+        flags = ("-std=c++17", "-fPIC", "-fvisibility=hidden")
+        compiler = Compiler(flags, system=(include, STANDIN))
+        link = ["-shared", str(kernels), f"-Wl,-rpath,{kernels.parent}", "-ldl"]
+        plugin = compiler.build("libplugin.so", sorted(CSRC.glob("trt/*.cpp")), *link)
+        recorder = [CSRC / "tests" / "trt_recorder.cpp"]
+        return plugin, compiler.build("librecorder.so", recorder, "-shared", "-ldl")
 
     def run(include: Path, paths: Sequence[Path]) -> None:
         plugin, recorder = libraries(include)

@@ -9,7 +9,7 @@ from mambapose.runtime.people.tracking import full_frame
 
 
 @pytest.fixture
-def no_search(monkeypatch):
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """One person fills the frame: nobody is searched for, so every frame is one crop, and the next
     box is exactly that of its joints."""
     monkeypatch.setattr(one_person, "found_box", lambda last, size, look: full_frame(size))

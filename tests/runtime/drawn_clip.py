@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mambapose.runtime.results.overlay import Overlay
-from mambapose.runtime.types import FloatArray, ImageArray
+from mambapose.runtime.types import FloatArray, ImageArray, Size
 
 from .figure import STATURE, Figure, Vector, Walk, figure_at, turn_x, turn_y
 from .raycast import Camera, Look, Surface, cast, motion, shade
@@ -164,6 +164,6 @@ def _surface(clip: DrawnClip, t: int) -> Surface:
 
 def write_clip(path: Path, clip: DrawnClip) -> None:
     """Write the clip to ``path`` (MP4)."""
-    with Overlay(path, clip.size, clip.fps, crf=16) as video:
+    with Overlay(path, Size(clip.size[1], clip.size[0]), clip.fps, crf=16) as video:
         for t in range(clip.frames):
             video.write(clip.image(t), t / clip.fps)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from mambapose.runtime.backends.fake import FakeEngine
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import Array, FloatArray, GraphSpec, TensorSpec
+
+# What a fake engine answers to its inputs.
+Function = Callable[[Mapping[str, Array]], dict[str, Array]]
+Sides = tuple[int, int]
 
 
-def tensor(name, *shape, dtype="float32"):
+def tensor(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
     return TensorSpec(name, dtype, shape)
 
 
-def zeros(spec):
+def zeros(spec: GraphSpec) -> Function:
     """Zeros of a spec; a free side follows the first input's first side."""
 
-    def answer(inputs):
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
         people = len(next(iter(inputs.values())))
         return {
             item.name: np.zeros(
@@ -27,13 +34,20 @@ def zeros(spec):
     return answer
 
 
-def fake(name, inputs, outputs, function=None):
+def fake(
+    name: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    function: Function | None = None,
+) -> FakeEngine:
     spec = GraphSpec(name, tuple(inputs), tuple(outputs))
     return FakeEngine(spec, function or zeros(spec))
 
 
-def flow_engines(size, flow=None, channels=2):
-    """encode, corr, step and upsample; ``flow``: function of nothing -> (1, 2, H, W)."""
+def flow_engines(
+    size: Sides, flow: Callable[[Mapping[str, Array]], Array] | None = None, channels: int = 2
+) -> dict[str, FakeEngine]:
+    """encode, corr, step and upsample; ``flow``: their inputs -> (1, 2, H, W)."""
     height, width = size
     h, w = height // 8, width // 8
     state = {
@@ -60,12 +74,12 @@ def flow_engines(size, flow=None, channels=2):
         "upsample",
         [tensor("coords", *coords)],
         [tensor("flow", 1, 2, height, width)],
-        flow and (lambda inputs: {"flow": flow(inputs)}),
+        None if flow is None else lambda inputs: {"flow": flow(inputs)},
     )
     return {"flow.encode": encode, "flow.corr": corr, "flow.step": step, "flow.upsample": upsample}
 
 
-def depth_engine(size, function=None):
+def depth_engine(size: Sides, function: Function | None = None) -> FakeEngine:
     return fake(
         "main",
         [tensor("image", 1, *size, 3, dtype="uint8")],
@@ -74,7 +88,12 @@ def depth_engine(size, function=None):
     )
 
 
-def pose_engine(function=None, size=(256, 192), heat=(64, 48), dense=True):
+def pose_engine(
+    function: Function | None = None,
+    size: Sides = (256, 192),
+    heat: Sides = (64, 48),
+    dense: bool = True,
+) -> FakeEngine:
     inputs = [tensor("rgb", "N", *size, 3, dtype="uint8")]
     if dense:
         inputs += [tensor("flow", "N", 2, *size), tensor("depth", "N", 1, *size),
@@ -82,7 +101,9 @@ def pose_engine(function=None, size=(256, 192), heat=(64, 48), dense=True):
     return fake("main", inputs, [tensor("heatmaps", "N", 17, *heat)], function)
 
 
-def lift_engine(function=None, frames=81, cues=True):
+def lift_engine(
+    function: Function | None = None, frames: int = 81, cues: bool = True
+) -> FakeEngine:
     inputs = [tensor("keypoints", "N", frames, 17, 2)]
     if cues:
         inputs += [tensor("score", "N", frames, 17), tensor("depth", "N", frames, 17),
@@ -90,18 +111,19 @@ def lift_engine(function=None, frames=81, cues=True):
     return fake("main", inputs, [tensor("xyz", "N", frames, 17, 3)], function)
 
 
-def gaussians(xy, heat=(64, 48)):
+def gaussians(xy: NDArray[np.floating], heat: Sides = (64, 48)) -> FloatArray:
     """(N, J, h, w) heatmaps, sigma 2, peak 1, at heatmap pixels xy (N, J, 2)."""
     y, x = np.mgrid[: heat[0], : heat[1]]
     square = (x - xy[..., 0, None, None]) ** 2 + (y - xy[..., 1, None, None]) ** 2
-    return np.exp(-square / 8).astype(np.float32)
+    heatmaps: FloatArray = np.exp(-square / 8).astype(np.float32)
+    return heatmaps
 
 
-def step_engine(function=None):
+def step_engine(function: Function | None = None) -> FakeEngine:
     """A causal lifter that counts: x, y of xyz are those of the joints, z is how many frames of the
     person came before; ``function`` replaces what it answers."""
 
-    def count(inputs):
+    def count(inputs: Mapping[str, Array]) -> dict[str, Array]:
         before = inputs["count_state"]
         z = np.broadcast_to(before[:, None], (*inputs["score"].shape, 1))
         xyz = np.concatenate([inputs["keypoints"], z], -1)

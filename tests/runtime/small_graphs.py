@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from mambapose.runtime.types import Array, FloatArray
 
 KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 
+# Operator, inputs, outputs, attributes; name, dtype, shape; name, value.
+Node = tuple[str, list[str], list[str], dict[str, Any]]
+Tensor = tuple[str, str, tuple[int | str, ...]]
+Constant = tuple[str, Array]
+Sides = tuple[int, int]
 
-def model(nodes, inputs, outputs, constants=()):
-    def values(tensors):
+
+def model(
+    nodes: Sequence[Node],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    constants: Sequence[Constant] = (),
+) -> ModelProto:
+    def values(tensors: Sequence[Tensor]) -> list[ValueInfoProto]:
         return [
             helper.make_tensor_value_info(name, KINDS[kind], list(shape))
             for name, kind, shape in tensors
@@ -25,11 +41,11 @@ def model(nodes, inputs, outputs, constants=()):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def random(*shape):
+def random(*shape: int) -> FloatArray:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
-def planes(size):
+def planes() -> list[Node]:
     """Nodes from a uint8 picture to float planes (N, 3, H, W) named x."""
     return [
         ("Cast", ["image"], ["f"], {"to": TensorProto.FLOAT}),
@@ -37,12 +53,13 @@ def planes(size):
     ]
 
 
-def encode(size, channels=8):
+def encode(size: Sides, channels: int = 8) -> ModelProto:
     height, width = size
     cell = (1, channels, height // 8, width // 8)
     names = ("fmap", "hidden", "context")
-    nodes = planes(size) + [
-        ("Conv", ["x", f"w_{name}"], [name], {"strides": [8, 8]}) for name in names
+    nodes: list[Node] = [
+        *planes(),
+        *(("Conv", ["x", f"w_{name}"], [name], {"strides": [8, 8]}) for name in names),
     ]
     constants = [(f"w_{name}", random(channels, 3, 8, 8) * 1e-4) for name in names]
     return model(
@@ -53,9 +70,9 @@ def encode(size, channels=8):
     )
 
 
-def corr(size, channels=8):
+def corr(size: Sides, channels: int = 8) -> ModelProto:
     h, w = size[0] // 8, size[1] // 8
-    nodes = [
+    nodes: list[Node] = [
         ("Reshape", ["fmap1", "flat"], ["a"], {}),
         ("Reshape", ["fmap2", "flat"], ["b"], {}),
         ("Transpose", ["a"], ["at"], {"perm": [1, 0]}),
@@ -74,11 +91,11 @@ def corr(size, channels=8):
     return model(nodes, [("fmap1", *cell), ("fmap2", *cell)], outputs, constants)
 
 
-def step(size, channels=8):
+def step(size: Sides, channels: int = 8) -> ModelProto:
     h, w = size[0] // 8, size[1] // 8
     levels = [(f"corr{i}", "float32", (h * w, 1, h >> i, w >> i)) for i in range(4)]
     cell, coords = (1, channels, h, w), (1, 2, h, w)
-    nodes = [
+    nodes: list[Node] = [
         ("ReduceMean", ["corr3"], ["mean"], {"keepdims": 0}),
         ("Tanh", ["mean"], ["small"], {}),
         ("Add", ["coords", "small"], ["coords_next"], {}),
@@ -92,23 +109,23 @@ def step(size, channels=8):
     return model(nodes, inputs, outputs)
 
 
-def upsample(size):
+def upsample(size: Sides) -> ModelProto:
     h, w = size[0] // 8, size[1] // 8
-    nodes = [("Resize", ["coords", "", "scales"], ["flow"], {"mode": "linear"})]
+    nodes: list[Node] = [("Resize", ["coords", "", "scales"], ["flow"], {"mode": "linear"})]
     scales = ("scales", np.array([1, 1, 8, 8], np.float32))
     coords = ("coords", "float32", (1, 2, h, w))
     return model(nodes, [coords], [("flow", "float32", (1, 2, *size))], [scales])
 
 
-def depth(size):
-    nodes = [*planes(size), ("ReduceMean", ["x", "axis"], ["depth"], {"keepdims": 1})]
+def depth(size: Sides) -> ModelProto:
+    nodes: list[Node] = [*planes(), ("ReduceMean", ["x", "axis"], ["depth"], {"keepdims": 1})]
     axis = ("axis", np.array([1], np.int64))
     image = ("image", "uint8", (1, *size, 3))
     return model(nodes, [image], [("depth", "float32", (1, 1, *size))], [axis])
 
 
-def pose(crop, heat):
-    nodes = [
+def pose(crop: Sides, heat: Sides) -> ModelProto:
+    nodes: list[Node] = [
         ("Cast", ["rgb"], ["f"], {"to": TensorProto.FLOAT}),
         ("Transpose", ["f"], ["x"], {"perm": [0, 3, 1, 2]}),
         ("Concat", ["x", "flow", "depth"], ["all"], {"axis": 1}),
@@ -128,8 +145,8 @@ def pose(crop, heat):
     return model(nodes, inputs, [("heatmaps", "float32", ("N", 17, *heat))], constants)
 
 
-def lift(frames):
-    nodes = [("MatMul", ["keypoints", "w"], ["xyz"], {})]
+def lift(frames: int) -> ModelProto:
+    nodes: list[Node] = [("MatMul", ["keypoints", "w"], ["xyz"], {})]
     shape = ("N", frames, 17)
     return model(
         nodes,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime import loading, run
-from mambapose.runtime.backends.engine import BACKENDS
+from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.cli import RunCommand, command, main
 from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run import noted_warnings
@@ -23,7 +23,7 @@ from mambapose.runtime.targets import Schedule
 
 from .drawn_clip import DrawnClip, write_clip
 from .fakes import gaussians, lift_engine, pose_engine
-from .small_bundle import use_fakes, write_fake_bundle
+from .small_bundle import use_backend, use_fakes, write_fake_bundle
 
 HERE = Path(__file__).resolve().parent
 
@@ -401,14 +401,14 @@ def test_the_slow_operator_is_mentioned_once(capsys, monkeypatch, tmp_path, clip
 
     engines = plain_engines()
     use_fakes(monkeypatch, engines)
-    load = BACKENDS["onnxruntime"]
+    load = BACKENDS["onnxruntime"].load
 
     def slow(*request):
         if request[1] == "pose2d":
             warnings.warn("the slow form is in use", SlowOperatorWarning, stacklevel=2)
         return load(*request)
 
-    monkeypatch.setitem(BACKENDS, "onnxruntime", slow)
+    use_backend(monkeypatch, slow)
     bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE)
     assert mp_run("--engine", bundle.path, clip, "-o", tmp_path / "out") == 0
     assert capsys.readouterr().err.count("note: the slow form is in use\n") == 1

@@ -24,13 +24,14 @@ PATIENCE = 120  # seconds for what takes one or two: the neighbours of this test
 
 SLOW = """
 import sys, time
+from dataclasses import replace
 sys.path.insert(0, {tests!r})
 import importlib, types
 package = types.ModuleType("runtime_tests")
 package.__path__ = [{here!r}]
 sys.modules["runtime_tests"] = package
 t = importlib.import_module("runtime_tests.test_cli")
-from mambapose.runtime.backends.engine import BACKENDS
+from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.people import one_person
 from mambapose.runtime.cli import main
 from mambapose.runtime.people.tracking import full_frame
@@ -41,7 +42,9 @@ def slow(inputs):
     return t.upright(inputs)
 engines["pose2d"].function = slow
 one_person.found_box = lambda last, size, look: full_frame(size)
-BACKENDS["onnxruntime"] = lambda bundle, stage, graph, device, threads: engines[stage]
+BACKENDS["onnxruntime"] = replace(
+    BACKENDS["onnxruntime"], load=lambda bundle, stage, graph, where: engines[stage]
+)
 main(sys.argv[1:])
 """
 

@@ -10,20 +10,15 @@ import onnx
 import pytest
 
 from mambapose.runtime.backends.onnxruntime import engine_from_file
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import write_bundle
+from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.cli import main
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
 from mambapose.runtime.pipeline import Options
 from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run import Run, record
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size, Where
 
 from . import small_graphs as graphs
 from .drawn_clip import DrawnClip, write_clip
@@ -52,6 +47,7 @@ def all_graphs():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     networks = {"flow": "raft-small", "depth": "d", "pose2d": "p", "lift3d": "posemamba-s"}
+    options = {"lift3d": {"unit": "image"}}
 
     def fill(folder):
         (folder / "stages").mkdir()
@@ -61,12 +57,14 @@ def bundle(tmp_path_factory):
             for name, model in models.items():
                 file = f"stages/{stage}-{name}.onnx"
                 onnx.save(model, folder / file)
-                spec = engine_from_file(folder / file, threads=1).spec
+                spec = engine_from_file(folder / file, Where(threads=1)).spec
                 spec = type(spec)(name, spec.inputs, spec.outputs)
                 digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-                entries[name] = GraphEntry(spec, file, digest)
+                entries[name] = GraphEntry(spec, {"onnx": FileEntry(file, digest)})
             weights = WeightsEntry("w", "0" * 64, True)
-            stages[stage] = StageEntry(networks[stage], "fp32", 1, weights, entries)
+            stages[stage] = StageEntry(
+                networks[stage], "fp32", 1, weights, entries, options=options.get(stage, {})
+            )
         schedule = Schedule(FLOW, DEPTH, CROP, 3, 4, 10, WINDOW, 3)
         return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", schedule, stages)
 
@@ -74,14 +72,16 @@ def bundle(tmp_path_factory):
 
 
 def test_the_graphs_of_the_clips_orientation_are_taken(bundle):
-    landscape = {key: graph for key, _, graph in needed_graphs(bundle, (640, 360), Options())}
+    landscape = {key: graph for key, _, graph in needed_graphs(bundle, Size(360, 640), Options())}
     assert landscape["flow.encode"] == "encode@128x160"
     assert landscape["depth"] == "main@28x42"
-    portrait = {key: graph for key, _, graph in needed_graphs(bundle, (360, 640), Options())}
+    portrait = {key: graph for key, _, graph in needed_graphs(bundle, Size(640, 360), Options())}
     assert portrait["flow.step"] == "step@160x128"
     assert portrait["depth"] == "main@42x28"
     assert portrait["pose2d"] == "main"
-    names = [key for key, _, _ in needed_graphs(bundle, (9, 9), Options(flow=False, depth=False))]
+    names = [
+        key for key, _, _ in needed_graphs(bundle, Size(9, 9), Options(flow=False, depth=False))
+    ]
     assert names == ["pose2d", "lift3d"]
     assert lift_unit(bundle) == "image"
 
@@ -110,10 +110,10 @@ def resident_kib():
 class Looped:
     """A source of 1000 frames that notes the process's size at every hundredth."""
 
-    size, fps, frame_count, problem = (160, 96), 30.0, 1000, None
+    size, fps, frame_count, problem = Size(96, 160), 30.0, 1000, None
 
     def __init__(self):
-        clip = DrawnClip(frames=30, size=self.size)
+        clip = DrawnClip(frames=30, size=(160, 96))
         self.pictures = [clip.image(t) for t in range(30)]
         self.seen = []
 
@@ -130,7 +130,7 @@ def test_memory_is_flat_over_1000_frames(tmp_path, bundle):
     source = Looped()
     run = Run("looped", bundle.path, tmp_path / "out", overlay=True, quiet=True)
     destination = destination_of(run.out, run.formats, overlay=True)
-    with open_pipeline(bundle, source.size, run.options, threads=1) as pipeline:
+    with open_pipeline(bundle, source.size, run.options, Where(threads=1)) as pipeline:
         outcome = record(run, destination, bundle, source, pipeline, [])
     assert outcome.frames == 1000
     assert destination.write_results().frames == 1000

@@ -54,7 +54,7 @@ def measured_case(
 
     def training() -> None:
         optimiser.zero_grad()
-        losses(lifted(model, inputs, cues), truth)["total"].backward()  # type: ignore[no-untyped-call]
+        losses(lifted(model, inputs, cues), truth)["total"].backward()
         optimiser.step()
 
     call = {"forward": forward, "training": training}[case]

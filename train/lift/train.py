@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
@@ -244,7 +245,8 @@ def main(
             f"{torch.get_num_threads()} threads; {state.plan}"
         )
         limits = Limits(minutes, steps, measure_s=measure_minutes * 60)
-        model = torch.compile(state.model, dynamic=False) if compiled else None
+        # Of a module it makes a module; it is declared for functions.
+        model = cast(nn.Module, torch.compile(state.model, dynamic=False)) if compiled else None
         number = train(state, clips, out, limits, workers, model)
     except MambaPoseError as err:
         click.echo(f"error: {err}", err=True)

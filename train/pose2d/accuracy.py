@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
-from mambapose.benchmarks.accuracy_video import Where
 from mambapose.benchmarks.scores import Score, pose_score
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import Bundle
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import opened_flow
+from mambapose.runtime.types import Where
 from mambapose.train.pose2d import measure
 from mambapose.train.world.cache import Stores
 from mambapose.train.world.sample import CROP
@@ -29,7 +28,7 @@ def world_scores(
             f"{bundle.stage('pose2d').network} looks at several frames; leave --shots out"
         )
     with ExitStack() as stack:
-        engine = stack.enter_context(load_engine(bundle, "pose2d", "main", **asdict(where)))
+        engine = stack.enter_context(load_engine(bundle, "pose2d", "main", where))
         size = tuple(engine.spec.inputs[0].shape[1:3])
         if size != CROP:
             raise EngineError(
@@ -38,7 +37,7 @@ def world_scores(
             )
         flow = None
         if "flow" in bundle.stages and Stores(folders).pair:
-            flow = stack.enter_context(opened_flow(bundle, portrait=True, **asdict(where)))
+            flow = stack.enter_context(opened_flow(bundle, portrait=True, where=where))
         mixed = measure.held_out_source(folders, assets, measure.EVERYTHING)
         clean = measure.held_out_source(folders, assets, measure.CLEAN)
         found = measure.combination_metrics(engine, mixed, count, flow)

@@ -43,7 +43,7 @@ def measured_step(name: str, batch: int, repeats: int) -> dict[str, float | int 
 
     def step() -> None:
         optimiser.zero_grad()
-        heatmaps().square().mean().backward()  # type: ignore[no-untyped-call]
+        heatmaps().square().mean().backward()
         optimiser.step()
 
     idle = peak_mib("cpu", forget=True)

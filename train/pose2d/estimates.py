@@ -24,6 +24,7 @@ from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.loading import opened_flow
 from mambapose.runtime.stages.flow import FlowStage
+from mambapose.runtime.types import Where
 from mambapose.train.pose2d.measure import stage_flow
 from mambapose.train.world.assets import FILM_FOLDER, read_films
 from mambapose.train.world.cache import Stores
@@ -161,7 +162,7 @@ def main(
             raise ExportError("stores with the picture before were wanted; render them with --pair")
         films = [] if assets is None else read_films(assets / FILM_FOLDER)
         source = SampleSource(shots, films, seed=seed)
-        with opened_flow(read_bundle(engine), portrait=True, threads=threads) as flow:
+        with opened_flow(read_bundle(engine), portrait=True, where=Where(threads=threads)) as flow:
             number = write_estimates(out, estimated_samples(source, flow, count, seed))
     except MambaPoseError as err:
         click.echo(f"error: {err}", err=True)

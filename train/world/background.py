@@ -247,7 +247,8 @@ def random_cards(
         side = float(rng.normal(0, 0.5) * (depth + behind))
         hung = float(rng.uniform(0.5, 2.0)) if rng.random() < 0.35 else 0.0
         place = centre * (1, 0, 1) + forward * behind + right * side + up * hung
-        texture, tones = choose(), random_tones(rng)
+        texture = choose()
+        tones: Image | None = random_tones(rng)
         if pictures and rng.random() < 0.3:
             texture, tones = _cut(pictures[int(rng.integers(len(pictures)))], rng), None
         cards.append(standing(texture, place, wide, tall, tones))

@@ -339,7 +339,8 @@ def _paint(canvas: _Canvas, shot: Shot, affine: Vectors, *, main: bool) -> None:
             how = affine
             if halved:  # the mean of four pixels first: a warp picks single ones
                 even = source[: len(source) // 2 * 2, : source.shape[1] // 2 * 2]
-                source = cv2.resize(even, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+                smaller = cv2.resize(even, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+                source = np.asarray(smaller, np.uint8)
                 how = affine @ _DOUBLE
             warped = cv2.warpAffine(source, how, size, flags=cv2.INTER_LINEAR)
             bare = 255 - warped[..., 3].astype(np.uint16)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.results.overlay import Overlay
-from mambapose.runtime.types import Array
+from mambapose.runtime.types import Array, Size
 from mambapose.runtime.video.sample import FORMAT_VERSION, truth_file
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def write_clip(path: Path, clip: WorldClip, *, crf: int = 22) -> Path:
     """
     rows, maps = [], []
     mapped = frames_of_maps(clip.frames)
-    with Overlay(path, clip.size, clip.fps, crf=crf) as video:
+    with Overlay(path, Size(clip.size[1], clip.size[0]), clip.fps, crf=crf) as video:
         for t in range(clip.frames):
             video.write(clip.image(t), t / clip.fps)
             rows.append(joints_truth(clip, t))

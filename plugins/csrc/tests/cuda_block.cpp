@@ -1,4 +1,4 @@
-#include "cuda_block.h"
+#include "tests/cuda_block.h"
 
 #include <algorithm>
 #include <cstdio>

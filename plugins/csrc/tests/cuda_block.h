@@ -3,8 +3,8 @@
 #ifndef MAMBAPOSE_CUDA_BLOCK_H
 #define MAMBAPOSE_CUDA_BLOCK_H
 
-#include "cuda_fiber.h"
-#include "cuda_shim.h"
+#include "tests/cuda_fiber.h"
+#include "tests/cuda_shim.h"
 
 #include <cstdarg>
 #include <memory>

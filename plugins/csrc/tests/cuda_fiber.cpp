@@ -1,4 +1,4 @@
-#include "cuda_fiber.h"
+#include "tests/cuda_fiber.h"
 
 #include <algorithm>
 #include <cstdint>

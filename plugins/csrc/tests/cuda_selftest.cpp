@@ -3,8 +3,8 @@
  * call to call. With the sanitizer for threads, accesses of two GPU threads that no barrier orders are
  * found. Prints one line; exit 1 on a difference.
  * usage: cuda_selftest [CASES]: only so many of the cases, counted from the last one. */
-#include "scan_cases.h"
-#include "scan_cuda.h"
+#include "cuda/scan_cuda.h"
+#include "tests/scan_cases.h"
 
 #include <cstdlib>
 #include <memory>

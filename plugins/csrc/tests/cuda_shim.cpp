@@ -1,6 +1,6 @@
-#include "cuda_shim.h"
+#include "tests/cuda_shim.h"
 
-#include "cuda_block.h"
+#include "tests/cuda_block.h"
 
 #include <algorithm>
 #include <cstdio>

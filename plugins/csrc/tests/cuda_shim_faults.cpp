@@ -1,7 +1,7 @@
 /* Kernels with one fault each, to show that the host shim finds it, and the same kernel without.
  * usage: cuda_shim_faults FAULT SEED. Prints what the launch says and how many results are right; a sanitizer
  * may end the program first. */
-#include "cuda_shim.h"
+#include "tests/cuda_shim.h"
 
 #include <cstdio>
 #include <cstdlib>

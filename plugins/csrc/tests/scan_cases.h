@@ -3,8 +3,8 @@
 #ifndef MAMBAPOSE_SCAN_CASES_H
 #define MAMBAPOSE_SCAN_CASES_H
 
-#include "mambapose_scan.h"
-#include "naive_scan.h"
+#include "core/mambapose_scan.h"
+#include "core/naive_scan.h"
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,7 @@
  * the C interface, and calls on several threads with calls on one: for machines without Python (an
  * emulated aarch64) and for the sanitizers. Buffers are exactly as large as the tensors. Prints one
  * line per instruction set; exit 1 on a difference. */
-#include "scan_cases.h"
+#include "tests/scan_cases.h"
 
 #include <thread>
 

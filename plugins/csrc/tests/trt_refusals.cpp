@@ -2,9 +2,9 @@
 // and of an engine, every misfit of shapes and types. Kernels are replaced by plans that can be told apart.
 //
 // Prints one line per case, "<case>: <sentence>", and fails when something was accepted or thrown.
-#include "../trt_creator.h"
-#include "../trt_plan.h"
-#include "../trt_plugin.h"
+#include "trt/trt_creator.h"
+#include "trt/trt_plan.h"
+#include "trt/trt_plugin.h"
 
 #include <cstdio>
 #include <cstdlib>

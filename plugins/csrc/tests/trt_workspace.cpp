@@ -1,7 +1,7 @@
 // The workspace the plugin asks for suffices: the bound grows with batch and length, no plan goes beyond it, and the
 // form expected to be fastest never gives way to it. Prints what was looked at; fails with the first shape that breaks.
-#include "../trt_plan.h"
-#include "../trt_shapes.h"
+#include "trt/trt_plan.h"
+#include "trt/trt_shapes.h"
 
 #include <cstdio>
 #include <cstdlib>

@@ -73,5 +73,5 @@ def test_the_views_of_the_real_video(assets: Path) -> None:
         found = pose_metrics(view.xy + shift, view.xy, view.valid, view.height)
         assert found.median == pytest.approx(0.05)
         frame = next(iter(view.images()))
-        assert abs(frame.shape[1] - view.size[0]) <= 8  # the calibration is of padded pictures
-        assert frame.shape[0] == view.size[1]
+        assert abs(frame.shape[1] - view.size.width) <= 8  # the calibration is of padded pictures
+        assert frame.shape[0] == view.size.height

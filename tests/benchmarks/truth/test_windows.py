@@ -124,6 +124,13 @@ def test_windows_cover_a_clip_and_its_end(motions: Motions) -> None:
     )
 
 
+def test_windows_at_30_hz_take_every_second_captured_frame(motions: Motions) -> None:
+    """The capture has 60; by default windows have the rate of a usual video."""
+    captured = windows_from_clip(motions, 0, 9, rate_hz=60.0)
+    usual = windows_from_clip(motions, 0, 5)
+    np.testing.assert_allclose(usual[0, 1:], captured[0, 1::2], atol=1e-5)
+
+
 def test_gaps_are_filled_as_the_runtime_fills_them() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(6, 20, 17, 6)).astype(np.float32)

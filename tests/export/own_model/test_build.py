@@ -15,12 +15,13 @@ from mambapose.export.cli import main
 from mambapose.export.own_model import build as bring
 from mambapose.export.own_model.build import AS_BUILT, Brought, build_brought, check_contract
 from mambapose.export.own_model.network import inputs_from_texts
-from mambapose.runtime.backends.engine import load_engine
-from mambapose.runtime.bundle.bundle import MODEL, read_bundle, read_gate
+from mambapose.runtime.backends.loader import load_engine
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate
 from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
+from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.targets import TARGETS
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphSpec, Size, TensorSpec
 
 CODE = """
 import torch
@@ -77,8 +78,7 @@ def test_a_lone_network_is_a_bundle_like_any_other(folder: Path) -> None:
     assert set(entry.gate) >= {"relative"}
     graph = entry.graphs["main"]
     assert graph.spec.outputs == (TensorSpec("xyz", "float32", ("N", 9, 17, 3)),)
-    assert graph.trt_file is not None
-    assert bundle.file(graph.trt_file).is_file()
+    assert bundle.file(graph.forms["trt"].path).is_file()
     assert said[0].startswith("rewrites: ")
     assert said[1] == "stood in for: mamba_ssm.Mamba"
     assert stage_finding(bundle, MODEL, "onnxruntime").ok
@@ -181,7 +181,7 @@ def test_a_lifter_takes_its_place_in_the_pipeline(
     assert bundle.stage("pose2d").weights.file == "mambapose-nano.safetensors"
     from mambapose.runtime.loading import open_pipeline
 
-    with open_pipeline(bundle, (64, 48)) as pipeline:
+    with open_pipeline(bundle, Size(48, 64)) as pipeline:
         assert pipeline is not None
 
 
@@ -206,7 +206,7 @@ def test_flow_and_depth_take_their_places_in_the_pipeline(folder: Path) -> None:
         assert list(bundle.stages) == [stage, "pose2d", "lift3d"]
         assert getattr(bundle.schedule, f"{stage}_size") == (48, 64)
         assert stage_finding(bundle, stage, "onnxruntime").ok
-        with open_pipeline(bundle, (128, 96)) as pipeline:
+        with open_pipeline(bundle, Size(96, 128)) as pipeline:
             frames = [Frame(np.full((96, 128, 3), 40 * k, np.uint8), k, k / 30) for k in range(3)]
             assert len(list(pipeline.run(frames))) == 3
             assert pipeline.times.summary()[stage]["runs"] == 3

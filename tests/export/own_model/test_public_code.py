@@ -27,7 +27,9 @@ from mambapose.export.models import vim
 from mambapose.export.models.folding import freeze
 from mambapose.export.rewrites import kinds
 from mambapose.export.verify import open_graph
-from mambapose.runtime.bundle.bundle import MODEL, Bundle, read_bundle
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -136,7 +138,7 @@ def outputs_of(bundle: Bundle, stage: str, x: Array, library: Path | None) -> Ar
 
 def check_graph(bundle: Bundle, scans: int, flips: int = 0) -> None:
     """So many flips, and scans of one signature (docs/decisions/0003)."""
-    path = bundle.file(bundle.stage(MODEL).graphs["main"].file)
+    path = bundle.file(bundle.stage(MODEL).graphs["main"].onnx)
     model = onnx.load(path, load_external_data=False)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["mambapose.scan_signatures"] == "1"
@@ -204,7 +206,7 @@ def test_vim_equals_our_own(answered: Answered, tmp_path: Path) -> None:
         MODEL, "vim-tiny", Loaded(network, facts_of_weights(answered.weights)[1]),
         {"main": (Classes(), spec)}, tmp_path, precision="fp32", options={}, flow_iters=1, seed=0,
     )  # fmt: skip
-    ours = open_graph(tmp_path / entry.graphs["main"].file).run({"x": answered.x})["y"]
+    ours = open_graph(tmp_path / entry.graphs["main"].onnx).run({"x": answered.x})["y"]
     theirs = outputs_of(answered.bundle, MODEL, answered.x, None)
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"ours: {error:.2g}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import onnx
@@ -38,7 +38,13 @@ class Draft:
     def weight(self, *shape: int) -> str:
         return self.const(self.random.normal(0, 0.5, shape).astype(np.float32))
 
-    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+    @overload
+    def node(self, kind: str, *inputs: str, outputs: Literal[1] = 1, **attributes: Any) -> str: ...
+
+    @overload
+    def node(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]: ...
+
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str | list[str]:
         names = [f"v{len(self.nodes)}_{number}" for number in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names[0] if outputs == 1 else names
@@ -126,7 +132,8 @@ def answers(model: onnx.ModelProto, batch: int = 2) -> list[np.ndarray]:
         ).astype(np.float32)
         for value in session.get_inputs()
     }
-    return session.run(None, feeds)
+    answers: list[np.ndarray] = session.run(None, feeds)
+    return answers
 
 
 def checked(

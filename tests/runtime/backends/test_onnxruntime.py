@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 
@@ -14,19 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from mambapose.plugins.onnx_function import attach_functions
 from mambapose.plugins.reference import selective_scan_reference
 from mambapose.runtime.backends import onnxruntime as backend
-from mambapose.runtime.backends.engine import backend_from_name, load_detector, load_engine
 from mambapose.runtime.backends.fake import FakeEngine
+from mambapose.runtime.backends.loader import backend_from_name, load_engine, load_file
 from mambapose.runtime.backends.native import find_library, slow_notice
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import file_entry, write_bundle
+from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphSpec, TensorSpec, Where
 
 WEIGHT = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
 SPEC = GraphSpec(
@@ -91,11 +85,8 @@ def make_bundle(path, model, spec=SPEC, scan_spec=None, external=False):
             data = "stages/pose2d.data"
         else:
             onnx.save(model, file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        entry = GraphEntry(spec, "stages/pose2d.onnx", digest, data)
-        if data:
-            sha = hashlib.sha256((folder / data).read_bytes()).hexdigest()
-            entry = GraphEntry(spec, "stages/pose2d.onnx", digest, data, sha)
+        forms = {"onnx": file_entry(folder, "stages/pose2d.onnx")}
+        entry = GraphEntry(spec, forms, file_entry(folder, data) if data else None)
         weights = WeightsEntry(None, None, False)
         stage = StageEntry("n", "fp32", 1, weights, {"main": entry}, scan_spec=scan_spec)
         return Bundle(folder, "0", "2026-01-01T00:00:00Z", "cpu", Schedule(), {"pose2d": stage})
@@ -105,7 +96,7 @@ def make_bundle(path, model, spec=SPEC, scan_spec=None, external=False):
 
 def test_a_graph_runs_for_any_number_of_people(tmp_path):
     bundle = make_bundle(tmp_path / "b", product_model())
-    with load_engine(bundle, "pose2d", "main", threads=1) as engine:
+    with load_engine(bundle, "pose2d", "main", Where(threads=1)) as engine:
         assert engine.spec == SPEC
         for people in (1, 3):
             x = np.random.default_rng(people).normal(size=(people, 64)).astype(np.float32)
@@ -166,14 +157,14 @@ def test_devices_and_backends_are_never_replaced_silently(tmp_path):
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(EngineError, match=r"device cuda was wanted.*--device cpu"):
-            load_engine(bundle, "pose2d", "main", device="cuda")
+            load_engine(bundle, "pose2d", "main", Where(device="cuda"))
     with pytest.raises(EngineError, match="cpu, cuda"):
-        load_engine(bundle, "pose2d", "main", device="tpu")
+        load_engine(bundle, "pose2d", "main", Where(device="tpu"))
     with pytest.raises(EngineError, match="auto, onnxruntime"):
-        load_engine(bundle, "pose2d", "main", backend="tensorrt")
+        load_engine(bundle, "pose2d", "main", Where("tensorrt"))
     assert backend_from_name("auto") == "onnxruntime"
     with pytest.raises(EngineError, match="found none"):
-        load_detector(tmp_path / "none.onnx")
+        load_file(tmp_path / "none.onnx")
 
 
 def scan_inputs():
@@ -220,8 +211,8 @@ def test_other_sessions_of_the_process_are_left_alone(tmp_path):
 
     bundle = make_bundle(tmp_path / "b", product_model())
     x = np.eye(64, dtype=np.float32)
-    with load_engine(bundle, "pose2d", "main", threads=1) as one:
-        with load_engine(bundle, "pose2d", "main", threads=2) as two:
+    with load_engine(bundle, "pose2d", "main", Where(threads=1)) as one:
+        with load_engine(bundle, "pose2d", "main", Where(threads=2)) as two:
             assert np.allclose(one.run({"x": x})["y"], two.run({"x": x})["y"])
         path = str(bundle.file("stages/pose2d.onnx"))
         plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    file_sha256,
-    write_gate,
-)
+from mambapose.runtime.bundle.bundle import file_entry, write_gate
+from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec
 
@@ -35,12 +29,9 @@ def fill(folder: Path, *, marker: bytes = b"weights") -> Bundle:
     write_gate(folder / "gate" / "depth.npz", {"image": IMAGE}, {"depth": DEPTH})
     graph = GraphEntry(
         SPEC,
-        "stages/depth.onnx",
-        file_sha256(stages / "depth.onnx"),
-        "stages/depth.data",
-        file_sha256(stages / "depth.data"),
-        gate_file="gate/depth.npz",
-        gate_sha256=file_sha256(folder / "gate" / "depth.npz"),
+        {"onnx": file_entry(folder, "stages/depth.onnx")},
+        file_entry(folder, "stages/depth.data"),
+        file_entry(folder, "gate/depth.npz"),
     )
     entry = StageEntry(
         network="depth-anything-v2-small",

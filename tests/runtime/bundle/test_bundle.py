@@ -12,15 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    bundle_json,
-    graph_name,
-    read_bundle,
-    read_gate,
-    write_bundle,
-    write_gate,
-)
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate, write_bundle, write_gate
+from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.bundle.json import bundle_json
 from mambapose.runtime.errors import BundleError, EngineError
 from mambapose.runtime.targets import Schedule
 
@@ -53,30 +47,10 @@ def test_what_is_written_is_read_back(bundle: Bundle) -> None:
     assert bundle_json(found) == (bundle.path / "bundle.json").read_bytes()
 
 
-def test_a_bundle_of_version_1_is_read(bundle: Bundle) -> None:
-    """Its weights had neither a label nor numbers."""
-
-    def older(raw: Any) -> None:
-        raw["format_version"] = 1
-        for key in ("label", "measured"):
-            del raw["stages"]["depth"]["weights"][key]
-
-    rewrite(bundle, older)
-    found = read_bundle(bundle.path)
-    weights = found.stage("depth").weights
-    assert (weights.label, weights.measured, weights.licence) == (None, {}, "Apache-2.0")
-    assert json.loads(bundle_json(found)) == json.loads((bundle.path / "bundle.json").read_bytes())
-
-
 def test_gate_arrays_come_back_exactly(bundle: Bundle) -> None:
     inputs, outputs = read_gate(bundle, bundle.graph("depth", "main@28x42"))
     np.testing.assert_array_equal(inputs["image"], IMAGE)
     np.testing.assert_array_equal(outputs["depth"], DEPTH)
-
-
-def test_graph_names_carry_the_size() -> None:
-    assert graph_name("encode", (192, 256)) == "encode@192x256"
-    assert graph_name("main") == "main"
 
 
 def test_a_missing_stage_or_graph_lists_what_is_there(bundle: Bundle) -> None:
@@ -90,9 +64,18 @@ def graph_of(raw: Any) -> Any:
     return raw["stages"]["depth"]["graphs"]["main@28x42"]
 
 
+def onnx_of(raw: Any) -> Any:
+    return graph_of(raw)["forms"]["onnx"]
+
+
+def rename_graph(raw: Any, name: str) -> None:
+    graphs = raw["stages"]["depth"]["graphs"]
+    graphs[name] = graphs.pop("main@28x42")
+
+
 LIES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "newer": (lambda r: r.update(format_version=3), "newer than 2.*update mambapose"),
-    "older": (lambda r: r.update(format_version=0), "no longer read"),
+    "newer": (lambda r: r.update(format_version=4), "newer than 3.*update mambapose"),
+    "older": (lambda r: r.update(format_version=2), "version 2 is no longer read"),
     "version text": (lambda r: r.update(format_version="1"), "whole number"),
     "version true": (lambda r: r.update(format_version=True), "whole number"),
     "no version": (lambda r: r.pop("format_version"), "'format_version' is missing"),
@@ -120,29 +103,29 @@ LIES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "finite number",
     ),
     "no label": (lambda r: r["stages"]["depth"]["weights"].pop("label"), "'label' is missing"),
-    "label of the future in version 1": (
-        lambda r: r.update(format_version=1),
-        "unknown key 'label'",
-    ),
     "size of three": (lambda r: r["schedule"].update(flow_size=[1, 2, 3]), "height, width"),
     "size negative": (lambda r: r["schedule"].update(flow_size=[-8, 8]), "whole number"),
     "size not list": (lambda r: r["schedule"].update(flow_size="192x256"), "must be a list"),
     "hop": (lambda r: r["schedule"].update(hop=82), "hop is longer"),
-    "parent": (lambda r: graph_of(r).update(file="../secret"), "leaves the bundle folder"),
-    "inner parent": (lambda r: graph_of(r).update(file="stages/../../x"), "leaves the bundle"),
-    "absolute": (lambda r: graph_of(r).update(file="/etc/passwd"), "leaves the bundle folder"),
-    "backslash": (lambda r: graph_of(r).update(file="..\\secret"), "leaves the bundle folder"),
-    "drive": (lambda r: graph_of(r).update(file="C:x"), "leaves the bundle folder"),
-    "nul": (lambda r: graph_of(r).update(file="stages/\0"), "leaves the bundle folder"),
-    "empty path": (lambda r: graph_of(r).update(file=""), "leaves the bundle folder"),
-    "dot": (lambda r: graph_of(r).update(file="./stages/depth.onnx"), "leaves the bundle"),
-    "data path": (lambda r: graph_of(r).update(data="../secret"), "leaves the bundle folder"),
-    "absent": (lambda r: graph_of(r).update(file="stages/no.onnx"), "no.onnx is missing"),
-    "a folder": (lambda r: graph_of(r).update(file="stages"), "not a regular file"),
-    "short hash": (lambda r: graph_of(r).update(sha256="ab"), "64 hexadecimal"),
-    "other hash": (lambda r: graph_of(r).update(sha256="0" * 64), "depth.onnx was changed"),
-    "hash without file": (lambda r: graph_of(r).update(data=None), "without data"),
-    "file without hash": (lambda r: graph_of(r).update(data_sha256=None), "must be text"),
+    "parent": (lambda r: onnx_of(r).update(path="../secret"), "leaves the bundle folder"),
+    "inner parent": (lambda r: onnx_of(r).update(path="stages/../../x"), "leaves the bundle"),
+    "absolute": (lambda r: onnx_of(r).update(path="/etc/passwd"), "leaves the bundle folder"),
+    "backslash": (lambda r: onnx_of(r).update(path="..\\secret"), "leaves the bundle folder"),
+    "drive": (lambda r: onnx_of(r).update(path="C:x"), "leaves the bundle folder"),
+    "nul": (lambda r: onnx_of(r).update(path="stages/\0"), "leaves the bundle folder"),
+    "empty path": (lambda r: onnx_of(r).update(path=""), "leaves the bundle folder"),
+    "dot": (lambda r: onnx_of(r).update(path="./stages/depth.onnx"), "leaves the bundle"),
+    "data path": (lambda r: graph_of(r)["data"].update(path="../x"), "leaves the bundle folder"),
+    "absent": (lambda r: onnx_of(r).update(path="stages/no.onnx"), "no.onnx is missing"),
+    "a folder": (lambda r: onnx_of(r).update(path="stages"), "not a regular file"),
+    "short hash": (lambda r: onnx_of(r).update(sha256="ab"), "64 hexadecimal"),
+    "other hash": (lambda r: onnx_of(r).update(sha256="0" * 64), "depth.onnx was changed"),
+    "file without hash": (lambda r: graph_of(r)["data"].update(sha256=None), "must be text"),
+    "file as text": (lambda r: graph_of(r).update(data="stages/depth.data"), "must be an object"),
+    "file key": (lambda r: graph_of(r)["gate"].update(size=3), "unknown key 'size'"),
+    "no form": (lambda r: graph_of(r).update(forms={}), "forms must be onnx.*found none"),
+    "unknown form": (lambda r: graph_of(r)["forms"].update(x=onnx_of(r)), "found onnx, x"),
+    "graph name": (lambda r: rename_graph(r, "main@28x²"), "a graph name such as main"),
     "tensor": (lambda r: graph_of(r).update(inputs=[3]), "tensor must be an object"),
     "dtype": (lambda r: graph_of(r)["inputs"][0].update(dtype="object"), "dtype 'object'"),
     "side zero": (lambda r: graph_of(r)["inputs"][0].update(shape=[0]), "whole number"),

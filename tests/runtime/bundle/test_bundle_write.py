@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    read_bundle,
-    write_bundle,
-)
+from mambapose.runtime.bundle.bundle import read_bundle, write_bundle
+from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError
 
 from .depth_bundle import fill, snapshot

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors, soft_joints
+from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
+from mambapose.runtime.stages.measures import soft_joints
 from mambapose.runtime.types import FloatArray
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,15 @@ import numpy as np
 import pytest
 
 from mambapose.runtime import loading
+from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.backends.native import find_library, library_info
 from mambapose.runtime.bundle.bundle import (
-    Bundle,
-    GraphEntry,
-    StageEntry,
-    WeightsEntry,
-    file_sha256,
+    file_entry,
     read_bundle,
     write_bundle,
     write_gate,
 )
+from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.check import machine as check
 from mambapose.runtime.check.cli import main
 from mambapose.runtime.check.machine import PROBE, PROBE_LIMIT, Finding, probe_case, run_probe
@@ -84,10 +83,8 @@ def make_bundle(
         write_gate(gate, {"image": IMAGE}, {"depth": depth})
         entry = GraphEntry(
             SPEC,
-            "stages/depth.onnx",
-            file_sha256(file),
-            gate_file="gate/depth.npz",
-            gate_sha256=file_sha256(gate),
+            {"onnx": file_entry(folder, "stages/depth.onnx")},
+            gate=file_entry(folder, "gate/depth.npz"),
         )
         weights = WeightsEntry(None, None, False)
         if trained:
@@ -146,9 +143,11 @@ def test_the_probe_runs_on_the_compiled_operator() -> None:
     assert run_probe("onnxruntime", library) <= PROBE_LIMIT
 
 
-def test_a_backend_without_a_probe_is_an_engine_error() -> None:
-    with pytest.raises(EngineError, match="backend tensorrt has no probe"):
-        run_probe("tensorrt")
+def test_a_backend_that_runs_bundles_alone_has_no_probe(monkeypatch) -> None:
+    alone = replace(BACKENDS["onnxruntime"], load_file=None)
+    monkeypatch.setitem(BACKENDS, "boards", alone)
+    with pytest.raises(EngineError, match=r"single ONNX files was wanted \(onnxruntime\), found b"):
+        run_probe("boards")
 
 
 # --- the machine ---------------------------------------------------------------------------------

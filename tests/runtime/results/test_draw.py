@@ -84,10 +84,11 @@ def test_no_people_gives_the_same_picture() -> None:
 
 
 def test_joints_below_the_threshold_are_hollow_and_their_limbs_grey() -> None:
-    image = drawn(grey(), [standing(score=0.1)])
+    """The threshold is three tenths, as for the joints that count in tracking."""
+    image = drawn(grey(), [standing(score=0.29)])
     assert FAINT in around(image, "left_knee", "left_ankle")
     assert LEFT not in around(image, "left_knee", "left_ankle")
-    sure = drawn(grey(), [standing(score=0.4)])
+    sure = drawn(grey(), [standing(score=0.31)])
     assert LEFT in around(sure, "left_knee", "left_ankle")
 
 
@@ -134,6 +135,13 @@ def test_inset_shows_people_that_have_3d() -> None:
     with_inset = drawn(grey(), [standing(solid=True)])[corner]
     assert (with_inset == LEFT).all(axis=2).any()
     assert (with_inset == RIGHT).all(axis=2).any()
+
+
+def test_three_people_have_an_inset_and_the_fourth_has_none() -> None:
+    """More would reach the middle of a wide picture, where people are."""
+    many = [standing(solid=True, track=track) for track in range(4)]
+    levels = drawn(grey(), many)[1, 134 - 25 : 640 : 134, 0]  # near the left edge of each inset
+    assert levels.tolist() == [90, 22, 22, 22]
 
 
 def test_inset_draws_the_body_upright() -> None:

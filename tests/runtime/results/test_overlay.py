@@ -12,6 +12,7 @@ import pytest
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results import overlay
 from mambapose.runtime.results.overlay import Overlay, encoder_name, even
+from mambapose.runtime.types import Size
 from mambapose.runtime.video.sources import open_source
 
 
@@ -25,7 +26,7 @@ def clip(size: tuple[int, int], count: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("fps", [30, 25, 60, 30000 / 1001, 24000 / 1001, 12.5])
 def test_overlay_has_the_exact_rate(tmp_path: Path, fps: float) -> None:
     path = tmp_path / "overlay.mp4"
-    with Overlay(path, (64, 48), fps) as video:
+    with Overlay(path, Size(48, 64), fps) as video:
         for index, image in enumerate(clip((64, 48), 40)):
             video.write(image, 5 + index / fps)
     with av.open(str(path)) as container:
@@ -42,13 +43,13 @@ def test_overlay_size_and_colours(tmp_path: Path, size: tuple[int, int]) -> None
     path = tmp_path / "overlay.mp4"
     colour = np.array([200, 60, 30], np.uint8)
     image = np.broadcast_to(colour, (size[1], size[0], 3)).copy()
-    with Overlay(path, size, 30) as video:
+    with Overlay(path, Size(size[1], size[0]), 30) as video:
         for index in range(3):
             video.write(image, index / 30)
     assert video.codec == "libx264"
     assert video.note is None
     with open_source(str(path)) as source:
-        assert source.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
+        assert source.size == Size(size[1] + size[1] % 2, size[0] + size[0] % 2)
         frames = list(source)
     assert len(frames) == 3
     np.testing.assert_allclose(frames[0].image.reshape(-1, 3).mean(axis=0), colour, atol=6)
@@ -56,7 +57,7 @@ def test_overlay_size_and_colours(tmp_path: Path, size: tuple[int, int]) -> None
 
 def test_overlay_keeps_variable_times(tmp_path: Path) -> None:
     times = [0.0, 0.011, 0.2, 0.2, 1.5, 1.533]
-    with Overlay(tmp_path / "overlay.mp4", (32, 32), 28.7) as video:
+    with Overlay(tmp_path / "overlay.mp4", Size(32, 32), 28.7) as video:
         for timestamp, image in zip(times, clip((32, 32), len(times)), strict=True):
             video.write(image, timestamp)
     with open_source(str(tmp_path / "overlay.mp4")) as source:
@@ -77,14 +78,14 @@ def test_even_repeats_the_last_row_and_column() -> None:
 def test_overlay_refuses_another_size(tmp_path: Path) -> None:
     with (
         pytest.raises(OutputError, match="64x48 was wanted, found uint8"),
-        Overlay(tmp_path / "o.mp4", (64, 48), 30) as video,
+        Overlay(tmp_path / "o.mp4", Size(48, 64), 30) as video,
     ):
         video.write(np.zeros((64, 48, 3), np.uint8), 0.0)
 
 
 def test_overlay_without_h264_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay, "ENCODERS", ("no-such-encoder", "mpeg4"))
-    with Overlay(tmp_path / "o.mp4", (64, 48), 30) as video:
+    with Overlay(tmp_path / "o.mp4", Size(48, 64), 30) as video:
         for index, image in enumerate(clip((64, 48), 10)):
             video.write(image, index / 30)
     assert video.codec == "mpeg4"
@@ -102,7 +103,7 @@ def test_overlay_on_a_full_disk(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
     def fill() -> None:
-        with Overlay(tmp_path / "o.mp4", (320, 240), 30) as video:
+        with Overlay(tmp_path / "o.mp4", Size(240, 320), 30) as video:
             # More frames than the queue holds: write() must neither block nor hide the error.
             for index in range(60):
                 video.write(np.roll(noise, index, axis=0), index / 30)
@@ -115,4 +116,4 @@ def test_overlay_on_a_full_disk(tmp_path: Path) -> None:
 def test_overlay_in_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        Overlay(tmp_path / "file" / "o.mp4", (64, 48), 30)
+        Overlay(tmp_path / "file" / "o.mp4", Size(48, 64), 30)

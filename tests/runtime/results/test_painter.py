@@ -16,7 +16,7 @@ from mambapose.runtime.results.painter import (
     unpacked,
 )
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.sources import open_source
 
 from ..drawn_clip import DrawnClip
@@ -29,7 +29,7 @@ SCHEDULE = Schedule(clip_frames=9, hop=3)
 class Grey:
     """Frames of 16, 24, 32 ... grey levels."""
 
-    size, fps, frame_count, problem = SIZE, 30.0, 24, None
+    size, fps, frame_count, problem = Size(SIZE[1], SIZE[0]), 30.0, 24, None
 
     def __iter__(self):
         for k in range(self.frame_count):
@@ -77,6 +77,17 @@ def test_too_large_pictures_are_drawn_at_once_without_the_3d_view(tmp_path, monk
     assert note == "overlay without the 3D view: 6 waiting frames would take 0 MiB"
     assert most == 0
     assert all(abs(inset(i) - (16 + 8 * k)) < 8 for k, i in enumerate(images))
+
+
+@pytest.mark.parametrize(("size", "waits"), [(Size(2160, 3840), True), (Size(2880, 5120), False)])
+def test_pictures_up_to_4k_wait_for_their_3d(size, waits):
+    """With the usual look-ahead of 53 frames; on a board of 8 GB no more than 128 MiB."""
+    engines = {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 81)}
+    pipeline = Pipeline(engines, Schedule(), Options())
+    source = Grey()
+    source.size = size
+    with Painter(None, source, pipeline, untrained=False) as painter:
+        assert painter._waits is waits
 
 
 def test_a_waiting_picture_is_small_and_looks_the_same():

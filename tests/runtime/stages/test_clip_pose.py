@@ -10,7 +10,7 @@ import pytest
 from mambapose.runtime.cli import main
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import needed_graphs
-from mambapose.runtime.people.tracking import Targets, Tracker
+from mambapose.runtime.people.tracking import Tracker
 from mambapose.runtime.pipeline import Options, Pipeline
 from mambapose.runtime.stages.clip_pose import ClipPose, window_places
 from mambapose.runtime.stages.crop import crops_from_boxes, crops_from_image
@@ -18,7 +18,7 @@ from mambapose.runtime.stages.decode import joints_from_heatmaps
 from mambapose.runtime.stages.detect import Detections
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.timing import StageTimes
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size, Subjects
 from mambapose.runtime.video.sources import open_source
 
 from ..drawn_clip import DrawnClip, write_clip
@@ -86,14 +86,14 @@ class Script:
     def search_due(self, frame):
         return False
 
-    def targets(self, size):
+    def subjects(self, size):
         here = self.people[self.asked]
         self.asked += 1
-        return Targets(tuple(here), np.array(list(here.values()), np.float64).reshape(-1, 4))
+        return Subjects(tuple(here), np.array(list(here.values()), np.float64).reshape(-1, 4))
 
-    def update(self, frame, targets, xy, score, size):
-        self.updates.append((self.asked - 1, frame, targets.ids))
-        return np.ones(len(targets.ids), bool)
+    def update(self, frame, subjects, xy, score, size):
+        self.updates.append((self.asked - 1, frame, subjects.ids))
+        return np.ones(len(subjects.ids), bool)
 
     def forget(self):
         self.scenes += 1
@@ -389,7 +389,7 @@ def test_mp_run_says_that_it_looks_ahead_and_draws_every_frame(capsys, monkeypat
 
 def test_both_graphs_of_a_bundle_are_loaded(tmp_path) -> None:
     bundle = write_fake_bundle(tmp_path / "b", clip_engines(), networks={"pose2d": "glsmamba-s"})
-    assert needed_graphs(bundle, (64, 48), Options()) == [
+    assert needed_graphs(bundle, Size(48, 64), Options()) == [
         ("pose2d.encode", "pose2d", "encode"),
         ("pose2d", "pose2d", "main"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mambapose.runtime.backends.engine import load_detector
+from mambapose.runtime.backends.loader import load_file
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.stages.detect import (
     Detector,
@@ -15,7 +15,7 @@ from mambapose.runtime.stages.detect import (
     yolox_size,
 )
 from mambapose.runtime.stages.resize import letterbox_from_sizes
-from mambapose.runtime.types import GraphSpec
+from mambapose.runtime.types import GraphSpec, Where
 from mambapose.runtime.video.sources import open_source
 
 from ..fakes import fake, tensor
@@ -101,6 +101,25 @@ def test_overlap_and_suppression_equal_loops():
     assert overlaps(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [[0.0]]
 
 
+@pytest.mark.parametrize(("overlap", "count"), [(0.44, 2), (0.46, 1)])
+def test_boxes_that_overlap_by_more_than_yolox_allows_are_one_person(overlap, count):
+    """YOLOX's own demo keeps the better of two boxes above an overlap of 0.45."""
+    by = 32 * (1 - overlap) / (1 + overlap)  # moves a box 32 wide to that overlap
+    raw = raw_output(
+        [((8, 2, 3), (30, 32, 32, 40), 0.9, 0.9), ((8, 2, 6), (30 + by, 32, 32, 40), 0.8, 0.9)]
+    )
+    engine = fake("yolox", spec().inputs, spec().outputs, lambda inputs: {"output": raw})
+    found = Detector(engine).run(np.zeros((*SIZE, 3), np.uint8))
+    assert np.allclose(found.scores, [0.81, 0.72][:count])
+
+
+@pytest.mark.parametrize(("score", "count"), [(0.29, 0), (0.31, 1)])
+def test_a_person_scores_three_tenths(score, count):
+    raw = raw_output([((8, 2, 3), (30, 32, 16, 30), 1.0, score)])
+    engine = fake("yolox", spec().inputs, spec().outputs, lambda inputs: {"output": raw})
+    assert len(Detector(engine).run(np.zeros((*SIZE, 3), np.uint8))) == count
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -122,7 +141,7 @@ def test_a_real_detector_finds_both_people(assets):
     model = assets / "detector-yolox-nano" / "yolox_nano.onnx"
     with (
         open_source(str(clip), frame_range=":1") as video,
-        load_detector(model, threads=1) as engine,
+        load_file(model, Where(threads=1)) as engine,
     ):
         found = Detector(engine).run(next(iter(video)).image)
     people = found.boxes[found.scores > 0.7]
@@ -133,7 +152,7 @@ def test_a_real_detector_finds_both_people(assets):
 
 def test_a_missing_detector_is_named(tmp_path):
     with pytest.raises(EngineError, match="found none"):
-        load_detector(tmp_path / "none.onnx")
+        load_file(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(EngineError, match="cannot be loaded"):
-        load_detector(tmp_path / "text.onnx")
+        load_file(tmp_path / "text.onnx")

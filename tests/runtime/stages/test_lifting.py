@@ -16,6 +16,7 @@ from mambapose.runtime.stages.lifting import (
     h36m_scores,
     normalised,
 )
+from mambapose.runtime.types import Size
 
 from ..fakes import lift_engine
 
@@ -71,7 +72,7 @@ def test_scores_are_copied_or_averaged():
 
 
 def test_both_axes_are_divided_by_the_width():
-    found = normalised(np.array([[0.0, 0.0], [640, 360], [1280, 720]]), (1280, 720))
+    found = normalised(np.array([[0.0, 0.0], [640, 360], [1280, 720]]), Size(720, 1280))
     assert np.allclose(found, [[-1, -0.5625], [0, 0], [1, 0.5625]])
 
 
@@ -138,6 +139,19 @@ def test_the_ends_of_a_video_are_repeated():
     shown = windows([(k, [0]) for k in range(5)])
     assert shown[0].tolist() == [[0, 0, 0, 0, 1, 2, 3, 4, 4]]
     assert shown[1].tolist() == [[0, 1, 2, 3, 4, 4, 4, 4, 4]]
+
+
+def test_an_odd_frame_beside_the_answered_ones_lies_after_them():
+    """Of 8 - 3 frames around those that are answered 2 come before, 3 after: what is still to come
+    is worth more than what is long past, and ``lookahead`` counts it.
+    """
+    shown = windows([(k, [0]) for k in range(9)], window=8)
+    assert [batch[0].tolist() for batch in shown] == [
+        [0, 0, 0, 1, 2, 3, 4, 5],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [4, 5, 6, 7, 8, 8, 8, 8],
+    ]
+    assert Lifter(lift_engine(echo, 8), 3).lookahead == 5
 
 
 def test_a_gap_is_filled_in_a_straight_line_and_not_answered():

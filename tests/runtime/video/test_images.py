@@ -37,7 +37,7 @@ def test_image_folder_in_natural_order(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
     assert [path.name for path in list_images(tmp_path)] == ["shot1.png", "shot2.png", "shot10.png"]
     with open_source(str(tmp_path)) as source:
-        assert (source.size, source.frame_count) == ((33, 21), 3)
+        assert (source.size, source.frame_count) == ((21, 33), 3)
         frames = list(source)
     assert [number_of(frame.image) for frame in frames] == [1, 2, 10]
     np.testing.assert_array_equal(frames[0].image, numbered(1, (33, 21)))

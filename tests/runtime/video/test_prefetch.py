@@ -69,6 +69,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from mambapose.runtime.results.overlay import Overlay
+from mambapose.runtime.types import Size
 from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import open_source
 
@@ -78,7 +79,7 @@ def resident_kib():
 
 image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
 path, sizes = Path(sys.argv[1]), []
-with Overlay(path, (160, 120), 30) as video:
+with Overlay(path, Size(120, 160), 30) as video:
     for index in range(1500):
         video.write(np.roll(image, index, axis=1), index / 30)
         if index in (500, 1499):

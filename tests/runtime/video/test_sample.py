@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mambapose.runtime.backends.engine import load_detector
+from mambapose.runtime.backends.loader import load_file
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.skeleton import COCO17, H36M17
 from mambapose.runtime.stages.detect import Detector, overlaps
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Where
 from mambapose.runtime.video.sample import SAMPLE, Truth, read_truth, truth_file
 from mambapose.runtime.video.sources import open_source
 
@@ -34,7 +34,7 @@ def test_clip_and_truth_belong_together(truth: Truth, frames: list[Frame]) -> No
     assert SAMPLE.stat().st_size + truth_file(SAMPLE).stat().st_size < 500_000
     count = len(frames)
     assert count == 90
-    assert {frame.image.shape[1::-1] for frame in frames} == {tuple(truth.size)}
+    assert {frame.image.shape[:2] for frame in frames} == {truth.size}
     joints = (truth.coco_xy, truth.visibility, truth.h36m_xyz, truth.box, truth.root)
     assert [len(values) for values in joints] == [count] * 5
     assert len(truth.map_frames) == len(truth.flow) == len(truth.person) == 6
@@ -58,7 +58,7 @@ def test_both_skeletons_are_one_body(truth: Truth) -> None:
 def test_joints_lie_in_the_box_and_the_box_in_the_picture(truth: Truth) -> None:
     low, high = truth.box[:, :2], truth.box[:, 2:]
     assert (low >= 0).all()
-    assert (high < truth.size).all()
+    assert (high < truth.size[::-1]).all()
     assert (truth.visibility > 0).all()
     assert (truth.coco_xy >= low[:, None] - 1).all()
     assert (truth.coco_xy <= high[:, None] + 1).all()
@@ -94,7 +94,7 @@ def test_a_detector_of_others_sees_a_person_where_the_person_is(
     assets: Path, truth: Truth, frames: list[Frame]
 ) -> None:
     file = assets / "detector-yolox-nano" / "yolox_nano.onnx"
-    with load_detector(file, threads=1) as engine:
+    with load_file(file, Where(threads=1)) as engine:
         detector = Detector(engine)
         for t in range(0, len(frames), 11):
             found = detector.run(frames[t].image)

@@ -96,7 +96,7 @@ def test_codecs_and_odd_sizes(tmp_path: Path, name: str, codec: str, size: tuple
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = write_video(tmp_path / name, codec=codec, size=size, pix_fmt=pix_fmt)
     with open_source(str(path)) as source:
-        assert source.size == size
+        assert source.size == (size[1], size[0])
         assert source.fps == pytest.approx(30, rel=0.01)
         assert source.frame_count == 12
         frames = list(source)
@@ -157,7 +157,7 @@ def test_display_matrix_turns_frames_upright(tmp_path: Path, matrix, turn) -> No
         size = source.size
         frames = list(source)
     for frame in frames:
-        assert (frame.image.shape[1], frame.image.shape[0]) == size
+        assert frame.image.shape[:2] == size
         assert frame.image.flags.c_contiguous
     np.testing.assert_array_equal(frames[0].image, turn(plain))
 
@@ -327,7 +327,7 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.video.sources import open_source
 try:
     with open_source("-") as source:
-        print(source.size, [frame.index for frame in source])
+        print(tuple(source.size), [frame.index for frame in source])
 except VideoError as err:
     print(err)
 """
@@ -337,7 +337,7 @@ def test_stdin_carries_a_container_but_not_raw_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mkv", count=5)
     noise = np.random.default_rng(0).integers(0, 256, 30000, dtype=np.uint8).tobytes()
     for data, want in [
-        (path.read_bytes(), "(96, 64) [0, 1, 2, 3, 4]"),
+        (path.read_bytes(), "(64, 96) [0, 1, 2, 3, 4]"),
         (noise, "stdin must carry"),
     ]:
         done = subprocess.run(
@@ -395,7 +395,7 @@ def test_reader_of_a_stalled_pipe_can_leave(tmp_path: Path) -> None:
 def test_real_videos(assets: Path) -> None:
     for name, codec_size in [("pose2sim-single/cam01.mp4", (1080, 1920))]:
         with open_source(str(assets / name), frame_range=":10") as source:
-            assert source.size == codec_size
+            assert source.size == codec_size[::-1]
             assert [frame.index for frame in source] == list(range(10))
 
 
