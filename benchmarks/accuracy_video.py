@@ -20,7 +20,7 @@ from mambapose.benchmarks.truth.pose_metrics import pose_metrics
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.people.tracking import PosesIn
-from mambapose.runtime.pipeline import Options
+from mambapose.runtime.pipeline import RunOptions
 from mambapose.runtime.stages.detect import Detections, overlaps
 from mambapose.runtime.types import Frame, Pose, Size, Subjects, Where
 from mambapose.runtime.video.sample import SAMPLE, Truth
@@ -116,7 +116,7 @@ class Answer:
         return float(np.isfinite(self.xy).all(axis=(1, 2)).mean())
 
 
-def modalities(bundle: Bundle) -> Iterator[tuple[str, Options]]:
+def modalities(bundle: Bundle) -> Iterator[tuple[str, RunOptions]]:
     """The combinations that the bundle can run, by name, the plain picture first."""
     inputs = {item.name for item in bundle.graph("pose2d", "main").spec.inputs}
     flows = (False, True) if "flow" in bundle.stages and "flow" in inputs else (False,)
@@ -124,10 +124,12 @@ def modalities(bundle: Bundle) -> Iterator[tuple[str, Options]]:
     for depth in depths:
         for flow in flows:
             name = "rgb" + "+flow" * flow + "+depth" * depth
-            yield name, Options(flow=flow, depth=depth)
+            yield name, RunOptions(flow=flow, depth=depth)
 
 
-def watched(bundle: Bundle, where: Where, clip: Clip, options: Options, *, known: bool) -> Answer:
+def watched(
+    bundle: Bundle, where: Where, clip: Clip, options: RunOptions, *, known: bool
+) -> Answer:
     """The pipeline's answer to a clip; known: it is told the person's boxes."""
     frames = clip.frames()
     first = next(frames)
@@ -156,7 +158,13 @@ def same_person(poses: list[Pose], box: Array, *, known: bool) -> Pose | None:
 
 
 def video_scores(
-    bundle: Bundle, where: Where, clips: list[Clip], options: Options, inputs: str, *, known: bool
+    bundle: Bundle,
+    where: Where,
+    clips: list[Clip],
+    options: RunOptions,
+    inputs: str,
+    *,
+    known: bool,
 ) -> list[Score]:
     """2D scores of each clip and of all together; 3D scores too where the person was found."""
     answers = [watched(bundle, where, clip, options, known=known) for clip in clips]

@@ -63,7 +63,7 @@ def command(
     """
     if context.invoked_subcommand is not None:
         return
-    from mambapose.benchmarks.compare import bench
+    from mambapose.benchmarks.bench import bench
     from mambapose.benchmarks.jobs import Job
     from mambapose.runtime.loading import shipped_bundle
 
@@ -97,7 +97,7 @@ def networks(
     beside ViTPose-S and -B. A network of your own is measured at the size in its BUNDLE. Without
     names: the networks that ship, posemamba-s and mambapose-tiny.
     """
-    from mambapose.benchmarks.compare import bench_networks
+    from mambapose.benchmarks.bench import bench_networks
     from mambapose.benchmarks.jobs import Job
     from mambapose.benchmarks.sweeps import clips_from_text, sizes_from_text
 
@@ -110,7 +110,7 @@ def networks(
 @click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines here.")
 def scan(json_file: Path | None) -> None:
     """The selective scan against its yardsticks, one thread, ratios of one run."""
-    from mambapose.benchmarks.compare import bench_scan
+    from mambapose.benchmarks.bench import bench_scan
 
     if not bench_scan(json_file):
         raise SystemExit(1)

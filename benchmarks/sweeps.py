@@ -70,7 +70,7 @@ def bundle_candidates(bundle: Bundle) -> list[Candidate]:
         if stage in GROUPS and entry.network in NETWORKS:
             found.append(_named(entry.network))
         elif stage in GROUPS or stage == MODEL:
-            found += _brought(bundle, stage)
+            found += _own_network(bundle, stage)
     return found
 
 
@@ -88,7 +88,7 @@ def _checked(found: list[Candidate], text: str) -> list[Candidate]:
     return found
 
 
-def _brought(bundle: Bundle, stage: str) -> list[Candidate]:
+def _own_network(bundle: Bundle, stage: str) -> list[Candidate]:
     """A user's own network at the size it was exported with, if its tensors tell that.
 
     Alone, (N, T, 17, 2 or 3) is a lifter's input, and an image has three channels, first or last.

@@ -80,9 +80,9 @@ def export_transformer(name: str, frames: int | None, out: Path) -> Bundle:
     """A bundle of the yardstick alone, for clips of ``frames`` or of the target's number, written
     by the usual export.
     """
-    from mambapose.export.plan import Options, make_plan
+    from mambapose.export.plan import ExportOptions, make_plan
 
-    asked = Options(only=("lift3d",), clip_frames=frames, untrained=True)
+    asked = ExportOptions(only=("lift3d",), clip_frames=frames, untrained=True)
     plan = make_plan(target_from_name("cpu"), asked)
     return write_bundle(out, partial(_fill, name, plan))
 

@@ -20,7 +20,7 @@ from mambapose.runtime.stages.table import STAGES
 
 
 @dataclass(frozen=True)
-class Source:
+class OfficialFile:
     """The official weights of one network.
 
     stage: of a bundle, or None for weights that only a training starts from. licence and terms:
@@ -61,9 +61,9 @@ _HUB = "https://huggingface.co"
 _APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 
 
-def _raft() -> list[Source]:
+def _raft() -> list[OfficialFile]:
     return [
-        Source(
+        OfficialFile(
             "raft-small",
             "flow",
             "BSD-3-Clause, the repository's; the authors have not said if it covers the weights",
@@ -75,7 +75,7 @@ def _raft() -> list[Source]:
             member="models/raft-small.pth",
             archive_sha256="4be6101b271f58ec49866da5cf609fd17e86e9cae2483f70630ef4a295dc66bd",
         ),
-        Source(
+        OfficialFile(
             "raft-large",
             "flow",
             "BSD-3-Clause, torchvision's; terms of the training data may apply to the weights",
@@ -88,7 +88,7 @@ def _raft() -> list[Source]:
     ]
 
 
-def _depth() -> list[Source]:
+def _depth() -> list[OfficialFile]:
     free = "Apache-2.0"
     bound = "CC-BY-NC-4.0: NOT FOR COMMERCIAL USE"
     nc = "https://creativecommons.org/licenses/by-nc/4.0/"
@@ -106,7 +106,7 @@ def _depth() -> list[Source]:
     for size, (megabytes, sha256) in v2.items():
         page = f"{_HUB}/depth-anything/Depth-Anything-V2-{size.capitalize()}"
         rows.append(
-            Source(
+            OfficialFile(
                 f"depth-anything-v2-{size}",
                 "depth",
                 free if size == "small" else bound,
@@ -120,7 +120,7 @@ def _depth() -> list[Source]:
     for size, (megabytes, sha256) in v1.items():
         page = f"{_HUB}/spaces/LiheYoung/Depth-Anything"
         rows.append(
-            Source(
+            OfficialFile(
                 f"depth-anything-v1-{size}",
                 "depth",
                 f"{free}, as the author answered",
@@ -134,7 +134,7 @@ def _depth() -> list[Source]:
     return rows
 
 
-def _vitpose() -> list[Source]:
+def _vitpose() -> list[OfficialFile]:
     direct = {  # the classic decoder has two deconvolutions, the simple one none
         "b": ("base", 360, "cd9a4e6cefc33c51ddcc32dd509fc4114b5845256463a69a10ea2dfde402b2f8"),
         "b-simple": (
@@ -148,12 +148,14 @@ def _vitpose() -> list[Source]:
         page = f"{_HUB}/usyd-community/vitpose-{theirs}"
         url = f"{page}/resolve/main/model.safetensors"
         rows.append(
-            Source(f"vitpose-{size}", "pose2d", "Apache-2.0", _APACHE, page, url, sha256, megabytes)
+            OfficialFile(
+                f"vitpose-{size}", "pose2d", "Apache-2.0", _APACHE, page, url, sha256, megabytes
+            )
         )
     for size in "slh":
         for head, table in (("", "classic"), ("-simple", "simple")):
             rows.append(
-                Source(
+                OfficialFile(
                     f"vitpose-{size}{head}",
                     "pose2d",
                     "Apache-2.0, the repository's",
@@ -166,11 +168,11 @@ def _vitpose() -> list[Source]:
     return rows
 
 
-def _lifters() -> list[Source]:
+def _lifters() -> list[OfficialFile]:
     page = f"{_HUB}/nankingjings/PoseMamba-weights"
     licence = "Apache-2.0, trained on Human3.6M: FOR ACADEMIC USE ONLY by the data's terms"
     return [
-        Source(
+        OfficialFile(
             f"posemamba-{size}",
             "lift3d",
             licence,
@@ -182,14 +184,14 @@ def _lifters() -> list[Source]:
     ]
 
 
-def _detectors() -> list[Source]:
+def _detectors() -> list[OfficialFile]:
     page = "https://github.com/Megvii-BaseDetection/YOLOX/releases/tag/0.1.1rc0"
     files = {
         "nano": (4, "c789161ed43c8269fcd4e67c67eeeb4e80c622da2eb296a20bc6007bd18a0b7d"),
         "tiny": (20, "427cc366d34e27ff7a03e2899b5e3671425c262ea2291f88bb942bc1cc70b0f7"),
     }
     return [
-        Source(
+        OfficialFile(
             f"yolox-{size}",
             "detect",
             "Apache-2.0",
@@ -203,7 +205,7 @@ def _detectors() -> list[Source]:
     ]
 
 
-def _encoders() -> list[Source]:
+def _encoders() -> list[OfficialFile]:
     files = {
         "tiny": (
             "vim_t_midclstok_76p1acc.pth",
@@ -221,19 +223,19 @@ def _encoders() -> list[Source]:
         page = f"{_HUB}/hustvl/Vim-{size}-midclstok"
         url = f"{page}/resolve/main/{file}"
         rows.append(
-            Source(f"vim-{size}", None, "Apache-2.0", _APACHE, page, url, sha256, megabytes)
+            OfficialFile(f"vim-{size}", None, "Apache-2.0", _APACHE, page, url, sha256, megabytes)
         )
     return rows
 
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, OfficialFile] = {
     source.name: source
     for rows in (_raft, _depth, _vitpose, _lifters, _detectors, _encoders)
     for source in rows()
 }
 
 
-def wanted_sources(asked: Sequence[str]) -> tuple[Source, ...]:
+def wanted_sources(asked: Sequence[str]) -> tuple[OfficialFile, ...]:
     """The sources of ``--download`` values: ``NETWORK``, or ``NETWORK=SHA256`` to vouch for a file.
 
     ExportError: a name that is not listed, has no direct link or comes twice, two names for one
@@ -256,7 +258,7 @@ def wanted_sources(asked: Sequence[str]) -> tuple[Source, ...]:
     return found
 
 
-def _source_from_text(text: str) -> Source:
+def _source_from_text(text: str) -> OfficialFile:
     name, equals, sha256 = text.partition("=")
     source = SOURCES.get(name)
     if source is None and name in NETWORKS:
@@ -285,6 +287,6 @@ def _source_from_text(text: str) -> Source:
     return dataclasses.replace(source, sha256=sha256)
 
 
-def way_by_hand(source: Source) -> str:
+def way_by_hand(source: OfficialFile) -> str:
     """The option that takes a file of this network from disk."""
     return STAGES[source.stage].by_hand if source.stage else f"--weights {source.stage}=FILE"

@@ -164,19 +164,19 @@ def _export_own(
     out = out or Path(f"bundle-{own['stage'] or MODEL}")
     check_destination(out, overwrite=overwrite, marker=MANIFEST)
     _check_installed()
-    from mambapose.export.own_model.build import Brought, build_brought
+    from mambapose.export.own_model.build import OwnModel, build_own_model
     from mambapose.export.own_model.network import inputs_from_texts
 
     names = (own["outputs"] or "").split(",")
-    brought = Brought(
+    own_model = OwnModel(
         own["model"], inputs_from_texts(own["inputs"]), tuple(filter(None, map(str.strip, names))),
         own["stage"] or MODEL, Path(weights[MODEL]) if weights else None, seed=asked["seed"],
         rewrite=not own["no_rewrite"],
     )  # fmt: skip
     target = target_from_name(asked["target"])
-    build_brought(brought, target, out, folder=Path.cwd(), overwrite=overwrite, tell=click.echo)
+    build_own_model(own_model, target, out, folder=Path.cwd(), overwrite=overwrite, tell=click.echo)
     click.echo(f"wrote {out}")
-    alone = brought.stage == MODEL
+    alone = own_model.stage == MODEL
     click.echo(
         f"next: mp-check {out}" if alone else f"next: mp-run --engine {out} VIDEO -o results"
     )
@@ -202,12 +202,12 @@ def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
 
 
 def _options(asked: dict[str, Any]) -> Any:
-    """The Options of the command line."""
-    from mambapose.export.plan import Options, default_networks
+    """The ExportOptions of the command line."""
+    from mambapose.export.plan import ExportOptions, default_networks
 
     networks = {stage: asked.pop(stage) for stage in default_networks()}
     weights = {stage: Path(file) for stage, file in asked.pop("weights").items()}
-    return Options(
+    return ExportOptions(
         networks={stage: name for stage, name in networks.items() if name is not None},
         weights=weights,
         sizes=asked.pop("size"),

@@ -23,10 +23,10 @@ EPILOG = "Example: python -m mambapose.export.default_bundle"
 def build_default(out: Path) -> Bundle:
     """Write the bundle to ``out``, replacing one that is there."""
     from mambapose.export.build import build_bundle
-    from mambapose.export.plan import Options, make_plan
+    from mambapose.export.plan import ExportOptions, make_plan
     from mambapose.runtime.targets import TARGETS
 
-    plan = make_plan(TARGETS["cpu"], Options(flip=True))
+    plan = make_plan(TARGETS["cpu"], ExportOptions(flip=True))
     for note in plan.notes:
         click.echo(note)
     return build_bundle(plan, out, overwrite=True, tell=click.echo, trt=False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mambapose.export.catalogue import Source, way_by_hand
+from mambapose.export.catalogue import OfficialFile, way_by_hand
 from mambapose.export.fetch import forget, receive
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return Path(base) / "mambapose" / "weights"
 
 
-def download(source: Source, tell: Tell, folder: Path | None = None) -> Path:
+def download(source: OfficialFile, tell: Tell, folder: Path | None = None) -> Path:
     """The weights of ``source`` on this machine, fetched unless they are.
 
     ``tell`` receives the terms the first time, the address if it is fetched, and the path.
@@ -54,7 +54,7 @@ def download(source: Source, tell: Tell, folder: Path | None = None) -> Path:
     return path
 
 
-def _fetch(source: Source, path: Path, tell: Tell) -> None:
+def _fetch(source: OfficialFile, path: Path, tell: Tell) -> None:
     """Fetch, check and name the file, unless another process just did."""
     if _is_whole(source, path):
         return
@@ -68,7 +68,7 @@ def _fetch(source: Source, path: Path, tell: Tell) -> None:
     forget(partial)
 
 
-def _bring(source: Source, partial: Path, tell: Tell) -> None:
+def _bring(source: OfficialFile, partial: Path, tell: Tell) -> None:
     """Bring the weights to ``partial``, out of their archive if they are in one."""
     url = str(source.url)
     archive = partial.with_name(url.rsplit("/", 1)[-1] + ".part") if source.member else partial
@@ -87,7 +87,7 @@ def _bring(source: Source, partial: Path, tell: Tell) -> None:
     forget(archive)
 
 
-def _check(source: Source, partial: Path, found: str) -> None:
+def _check(source: OfficialFile, partial: Path, found: str) -> None:
     """ExportError unless the complete partial file, of hash ``found``, has the one it must have."""
     if source.sha256 is None:
         raise ExportError(
@@ -99,7 +99,7 @@ def _check(source: Source, partial: Path, found: str) -> None:
         raise _wrong_file(source, partial, source.sha256, found)
 
 
-def _wrong_file(source: Source, partial: Path, wanted: str | None, found: str) -> ExportError:
+def _wrong_file(source: OfficialFile, partial: Path, wanted: str | None, found: str) -> ExportError:
     """Remove a file with the wrong hash; what to tell the user."""
     forget(partial)
     return ExportError(
@@ -108,11 +108,11 @@ def _wrong_file(source: Source, partial: Path, wanted: str | None, found: str) -
     )
 
 
-def _by_hand(source: Source) -> str:
+def _by_hand(source: OfficialFile) -> str:
     return f"get the file from {source.page} and give it with {way_by_hand(source)}"
 
 
-def _is_whole(source: Source, path: Path) -> bool:
+def _is_whole(source: OfficialFile, path: Path) -> bool:
     """True when the file is there with the right hash: the listed one, else the vouched one."""
     if not path.is_file():
         return False
@@ -127,7 +127,7 @@ def _hash_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _say_licence(source: Source, folder: Path, tell: Tell) -> None:
+def _say_licence(source: OfficialFile, folder: Path, tell: Tell) -> None:
     """Print the terms unless they were printed before; the cache remembers."""
     terms = f"{source.name}: licence {source.licence}; see {source.terms}"
     shown = folder / "licence.txt"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mambapose.export.catalogue import SOURCES, Source, wanted_sources, way_by_hand
+from mambapose.export.catalogue import SOURCES, OfficialFile, wanted_sources, way_by_hand
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.sizes import check_clip, check_size
 from mambapose.export.weights import shipped_weights
@@ -20,7 +20,7 @@ MAX_FLOW_ITERS = 100
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What the user asked for, on top of a Target; None and empty mean the default."""
 
     networks: Mapping[str, str] = field(default_factory=dict)  # "none" drops the stage
@@ -51,7 +51,7 @@ class StagePlan:
     network: Network
     sizes: tuple[Size, ...] = ()
     weights: Path | None = None
-    source: Source | None = None
+    source: OfficialFile | None = None
     flip: bool = False
     shipped: bool = False
     random_rest: bool = False
@@ -75,7 +75,7 @@ class Plan:
     schedule: Schedule
     stages: tuple[StagePlan, ...]
     detect: Path | None = None
-    detect_source: Source | None = None
+    detect_source: OfficialFile | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
 
@@ -105,7 +105,7 @@ class Plan:
         return lines
 
 
-def make_plan(target: Target, options: Options) -> Plan:
+def make_plan(target: Target, options: ExportOptions) -> Plan:
     """The checked plan. ExportError names the option that cannot be, and what would do."""
     precision = options.precision or target.precision
     if precision != target.precision:
@@ -150,7 +150,9 @@ def networks_of(stage: str) -> list[str]:
     return [name for name, network in NETWORKS.items() if network.stage == stage]
 
 
-def _with_downloads(options: Options, sources: Mapping[str | None, Source]) -> Options:
+def _with_downloads(
+    options: ExportOptions, sources: Mapping[str | None, OfficialFile]
+) -> ExportOptions:
     """The options with the networks to download in their stages."""
     networks = dict(options.networks)
     for stage, source in sources.items():
@@ -171,7 +173,7 @@ def _with_downloads(options: Options, sources: Mapping[str | None, Source]) -> O
     return dataclasses.replace(options, networks=networks)
 
 
-def _chosen(options: Options) -> dict[str, str]:
+def _chosen(options: ExportOptions) -> dict[str, str]:
     """Stage -> network name, in pipeline order."""
     defaults = default_networks()
     for stage in (*options.only, *options.networks):
@@ -199,7 +201,7 @@ def _chosen(options: Options) -> dict[str, str]:
     return chosen
 
 
-def _schedule(base: Schedule, options: Options) -> Schedule:
+def _schedule(base: Schedule, options: ExportOptions) -> Schedule:
     """The target's schedule with the options in place."""
     changes: dict[str, object] = {}
     sized = {stage.name: stage.size_field for stage in STAGES.values() if stage.size_field}
@@ -225,7 +227,7 @@ def _schedule(base: Schedule, options: Options) -> Schedule:
 
 
 def _stage_plan(
-    stage: str, name: str, schedule: Schedule, options: Options, source: Source | None
+    stage: str, name: str, schedule: Schedule, options: ExportOptions, source: OfficialFile | None
 ) -> StagePlan:
     row, sizes = STAGES[stage], tuple[Size, ...]()
     if row.size_field is not None:
@@ -254,7 +256,7 @@ def _stage_plan(
 
 
 def _without_weightless(
-    stages: tuple[StagePlan, ...], options: Options
+    stages: tuple[StagePlan, ...], options: ExportOptions
 ) -> tuple[tuple[StagePlan, ...], tuple[str, ...]]:
     """The stages without the optional ones that have no weights and that nobody asked for.
 
@@ -277,7 +279,7 @@ def _without_weightless(
     return tuple(stage for stage in stages if stage not in dropped), notes
 
 
-def _check_weights(stages: tuple[StagePlan, ...], options: Options) -> None:
+def _check_weights(stages: tuple[StagePlan, ...], options: ExportOptions) -> None:
     """Random weights only when asked for."""
     lacking = [stage for stage in stages if stage.untrained]
     if not lacking or options.untrained:

@@ -51,7 +51,7 @@ AnyArray = NDArray[Any]
 Allocate = Callable[[tuple[int, ...], "np.dtype[Any]"], AnyArray]
 
 
-class Plan(ctypes.Structure):
+class LaunchPlan(ctypes.Structure):
     """MambaposeCudaPlan."""
 
     _fields_ = (
@@ -87,7 +87,7 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
             f"the compiled CUDA kernels were wanted, found no {LIBRARY_NAME}; "
             f"build plugins/ with CMake on the device or set {VARIABLE} to it"
         )
-    params, plan, grads = map(ctypes.POINTER, (Params, Plan, Grads))
+    params, plan, grads = map(ctypes.POINTER, (Params, LaunchPlan, Grads))
     tail = (ctypes.c_char_p, ctypes.c_size_t)
     memory = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)  # workspace, its size, stream
     number, size = ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)
@@ -125,12 +125,12 @@ def device(library: ctypes.CDLL | None = None) -> Device:
 
 def make_plan(
     params: Params, tactic: int, multiprocessors: int, *, library: ctypes.CDLL | None = None
-) -> Plan:
+) -> LaunchPlan:
     """The form of the launch, from sizes alone; tactic: a value of TACTICS.
 
     Raises EngineError for what the library refuses.
     """
-    plan = Plan(structSize=ctypes.sizeof(Plan))
+    plan = LaunchPlan(structSize=ctypes.sizeof(LaunchPlan))
     function = (library or load_library()).mambapose_scan_cuda_plan
     arguments = (tactic, multiprocessors, ctypes.byref(plan))
     call_library(function, ctypes.byref(params), *arguments)
@@ -139,7 +139,7 @@ def make_plan(
 
 def launch(
     params: Params,
-    plan: Plan,
+    plan: LaunchPlan,
     workspace: int | None,
     workspace_bytes: int,
     stream: int | None,

@@ -88,7 +88,7 @@ class BoundScan:
     y: Tensor
     final_state: Tensor | None
     params: Params
-    plan: native_cuda.Plan
+    plan: native_cuda.LaunchPlan
     workspace: Tensor
     inputs: Tensors  # what params points to
 

@@ -11,7 +11,7 @@ from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.backends.loader import load_engine, load_file
 from mambapose.runtime.bundle.entries import MANIFEST, Bundle
 from mambapose.runtime.errors import BundleError
-from mambapose.runtime.pipeline import Options, Pipeline, engine_name
+from mambapose.runtime.pipeline import Pipeline, RunOptions, engine_name
 from mambapose.runtime.stages.flow import FlowStage
 from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.stages.table import DETECT, MODEL, STAGES, whole_frame_inputs
@@ -33,7 +33,7 @@ def shipped_bundle() -> Path:
 def open_pipeline(
     bundle: Bundle,
     size: Size,
-    options: Options | None = None,
+    options: RunOptions | None = None,
     where: Where | None = None,
     *,
     detector: Path | None = None,
@@ -43,7 +43,7 @@ def open_pipeline(
     detector: an ONNX file that replaces the bundle's own, if any. What the bundle knows of the
     weights (trained, unit of the lifter) replaces what ``options`` says of them.
     """
-    options = options or Options()
+    options = options or RunOptions()
     engines: dict[str, Engine] = {}
     try:
         for key, stage, graph in needed_graphs(bundle, size, options):
@@ -82,7 +82,7 @@ def opened_flow(
         yield FlowStage(parts, bundle.schedule.flow_iters)
 
 
-def needed_graphs(bundle: Bundle, size: Size, options: Options) -> list[tuple[str, str, str]]:
+def needed_graphs(bundle: Bundle, size: Size, options: RunOptions) -> list[tuple[str, str, str]]:
     """(engine name, stage, graph) of every graph that a clip of pictures of that size needs.
 
     A map of the whole frame that no network takes in, or that was not asked for, is left out.

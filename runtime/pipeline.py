@@ -60,7 +60,7 @@ SEARCH_BATCH = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What a run asks for. None means what the bundle's schedule says.
 
     height: of the person in metres, for metric 3D. lookahead: frames that 3D may wait for, 0 for
@@ -96,9 +96,9 @@ class Pipeline:
     """
 
     def __init__(
-        self, engines: Mapping[str, Engine], schedule: Schedule, options: Options | None = None
+        self, engines: Mapping[str, Engine], schedule: Schedule, options: RunOptions | None = None
     ) -> None:
-        options = options or Options()
+        options = options or RunOptions()
         self.engines = engines
         self.times = StageTimes()
         pose = graphs_of("pose2d", engines)
@@ -305,7 +305,7 @@ class Pipeline:
 
 
 def _lifter(
-    engine: Engine | None, schedule: Schedule, options: Options, times: StageTimes
+    engine: Engine | None, schedule: Schedule, options: RunOptions, times: StageTimes
 ) -> Lifter | CausalLifter | None:
     """What lifts: windows or, where the graph is a step, frame by frame; None without a lifter.
 

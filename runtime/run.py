@@ -17,7 +17,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.interrupt import Interruptible
 from mambapose.runtime.loading import open_pipeline
-from mambapose.runtime.pipeline import FrameResult, Options, Pipeline
+from mambapose.runtime.pipeline import FrameResult, Pipeline, RunOptions
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.results.destination import Destination, destination_of
 from mambapose.runtime.results.journal import JOURNAL, Journal
@@ -66,9 +66,9 @@ class Run:
     quiet: bool = False
 
     @property
-    def options(self) -> Options:
+    def options(self) -> RunOptions:
         """The pipeline's share of it."""
-        return Options(
+        return RunOptions(
             flow=self.flow,
             depth=self.depth,
             depth_every=self.depth_every,

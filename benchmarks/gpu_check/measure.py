@@ -11,7 +11,7 @@ from mambapose.benchmarks.gpu_check import timing, yardstick
 from mambapose.benchmarks.gpu_check.bars import MAMBA, Row
 from mambapose.benchmarks.gpu_check.floor import Device, floor_us
 from mambapose.benchmarks.gpu_check.shapes import SHAPES, TRAINING, Shape
-from mambapose.plugins.native_cuda import TACTICS, Plan
+from mambapose.plugins.native_cuda import TACTICS, LaunchPlan
 from mambapose.runtime.errors import EngineError
 
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -60,7 +60,7 @@ def shape_rows(
     return [*rows, row("torch loop", loop)]
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: LaunchPlan) -> str:
     """Lanes by states per lane, chunks, and whether directions are fused."""
     names = {number: name for name, number in TACTICS.items()}
     fused = ", fused" if plan.fused else ""

@@ -42,7 +42,7 @@ from mambapose.export.own_model.network import (
     user_code,
 )
 from mambapose.export.own_model.refusals import is_of_user_code, reason, traced
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.plugins.standins import StandIns
@@ -59,7 +59,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Brought:
+class OwnModel:
     """What the user asked for. model: ``package.module:name``; outputs: their names, if any; stage:
     of the bundle; weights: a checkpoint, or None for those the network was built with; rewrite:
     flips and copies become orders of the scans.
@@ -98,39 +98,39 @@ def positional(model: nn.Module, inputs: tuple[TensorSpec, ...]) -> Positional:
     return Named(model)
 
 
-def build_brought(
-    brought: Brought, target: Target, out: Path, *, folder: Path, overwrite: bool, tell: Tell
+def build_own_model(
+    asked: OwnModel, target: Target, out: Path, *, folder: Path, overwrite: bool, tell: Tell
 ) -> Bundle:
     """The bundle of the network, written to ``out`` whole or not at all.
 
     folder: of the user's code. ExportError and BundleError as the steps raise them.
     """
     with user_code(folder) as noted:
-        fill = partial(_fill, brought, target, noted, tell)
+        fill = partial(_fill, asked, target, noted, tell)
         return write_bundle(out, fill, overwrite=overwrite)
 
 
-def _fill(brought: Brought, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
-    torch.manual_seed(brought.seed)
-    model = built(brought.model)
-    network = _loaded(brought, model)
-    spec = contract("main", model, brought.inputs, brought.outputs)
-    check_contract(brought.stage, spec)
-    samples = sample_inputs(brought.stage, spec, brought.seed).values()
+def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
+    torch.manual_seed(asked.seed)
+    model = built(asked.model)
+    network = _loaded(asked, model)
+    spec = contract("main", model, asked.inputs, asked.outputs)
+    check_contract(asked.stage, spec)
+    samples = sample_inputs(asked.stage, spec, asked.seed).values()
     check_repeatable(model, spec, [torch.from_numpy(array.copy()) for array in samples])
     options: dict[str, str | int | bool] = {}
-    if STAGES[brought.stage].clip:
+    if STAGES[asked.stage].clip:
         options["unit"] = network.unit or IMAGE_UNITS
-    schedule = _schedule(target.schedule, brought.stage, spec)
-    graphs = {"main": (positional(model, brought.inputs), spec)}
+    schedule = _schedule(target.schedule, asked.stage, spec)
+    graphs = {"main": (positional(model, asked.inputs), spec)}
     with tracing():
         entry = written_stage(
-            brought.stage, brought.model, network, graphs, folder,
+            asked.stage, asked.model, network, graphs, folder,
             precision=target.precision, options=options, flow_iters=schedule.flow_iters,
-            seed=brought.seed, rewrite=partial(_rewritten, tell) if brought.rewrite else None,
+            seed=asked.seed, rewrite=partial(_rewritten, tell) if asked.rewrite else None,
         )  # fmt: skip
     _tell_what_happened(entry, noted, tell)
-    stages = {**_around(brought, target, tell, folder), brought.stage: entry}
+    stages = {**_around(asked, target, tell, folder), asked.stage: entry}
     return Bundle(
         path=folder,
         tool_version=tool_version(),
@@ -177,24 +177,24 @@ def tracing() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _around(brought: Brought, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:
+def _around(asked: OwnModel, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:
     """The other stages of the pipeline, with the networks that ship; none around a lone model."""
-    if brought.stage == MODEL:
+    if asked.stage == MODEL:
         return {}
-    plan = make_plan(target, Options(seed=brought.seed))
+    plan = make_plan(target, ExportOptions(seed=asked.seed))
     return {
         part.stage: export_stage(plan, part, load_network(part, plan.seed, tell), folder)
         for part in plan.stages
-        if part.stage != brought.stage
+        if part.stage != asked.stage
     }
 
 
-def _loaded(brought: Brought, model: nn.Module) -> Loaded:
+def _loaded(asked: OwnModel, model: nn.Module) -> Loaded:
     """The network with the weights of the file, or as it was built."""
-    if brought.weights is None:
+    if asked.weights is None:
         return Loaded(model, WeightsEntry(None, None, trained=True, label=AS_BUILT))
-    facts, weights = facts_of_weights(brought.weights)
-    load_weights(model, brought.weights, network=brought.model)
+    facts, weights = facts_of_weights(asked.weights)
+    load_weights(model, asked.weights, network=asked.model)
     return Loaded(model, weights, facts.unit, facts.half)
 
 

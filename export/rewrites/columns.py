@@ -68,7 +68,7 @@ class Stencil:
     pads: tuple[int, int]
 
 
-Source = Given | Pointwise | Linear | Stencil
+RowSource = Given | Pointwise | Linear | Stencil
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Table:
     sizes: Sizes
     length: int
     preferred: dict[int, int]  # of the ways to read a value's axes as tokens; the first otherwise
-    sources: list[Source] = field(default_factory=list)
+    sources: list[RowSource] = field(default_factory=list)
     place: list[tuple[int, int]] = field(default_factory=list)
     seen: dict[tuple[int, bool], Array | None] = field(default_factory=dict)
     given: dict[int, Array | None] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Table:
         return self.sizes.count * self.length
 
 
-def new_columns(table: Table, source: Source, width: int) -> Array:
+def new_columns(table: Table, source: RowSource, width: int) -> Array:
     """The numbers of the new source's columns."""
     first = len(table.place)
     table.place.extend((len(table.sources), column) for column in range(width))

@@ -19,7 +19,7 @@ from mambapose.export.rewrites.columns import (
     Given,
     Linear,
     Pointwise,
-    Source,
+    RowSource,
     Stencil,
     Table,
 )
@@ -53,7 +53,7 @@ def _rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
     return _part(build, table, sources[0], picks)
 
 
-def _runs(table: Table, columns: Columns, sources: Sequence[Source]) -> list[list[int]]:
+def _runs(table: Table, columns: Columns, sources: Sequence[RowSource]) -> list[list[int]]:
     """Columns of one source together; of a value, as slices where a few slices do."""
     by_source: list[list[int]] = []
     slices: list[list[int]] = []
@@ -68,7 +68,7 @@ def _runs(table: Table, columns: Columns, sources: Sequence[Source]) -> list[lis
     return slices if len(slices) <= MOST_SLICES * len(by_source) else by_source
 
 
-def _part(build: Builder, table: Table, source: Source, picks: Array) -> ir.Value:
+def _part(build: Builder, table: Table, source: RowSource, picks: Array) -> ir.Value:
     shape = (table.sizes.batch, table.length, len(picks))
     if isinstance(source, Given):
         return _given(build, table, source, picks)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mambapose.benchmarks import accuracy, compare, sweeps
+from mambapose.benchmarks import accuracy, bench, sweeps
 from mambapose.benchmarks.cli import command
 from mambapose.benchmarks.jobs import Job
 from mambapose.runtime import loading
@@ -26,7 +26,7 @@ def test_the_bundle_that_ships_is_the_default(
         measured.append(engine)
         return True
 
-    monkeypatch.setattr(compare, "bench", measure)
+    monkeypatch.setattr(bench, "bench", measure)
     monkeypatch.setattr(accuracy, "measure", measure)
     monkeypatch.setattr(loading, "SHIPPED", tmp_path)
     done = CliRunner().invoke(command, words)
@@ -40,8 +40,8 @@ def test_the_bundle_that_ships_is_the_default(
 
 def test_networks_and_baselines_reach_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(compare, "bench_networks", lambda *given: asked.append(given))
-    monkeypatch.setattr(compare, "bench", lambda *given: asked.append(given) or True)
+    monkeypatch.setattr(bench, "bench_networks", lambda *given: asked.append(given))
+    monkeypatch.setattr(bench, "bench", lambda *given: asked.append(given) or True)
     words = ["networks", "posemamba-s", "mine", "--clip-frames", "9", "--sizes", "64x48"]
     done = CliRunner().invoke(command, [*words, "--threads", "1", "--json", "rows"])
     assert done.exit_code == 0, done.output
@@ -61,14 +61,14 @@ def test_without_names_the_networks_that_ship_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept: list[str] = []
-    monkeypatch.setattr(compare, "measure_all", lambda sides, *rest: [])
-    monkeypatch.setattr(compare, "show", lambda *rest: None)
+    monkeypatch.setattr(bench, "measure_all", lambda sides, *rest: [])
+    monkeypatch.setattr(bench, "show", lambda *rest: None)
     monkeypatch.setattr(
-        compare.sweeps,
+        bench.sweeps,
         "sides",
         lambda candidates, *sizes: swept.extend(c.label for c in candidates) or [],
     )
-    compare.bench_networks((), (), (), Job("stages"), None)
+    bench.bench_networks((), (), (), Job("stages"), None)
     shipped = read_bundle(loading.shipped_bundle())
     assert swept == [
         *(entry.network for entry in shipped.stages.values()),

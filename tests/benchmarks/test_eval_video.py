@@ -27,7 +27,7 @@ from mambapose.benchmarks.accuracy_video import (
 from mambapose.benchmarks.cli import command
 from mambapose.benchmarks.truth.lift_metrics import measured_h36m
 from mambapose.runtime.bundle.bundle import read_bundle
-from mambapose.runtime.pipeline import Options
+from mambapose.runtime.pipeline import RunOptions
 from mambapose.runtime.stages.crop import crops_from_boxes
 from mambapose.runtime.stages.flow import GRAPHS, FlowStage
 from mambapose.runtime.types import Pose
@@ -75,7 +75,7 @@ def test_a_network_that_knows_the_truth_has_no_error(monkeypatch, tmp_path, shor
     engines = {"pose2d": knowing(short)}
     use_fakes(monkeypatch, engines)
     bundle = write_fake_bundle(tmp_path / "bundle", engines)
-    (score,) = video_scores(bundle, WHERE, [short], Options(), "rgb", known=True)
+    (score,) = video_scores(bundle, WHERE, [short], RunOptions(), "rgb", known=True)
     assert score.key == ("pose2d", "sample", "rgb")
     assert score.values["pck10"] == score.values["pck20_side_ignored"] == 1
     assert score.values["collapsed"] == 0
@@ -87,7 +87,7 @@ def test_a_known_shift_is_the_error(monkeypatch, tmp_path, short) -> None:
     engines = {"pose2d": knowing(short, shift_px=4.0)}
     use_fakes(monkeypatch, engines)
     bundle = write_fake_bundle(tmp_path / "bundle", engines)
-    (score,) = video_scores(bundle, WHERE, [short], Options(), "rgb", known=True)
+    (score,) = video_scores(bundle, WHERE, [short], RunOptions(), "rgb", known=True)
     by_hand = np.median(np.repeat(4 / short.height, 17))
     assert score.values["median"] == pytest.approx(by_hand, rel=1e-3)
     assert score.values["mean"] == pytest.approx(np.mean(4 / short.height), rel=1e-3)
@@ -98,7 +98,7 @@ def test_the_chain_has_to_find_the_person_itself(monkeypatch, tmp_path, short) -
     engines = {"pose2d": knowing(short), "lift3d": lift_engine()}
     use_fakes(monkeypatch, engines)
     bundle = write_fake_bundle(tmp_path / "bundle", engines, trained=False)
-    flat, solid = video_scores(bundle, WHERE, [short], Options(), "rgb", known=False)
+    flat, solid = video_scores(bundle, WHERE, [short], RunOptions(), "rgb", known=False)
     assert flat.values["found"] == flat.values["pck20"] == 0
     assert np.isinf(flat.values["median"])
     assert solid.key == ("chain 3D", "sample", "rgb")

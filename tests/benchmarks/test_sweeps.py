@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mambapose.benchmarks import compare, sweeps, yardsticks
+from mambapose.benchmarks import bench, sweeps, yardsticks
 from mambapose.benchmarks.exported import export_words, stage_of
 from mambapose.benchmarks.jobs import Job, Row, row_from_dict
 from mambapose.benchmarks.sides import frames_of, text_of_size
@@ -268,7 +268,7 @@ def test_the_smallest_lifter_is_measured_beside_its_transformer(
     monkeypatch.setenv("HOME", str(cached_folder("bench", fill)))
     file = tmp_path / "rows.jsonl"
     job = Job("stages", iterations=2, seconds=0.0)
-    compare.bench_networks(["mambapose3d-nano"], (), (9,), job, file)
+    bench.bench_networks(["mambapose3d-nano"], (), (9,), job, file)
     said = capsys.readouterr().out
     assert "mambapose3d-nano / transformer:1 at T=9: peak memory" in said
     lines = file.read_text().splitlines()

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 
 from mambapose.export import build, cli, weights
-from mambapose.export.catalogue import Source
+from mambapose.export.catalogue import OfficialFile
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import read_bundle, read_gate
 from mambapose.runtime.bundle.entries import Bundle
@@ -150,13 +150,13 @@ def test_downloaded_weights_carry_their_licence(
     torch.save(posemamba.build(**SMALL).state_dict(), file)
     asked, said = [], []
 
-    def download(source: Source, tell: Any) -> Path:
+    def download(source: OfficialFile, tell: Any) -> Path:
         asked.append(source.name)
         tell(f"{source.name}: from a test")
         return file
 
     monkeypatch.setattr(build, "download", download)
-    options = Options(only=("lift3d",), clip_frames=9, download=("posemamba-s",))
+    options = ExportOptions(only=("lift3d",), clip_frames=9, download=("posemamba-s",))
     (stage,) = make_plan(TARGETS["cpu"], options).stages
     loaded = build.load_network(stage, 0, said.append).weights
     assert asked == ["posemamba-s"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mambapose.export.default_bundle import build_default
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.export.weights import FOLDER, read_card, shipped_networks, shipped_weights
 from mambapose.runtime.bundle.bundle import file_sha256, read_bundle
 from mambapose.runtime.bundle.entries import Bundle
@@ -39,7 +39,7 @@ def test_every_checkpoint_that_ships_is_that_of_its_card() -> None:
 
 
 def test_the_bundle_is_made_from_the_weights_that_ship(shipped: Bundle) -> None:
-    plan = make_plan(TARGETS["cpu"], Options())
+    plan = make_plan(TARGETS["cpu"], ExportOptions())
     assert shipped.trained
     assert shipped.target == "cpu"
     assert lift_unit(shipped) == "body_height"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import fetch
-from mambapose.export.catalogue import Source
+from mambapose.export.catalogue import OfficialFile
 from mambapose.export.download import cache_folder, download
 from mambapose.runtime.errors import ExportError
 
@@ -107,10 +107,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def source(server: Server) -> Source:
+def source(server: Server) -> OfficialFile:
     terms = "https://example.com/terms"
     page = "https://example.com/page"
-    return Source("net", "flow", "MIT", terms, page, f"{server.url}/net.pth", DIGEST, 3)
+    return OfficialFile("net", "flow", "MIT", terms, page, f"{server.url}/net.pth", DIGEST, 3)
 
 
 def quiet(line: str) -> None:
@@ -128,7 +128,7 @@ STARTED = {"net.pth.part", "net.pth.part.json"}
 # --- what arrives --------------------------------------------------------------------------------
 
 
-def test_a_file_is_fetched_once(server: Server, source: Source, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once(server: Server, source: OfficialFile, tmp_path: Path) -> None:
     lines: list[str] = []
     path = download(source, lines.append, tmp_path)
     assert path == tmp_path / "net" / "net.pth"
@@ -145,7 +145,7 @@ def test_a_file_is_fetched_once(server: Server, source: Source, tmp_path: Path) 
     assert server.asked == [None]
 
 
-def test_new_terms_are_printed_again(source: Source, tmp_path: Path) -> None:
+def test_new_terms_are_printed_again(source: OfficialFile, tmp_path: Path) -> None:
     lines: list[str] = []
     download(source, lines.append, tmp_path)
     download(replace(source, licence="CC-BY-NC-4.0"), lines.append, tmp_path)
@@ -164,18 +164,20 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cache_folder() == tmp_path / ".cache" / "mambapose" / "weights"
 
 
-def test_an_unannounced_length_is_no_fault(server: Server, source: Source, tmp_path: Path) -> None:
+def test_an_unannounced_length_is_no_fault(
+    server: Server, source: OfficialFile, tmp_path: Path
+) -> None:
     server.announced = False
     assert download(source, quiet, tmp_path).read_bytes() == CONTENT
 
 
-def test_an_altered_file_in_the_cache_is_replaced(source: Source, tmp_path: Path) -> None:
+def test_an_altered_file_in_the_cache_is_replaced(source: OfficialFile, tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "net.pth").write_bytes(b"altered")
     assert download(source, quiet, tmp_path).read_bytes() == CONTENT
 
 
-def test_one_file_of_an_archive(server: Server, source: Source, tmp_path: Path) -> None:
+def test_one_file_of_an_archive(server: Server, source: OfficialFile, tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("models/other.pth", b"other")
@@ -197,7 +199,7 @@ def test_one_file_of_an_archive(server: Server, source: Source, tmp_path: Path) 
 # --- what breaks off -----------------------------------------------------------------------------
 
 
-def test_a_cut_connection_goes_on(server: Server, source: Source, tmp_path: Path) -> None:
+def test_a_cut_connection_goes_on(server: Server, source: OfficialFile, tmp_path: Path) -> None:
     server.cuts = [CUT, CUT]
     lines: list[str] = []
     assert download(source, lines.append, tmp_path).read_bytes() == CONTENT
@@ -207,7 +209,7 @@ def test_a_cut_connection_goes_on(server: Server, source: Source, tmp_path: Path
     assert files(tmp_path) == COMPLETE
 
 
-def test_a_later_run_goes_on(server: Server, source: Source, tmp_path: Path) -> None:
+def test_a_later_run_goes_on(server: Server, source: OfficialFile, tmp_path: Path) -> None:
     server.cuts = [CUT, 0, 0, 0]
     with pytest.raises(ExportError, match=r"broke off .* at 1 MiB; .*goes on where it stopped"):
         download(source, quiet, tmp_path)
@@ -218,7 +220,7 @@ def test_a_later_run_goes_on(server: Server, source: Source, tmp_path: Path) -> 
 
 
 def test_a_file_that_changed_is_fetched_from_the_start(
-    server: Server, source: Source, tmp_path: Path
+    server: Server, source: OfficialFile, tmp_path: Path
 ) -> None:
     server.cuts = [CUT, 0, 0, 0]
     with pytest.raises(ExportError):
@@ -231,7 +233,7 @@ def test_a_file_that_changed_is_fetched_from_the_start(
 @pytest.mark.parametrize("etag", ['"v1"', 'W/"weak"', None])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_any_server_ends_right(
-    server: Server, source: Source, tmp_path: Path, ranges: bool, etag: str | None
+    server: Server, source: OfficialFile, tmp_path: Path, ranges: bool, etag: str | None
 ) -> None:
     server.ranges, server.etag, server.cuts = ranges, etag, [CUT]
     assert download(source, quiet, tmp_path).read_bytes() == CONTENT
@@ -240,7 +242,7 @@ def test_any_server_ends_right(
 
 @pytest.mark.parametrize("notes", [None, "{", '{"url": "http://elsewhere/"}', '{"size": 3}'])
 def test_a_partial_file_of_unknown_origin_is_dropped(
-    server: Server, source: Source, tmp_path: Path, notes: str | None
+    server: Server, source: OfficialFile, tmp_path: Path, notes: str | None
 ) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "net.pth.part").write_bytes(b"of something else")
@@ -251,7 +253,7 @@ def test_a_partial_file_of_unknown_origin_is_dropped(
 
 
 def test_a_partial_file_beyond_the_end_is_dropped(
-    server: Server, source: Source, tmp_path: Path
+    server: Server, source: OfficialFile, tmp_path: Path
 ) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "net.pth.part").write_bytes(CONTENT + b"more")
@@ -261,7 +263,7 @@ def test_a_partial_file_beyond_the_end_is_dropped(
 
 
 def test_a_server_that_sends_another_part_is_not_believed(
-    server: Server, source: Source, tmp_path: Path
+    server: Server, source: OfficialFile, tmp_path: Path
 ) -> None:
     server.cuts, server.shift = [CUT], 1
     with pytest.raises(ExportError, match=f"asked for byte {CUT} on, .*starts anew"):
@@ -271,7 +273,7 @@ def test_a_server_that_sends_another_part_is_not_believed(
 
 
 def test_an_interrupt_leaves_what_has_arrived(
-    server: Server, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, source: OfficialFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces = iter([CONTENT[: fetch.PIECE]])
 
@@ -291,7 +293,9 @@ def test_an_interrupt_leaves_what_has_arrived(
     assert server.asked == [None, f"bytes={fetch.PIECE}-"]
 
 
-def test_two_at_once_share_one_download(server: Server, source: Source, tmp_path: Path) -> None:
+def test_two_at_once_share_one_download(
+    server: Server, source: OfficialFile, tmp_path: Path
+) -> None:
     server.gate.clear()
     waiting = threading.Event()
     found: list[bytes] = []
@@ -317,7 +321,7 @@ def test_two_at_once_share_one_download(server: Server, source: Source, tmp_path
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_wrong_hash_leaves_nothing(source: Source, tmp_path: Path) -> None:
+def test_a_wrong_hash_leaves_nothing(source: OfficialFile, tmp_path: Path) -> None:
     wrong = replace(source, sha256="0" * 64)
     with pytest.raises(ExportError, match=f"SHA-256 {'0' * 64} was wanted, found {DIGEST}") as err:
         download(wrong, quiet, tmp_path)
@@ -326,7 +330,7 @@ def test_a_wrong_hash_leaves_nothing(source: Source, tmp_path: Path) -> None:
 
 
 def test_a_file_nobody_vouches_for_waits_for_the_user(
-    server: Server, source: Source, tmp_path: Path
+    server: Server, source: OfficialFile, tmp_path: Path
 ) -> None:
     unknown = replace(source, sha256=None)
     for _ in range(2):
@@ -343,7 +347,7 @@ def test_a_file_nobody_vouches_for_waits_for_the_user(
 
 @pytest.mark.parametrize("status", [404, 429, 503])
 def test_a_refusal_says_what_to_do(
-    server: Server, source: Source, tmp_path: Path, status: int
+    server: Server, source: OfficialFile, tmp_path: Path, status: int
 ) -> None:
     server.status = status
     with pytest.raises(ExportError, match=rf"answered {status} .*give it with --weights") as err:
@@ -352,7 +356,7 @@ def test_a_refusal_says_what_to_do(
     assert files(tmp_path) == set()
 
 
-def test_no_server_says_what_to_do(server: Server, source: Source, tmp_path: Path) -> None:
+def test_no_server_says_what_to_do(server: Server, source: OfficialFile, tmp_path: Path) -> None:
     encrypted = replace(source, url=str(source.url).replace("http:", "https:"))
     with pytest.raises(ExportError, match=r"could not be reached \(.*SSL.*check the connection"):
         download(encrypted, quiet, tmp_path)
@@ -363,7 +367,7 @@ def test_no_server_says_what_to_do(server: Server, source: Source, tmp_path: Pat
 
 
 def test_redirections_are_followed_within_the_web(
-    server: Server, source: Source, tmp_path: Path
+    server: Server, source: OfficialFile, tmp_path: Path
 ) -> None:
     server.move_to = "/moved/net.pth"
     assert download(source, quiet, tmp_path).read_bytes() == CONTENT
@@ -381,7 +385,7 @@ def test_a_redirection_never_drops_the_encryption() -> None:
 
 
 def test_the_proxy_of_the_environment_is_used(
-    server: Server, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, source: OfficialFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.delenv("no_proxy", raising=False)
@@ -391,7 +395,7 @@ def test_the_proxy_of_the_environment_is_used(
 
 
 def test_a_full_disk_says_so(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: OfficialFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -401,14 +405,14 @@ def test_a_full_disk_says_so(
         download(source, quiet, tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_says_so(source: Source, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_says_so(source: OfficialFile, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ExportError, match=r"could not be written.*MAMBAPOSE_CACHE"):
         download(source, quiet, tmp_path / "file")
 
 
 def test_progress_is_told_in_mib(
-    source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: OfficialFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     download(source, quiet, tmp_path)
     assert capsys.readouterr().err.startswith("net MiB: 2 of 2, ")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import cli, download
-from mambapose.export.catalogue import SOURCES, Source, wanted_sources
+from mambapose.export.catalogue import SOURCES, OfficialFile, wanted_sources
 from mambapose.export.models import NETWORKS
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS
 
@@ -37,7 +37,7 @@ def test_every_official_network_has_a_source_for_its_stage() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=list(SOURCES))
-def test_a_source_is_complete(source: Source) -> None:
+def test_a_source_is_complete(source: OfficialFile) -> None:
     assert SOURCES[source.name] is source
     assert source.licence
     assert bool(source.url) != bool(source.by_hand)
@@ -60,7 +60,7 @@ def test_hashes_are_those_of_the_files_in_hand(assets: Path) -> None:
 
 def test_downloads_choose_their_stages() -> None:
     asked = ("raft-large", "depth-anything-v2-small", "vitpose-b", "posemamba-b", "yolox-tiny")
-    plan = make_plan(CPU, Options(download=asked))
+    plan = make_plan(CPU, ExportOptions(download=asked))
     assert [stage.network.name for stage in plan.stages] == list(asked[:4])
     assert [stage.source for stage in plan.stages] == [SOURCES[name] for name in asked[:4]]
     assert plan.detect_source == SOURCES["yolox-tiny"]
@@ -136,12 +136,21 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"x")
     raft = ("raft-small",)
     for options, sentence in (
-        (Options(download=raft, networks={"flow": "raft-large"}), "--flow raft-large contradicts"),
-        (Options(download=raft, networks={"flow": "none"}), "--flow none contradicts"),
-        (Options(download=raft, only=("depth",)), "--flow raft-small contradicts --only depth"),
-        (Options(download=raft, weights={"flow": file}), "--weights flow=FILE both give the"),
-        (Options(download=("yolox-nano",), detect=file), "--detect FILE both give the weights"),
-        (Options(download=("vim-tiny",)), "vim-tiny makes no stage"),
+        (
+            ExportOptions(download=raft, networks={"flow": "raft-large"}),
+            "--flow raft-large contradicts",
+        ),
+        (ExportOptions(download=raft, networks={"flow": "none"}), "--flow none contradicts"),
+        (
+            ExportOptions(download=raft, only=("depth",)),
+            "--flow raft-small contradicts --only depth",
+        ),
+        (ExportOptions(download=raft, weights={"flow": file}), "--weights flow=FILE both give the"),
+        (
+            ExportOptions(download=("yolox-nano",), detect=file),
+            "--detect FILE both give the weights",
+        ),
+        (ExportOptions(download=("vim-tiny",)), "vim-tiny makes no stage"),
     ):
         with pytest.raises(ExportError, match=sentence):
             make_plan(CPU, options)

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mambapose.export.own_model.build import Brought, build_brought
+from mambapose.export.own_model.build import OwnModel, build_own_model
 from mambapose.export.own_model.network import inputs_from_texts
 from mambapose.export.rewrites import kinds
 from mambapose.runtime.bundle.bundle import read_bundle
@@ -271,8 +271,8 @@ def exported(
 ) -> onnx.ModelProto:
     """The graph of family_net.py, which agreed with torch in both forms."""
     out = folder / "bundle"
-    build_brought(
-        Brought("family_net:Net", inputs_from_texts([inputs]), rewrite=rewrite), TARGETS["cpu"],
+    build_own_model(
+        OwnModel("family_net:Net", inputs_from_texts([inputs]), rewrite=rewrite), TARGETS["cpu"],
         out, folder=folder, overwrite=False, tell=said.append,
     )  # fmt: skip
     bundle = read_bundle(out)

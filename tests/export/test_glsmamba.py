@@ -12,7 +12,7 @@ import torch
 
 from mambapose.export.build import load_network
 from mambapose.export.models import NETWORKS, glsmamba, vitpose
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.export.samples import moving_pictures
 from mambapose.export.verify import Exported, verify_stage
 from mambapose.runtime.errors import ExportError
@@ -189,7 +189,7 @@ def test_another_vitpose_is_refused_and_our_own_file_is_whole(tmp_path) -> None:
 def planned(file: Path, monkeypatch: pytest.MonkeyPatch, *, untrained: bool):
     small = dataclasses.replace(NETWORKS["glsmamba-s"], config=SMALL)
     monkeypatch.setitem(NETWORKS, "glsmamba-s", small)
-    options = Options(
+    options = ExportOptions(
         networks={"pose2d": "glsmamba-s"}, only=("pose2d",), weights={"pose2d": file},
         untrained=untrained,
     )  # fmt: skip
@@ -225,7 +225,7 @@ def test_glsmamba_s_becomes_a_bundle_that_runs(tmp_path) -> None:
     from mambapose.runtime.loading import open_pipeline
     from mambapose.runtime.types import Frame, Size, Where
 
-    options = Options(networks={"pose2d": "glsmamba-s"}, only=("pose2d",), untrained=True)
+    options = ExportOptions(networks={"pose2d": "glsmamba-s"}, only=("pose2d",), untrained=True)
     plan = make_plan(TARGETS["cpu"], options)
     with reused_stages():
         bundle = build_bundle(plan, tmp_path / "bundle", overwrite=False, tell=lambda line: None)

@@ -10,7 +10,7 @@ import torch
 
 from mambapose.export.build import stage_graphs, stage_options
 from mambapose.export.models import NETWORKS, Network
-from mambapose.export.plan import Options, Plan, make_plan
+from mambapose.export.plan import ExportOptions, Plan, make_plan
 from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.targets import TARGETS
 
@@ -77,12 +77,12 @@ def test_the_unit_of_a_lifter_is_told_to_the_runtime(network: Network) -> None:
 
 
 def test_other_stages_have_no_options() -> None:
-    plan = make_plan(TARGETS["cpu"], Options(untrained=True, networks={"lift3d": "none"}))
+    plan = make_plan(TARGETS["cpu"], ExportOptions(untrained=True, networks={"lift3d": "none"}))
     assert [stage_options(stage, stage.network.unit) for stage in plan.stages] == [{}] * 3
 
 
 def planned(network: str, **options: Any) -> Plan:
     """The plan of one network."""
     stage = NETWORKS[network].stage
-    asked = Options(networks={stage: network}, only=(stage,), untrained=True, **options)
+    asked = ExportOptions(networks={stage: network}, only=(stage,), untrained=True, **options)
     return make_plan(TARGETS["cpu"], asked)

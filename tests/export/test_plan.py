@@ -10,7 +10,7 @@ import pytest
 from mambapose.export import weights
 from mambapose.export.catalogue import SOURCES
 from mambapose.export.models import NETWORKS
-from mambapose.export.plan import Options, Plan, default_networks, make_plan
+from mambapose.export.plan import ExportOptions, Plan, default_networks, make_plan
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS, Schedule
 
@@ -26,7 +26,7 @@ def nothing_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-FREE = Options(untrained=True)
+FREE = ExportOptions(untrained=True)
 
 
 def plan(**changes: object) -> Plan:
@@ -166,16 +166,16 @@ def test_random_weights_must_be_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     file.write_bytes(b"x")
     with pytest.raises(ExportError, match="wanted for pose2d, lift3d, none given") as caught:
-        make_plan(CPU, Options())
+        make_plan(CPU, ExportOptions())
     for choice in ("--weights pose2d=FILE", "(mambapose-nano), leave", "--untrained"):
         assert choice in str(caught.value)
     for asked in ({"networks": {"flow": "raft-small"}}, {"sizes": {"flow": (192, 256)}}):
         with pytest.raises(ExportError, match=r"wanted for flow, .*--download raft-small"):
-            make_plan(CPU, Options(**asked))  # type: ignore[arg-type]
+            make_plan(CPU, ExportOptions(**asked))  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="wanted for pose2d"):
-        make_plan(CPU, Options(download=("raft-small", "posemamba-s")))
-    make_plan(CPU, Options(download=("posemamba-s", "vitpose-b")))
-    make_plan(CPU, Options(only=("depth",), weights={"depth": file}))
+        make_plan(CPU, ExportOptions(download=("raft-small", "posemamba-s")))
+    make_plan(CPU, ExportOptions(download=("posemamba-s", "vitpose-b")))
+    make_plan(CPU, ExportOptions(only=("depth",), weights={"depth": file}))
 
 
 def test_weights_that_ship_are_used_unless_others_are_given(
@@ -183,18 +183,20 @@ def test_weights_that_ship_are_used_unless_others_are_given(
 ) -> None:
     for name in ("mambapose-nano", "mambapose3d-nano", "posemamba-s"):
         (nothing_ships / f"{name}.safetensors").write_bytes(b"x")
-    found = {stage.stage: stage for stage in make_plan(CPU, Options()).stages}
+    found = {stage.stage: stage for stage in make_plan(CPU, ExportOptions()).stages}
     assert list(found) == ["pose2d", "lift3d"]
     assert all(stage.shipped and not stage.untrained for stage in found.values())
     assert found["lift3d"].weights == nothing_ships / "mambapose3d-nano.safetensors"
 
     file = tmp_path / "mine.pth"
     file.write_bytes(b"x")
-    asked = Options(weights={"pose2d": file}, download=("posemamba-s",))
+    asked = ExportOptions(weights={"pose2d": file}, download=("posemamba-s",))
     found = {stage.stage: stage for stage in make_plan(CPU, asked).stages}
     assert (found["pose2d"].weights, found["pose2d"].shipped) == (file, False)
     assert (found["lift3d"].source, found["lift3d"].weights) == (SOURCES["posemamba-s"], None)
-    (stage,) = make_plan(CPU, Options(only=("lift3d",), networks={"lift3d": "posemamba-s"})).stages
+    (stage,) = make_plan(
+        CPU, ExportOptions(only=("lift3d",), networks={"lift3d": "posemamba-s"})
+    ).stages
     assert stage.shipped
 
 
@@ -203,7 +205,7 @@ def test_flow_and_depth_are_left_out_where_they_have_no_weights(
 ) -> None:
     for name in ("mambapose-nano", "mambapose3d-nano"):
         (nothing_ships / f"{name}.safetensors").write_bytes(b"x")
-    found = make_plan(CPU, Options())
+    found = make_plan(CPU, ExportOptions())
     assert found.notes == (
         "flow: no weights ship; give --weights flow=FILE or --download raft-small; going on "
         "without",
@@ -214,11 +216,11 @@ def test_flow_and_depth_are_left_out_where_they_have_no_weights(
     assert "weights that ship" in found.lines()[1]
     file = tmp_path / "vits.pth"
     file.write_bytes(b"x")
-    found = make_plan(CPU, Options(weights={"depth": file}, download=("raft-small",)))
+    found = make_plan(CPU, ExportOptions(weights={"depth": file}, download=("raft-small",)))
     assert [stage.stage for stage in found.stages] == list(default_networks())
     assert found.notes == ()
     # --untrained is the whole pipeline: random weights where there are none, and only there.
-    found = make_plan(CPU, Options(untrained=True))
+    found = make_plan(CPU, ExportOptions(untrained=True))
     assert [stage.untrained for stage in found.stages] == [True, True, False, False]
     assert found.notes == ()
 

@@ -21,7 +21,7 @@ from torch import nn
 from mambapose.export.build import build_bundle
 from mambapose.export.models import NETWORKS, posemagic
 from mambapose.export.models.posemamba import MIRROR
-from mambapose.export.plan import Options, make_plan
+from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.check.machine import stage_finding
@@ -227,7 +227,7 @@ def bundle(causal, tmp_path_factory) -> Bundle:
         name = "posemagic-nano-causal"
         small = replace(NETWORKS[name], config={**SMALL, "causal": True})
         patch.setitem(NETWORKS, name, small)
-        options = Options(
+        options = ExportOptions(
             networks={"lift3d": name},
             only=("lift3d",),
             weights={"lift3d": folder / "weights.safetensors"},

@@ -19,7 +19,7 @@ from mambapose.export import build, weights
 from mambapose.export.cli import main
 from mambapose.export.half import halved, rounded
 from mambapose.export.models import NETWORKS, posemamba
-from mambapose.export.plan import Options, StagePlan, make_plan
+from mambapose.export.plan import ExportOptions, StagePlan, make_plan
 from mambapose.export.weights import (
     facts_from_file,
     read_card,
@@ -71,7 +71,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def lifter(**options: Any) -> StagePlan:
-    asked = Options(only=("lift3d",), networks={"lift3d": NAME}, clip_frames=9, **options)
+    asked = ExportOptions(only=("lift3d",), networks={"lift3d": NAME}, clip_frames=9, **options)
     (stage,) = make_plan(TARGETS["cpu"], asked).stages
     return stage
 

@@ -131,7 +131,7 @@ def cuda_functions(library: ctypes.CDLL, close: Callable[..., None]) -> SimpleNa
 
     def forms(case, dtype="float32"):
         """(tactic, multiprocessors) for every form of launch that any of them plans."""
-        found: dict[tuple[Any, ...], tuple[str, int]] = {}
+        found: dict[object, tuple[str, int]] = {}
         for tactic, count in itertools.product(native_cuda.TACTICS, MULTIPROCESSORS):
             made = plan(case, tactic, count, dtype)
             fields = [

@@ -251,7 +251,7 @@ def test_no_such_tactic_or_device(scans, cuda, tactic, count):
 
 def test_a_plan_of_another_version_is_refused(scans, cuda):
     params, _alive = cuda.params(scans.case(11))
-    old = native_cuda.Plan(structSize=8)
+    old = native_cuda.LaunchPlan(structSize=8)
     function = cuda.library.mambapose_scan_cuda_plan
     with pytest.raises(EngineError, match="structSize"):
         native_cuda.call_library(function, ctypes.byref(params), 0, 8, ctypes.byref(old))
@@ -370,5 +370,5 @@ def test_the_library_is_found_by_its_variable(cuda, monkeypatch, tmp_path):
 
 
 def test_the_structures_have_the_sizes_of_the_header():
-    assert ctypes.sizeof(native_cuda.Plan) == 64
+    assert ctypes.sizeof(native_cuda.LaunchPlan) == 64
     assert ctypes.sizeof(Params) % 8 == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.pipeline import Options, Pipeline
+from mambapose.runtime.pipeline import Pipeline, RunOptions
 from mambapose.runtime.results.journal import Journal
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
@@ -104,7 +104,7 @@ def test_each_stage_runs_as_often_as_the_schedule_says():
 
 def test_options_override_the_schedule():
     parts = engines()
-    list(Pipeline(parts, SCHEDULE, Options(flow_iters=5, depth_every=1)).run(frames(4)))
+    list(Pipeline(parts, SCHEDULE, RunOptions(flow_iters=5, depth_every=1)).run(frames(4)))
     assert parts["flow.step"].calls == 15
     assert parts["depth"].calls == 4
 
@@ -126,8 +126,8 @@ def presents(options=None, clip=None, **others):
 
 def test_present_is_0_for_what_is_off_or_missing():
     assert presents() == [[0, 1], [1, 1], [1, 1]]
-    assert presents(Options(flow=False)) == [[0, 1]] * 3
-    assert presents(Options(depth=False)) == [[0, 0], [1, 0], [1, 0]]
+    assert presents(RunOptions(flow=False)) == [[0, 1]] * 3
+    assert presents(RunOptions(depth=False)) == [[0, 0], [1, 0], [1, 0]]
     no_flow = {name: None for name in flow_engines((128, 128))}
     assert presents(depth=None, **no_flow) == [[0, 0]] * 3
 
@@ -328,7 +328,7 @@ def test_memory_is_flat_over_18000_frames(tmp_path):
 @pytest.mark.parametrize("kind", ["causal", "window"])
 def test_live_results_have_their_3d_and_picture_at_once(kind):
     lift = step_engine() if kind == "causal" else lift_engine(None, 9)
-    pipeline = Pipeline(engines(lift3d=lift), SCHEDULE, Options(lookahead=0))
+    pipeline = Pipeline(engines(lift3d=lift), SCHEDULE, RunOptions(lookahead=0))
     assert not pipeline.lifts_later
     shown = []
     running = pipeline.run(frames(12), on_frame=shown.append)
@@ -370,4 +370,4 @@ def test_after_a_cut_a_causal_lifter_begins_anew():
 )
 def test_a_lookahead_that_cannot_be_is_refused(lift, options, text):
     with pytest.raises(EngineError, match=text):
-        Pipeline(engines(lift3d=lift), SCHEDULE, Options(**options))
+        Pipeline(engines(lift3d=lift), SCHEDULE, RunOptions(**options))

@@ -14,7 +14,7 @@ from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.cli import main
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
-from mambapose.runtime.pipeline import Options
+from mambapose.runtime.pipeline import RunOptions
 from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run import Run, record
 from mambapose.runtime.targets import Schedule
@@ -72,15 +72,17 @@ def bundle(tmp_path_factory):
 
 
 def test_the_graphs_of_the_clips_orientation_are_taken(bundle):
-    landscape = {key: graph for key, _, graph in needed_graphs(bundle, Size(360, 640), Options())}
+    landscape = {
+        key: graph for key, _, graph in needed_graphs(bundle, Size(360, 640), RunOptions())
+    }
     assert landscape["flow.encode"] == "encode@128x160"
     assert landscape["depth"] == "main@28x42"
-    portrait = {key: graph for key, _, graph in needed_graphs(bundle, Size(640, 360), Options())}
+    portrait = {key: graph for key, _, graph in needed_graphs(bundle, Size(640, 360), RunOptions())}
     assert portrait["flow.step"] == "step@160x128"
     assert portrait["depth"] == "main@42x28"
     assert portrait["pose2d"] == "main"
     names = [
-        key for key, _, _ in needed_graphs(bundle, Size(9, 9), Options(flow=False, depth=False))
+        key for key, _, _ in needed_graphs(bundle, Size(9, 9), RunOptions(flow=False, depth=False))
     ]
     assert names == ["pose2d", "lift3d"]
     assert lift_unit(bundle) == "image"

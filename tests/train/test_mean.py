@@ -18,11 +18,11 @@ from mambapose.train.checkpoint import CHECKPOINT
 from mambapose.train.lift import state as lift_state
 from mambapose.train.lift import train as lift
 from mambapose.train.lift.card import before
-from mambapose.train.lift.state import Plan
+from mambapose.train.lift.state import Settings
 from mambapose.train.pose2d import state as pose2d_state
 
 CPU = torch.device("cpu")
-TINY = Plan("mambapose3d", frames=(2, 3), batch=1, warmup=4, pairs=1)
+TINY = Settings("mambapose3d", frames=(2, 3), batch=1, warmup=4, pairs=1)
 
 
 def _command(words: str, step: int) -> dict[str, object]:
@@ -101,7 +101,7 @@ def test_a_mean_cannot_be_resumed(lifters: Path, tmp_path: Path) -> None:
 
 
 def _pose2d(out: Path, seed: int, samples: int, start: Path | None = None) -> None:
-    plan = pose2d_state.Plan(seed=seed)
+    plan = pose2d_state.Settings(seed=seed)
     state = (
         pose2d_state.fresh(plan, CPU)
         if start is None
@@ -134,7 +134,7 @@ def test_pose2d_runs_count_once_too(tmp_path: Path) -> None:
     assert [(row["step"], row["total"]) for row in training] == [(10, 1), (12, 2), (15, 4)]
     assert [row["hours"] for row in training] == pytest.approx([0.0028, 0.0056, 0.0084], abs=2e-4)
     assert [row["step"] for row in held_out] == [10, 10, 12, 12, 15, 15]
-    later = pose2d_state.started_from(tmp_path / "mean", pose2d_state.Plan(), CPU)
+    later = pose2d_state.started_from(tmp_path / "mean", pose2d_state.Settings(), CPU)
     assert later.notes["before"]["curves"] == past["curves"]
     alone = pose2d_state.read(tmp_path / "start")["average"]["heat_head.bias"]
     found = pose2d_state.averaged_model(tmp_path / "mean").heat_head.bias

@@ -11,9 +11,9 @@ from torch import nn
 from mambapose.export.models import mambapose_nano
 from mambapose.runtime.errors import ExportError
 from mambapose.train.muon import MuonAdamW, matrix
-from mambapose.train.pose2d.state import ENDS, Plan
+from mambapose.train.pose2d.state import ENDS, Settings
 
-PLAN = Plan(rate=1e-2, weight_decay=0.0, muon=True)
+PLAN = Settings(rate=1e-2, weight_decay=0.0, muon=True)
 
 
 def small(memory_format: torch.memory_format = torch.channels_last) -> nn.Sequential:
@@ -71,7 +71,7 @@ def test_matrices_share_the_memory_of_kernels() -> None:
 
 def test_every_parameter_of_nano_has_one_optimiser() -> None:
     model = mambapose_nano.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = MuonAdamW(Plan(muon=True), model, ENDS)
+    optimiser = MuonAdamW(Settings(muon=True), model, ENDS)
     sizes = [p.numel() for group in optimiser.param_groups for p in group["params"]]
     assert sum(sizes) == sum(p.numel() for p in model.parameters())
     muon = optimiser.param_groups[0]["params"]

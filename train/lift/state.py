@@ -35,7 +35,7 @@ BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """What may not change while a run lasts; stored with it.
 
     batch: windows of the longest of ``frames``; shorter windows come in more, as many frames to a
@@ -69,14 +69,14 @@ class Plan:
 class State(RunState):
     """A run of a lifter; windows: seen so far."""
 
-    plan: Plan
+    plan: Settings
     windows: int = 0
 
     def count(self, samples: int) -> None:
         self.windows += samples
 
 
-def fresh(plan: Plan, device: torch.device) -> State:
+def fresh(plan: Settings, device: torch.device) -> State:
     """A run at step 0."""
     model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs).train().to(device)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -153,11 +153,11 @@ def _shipped(path: Path) -> dict[str, Any]:
     return {**run, "decay": None, "average": weights}
 
 
-def plan_from_json(values: dict[str, Any]) -> Plan:
-    return Plan(**{**values, "frames": tuple(values["frames"])})
+def plan_from_json(values: dict[str, Any]) -> Settings:
+    return Settings(**{**values, "frames": tuple(values["frames"])})
 
 
-def started_from(folder: Path, plan: Plan, device: torch.device) -> State:
+def started_from(folder: Path, plan: Settings, device: torch.device) -> State:
     """A new run from the mean weights of another of the same kind, deeper or of longer windows;
     posemamba-s also from mambapose3d.
 
@@ -218,7 +218,7 @@ def _stretched(embed: Tensor, known: int, wanted: int) -> Tensor:
     return out
 
 
-def averaged_model(content: dict[str, Any]) -> tuple[Plan, nn.Module]:
+def averaged_model(content: dict[str, Any]) -> tuple[Settings, nn.Module]:
     """The network of a checkpoint with the mean weights, in eval mode."""
     plan = plan_from_json(content["plan"])
     model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs)

@@ -34,7 +34,7 @@ from mambapose.train.lift import state as lift_state
 from mambapose.train.lift.evaluate import TorchEngine
 from mambapose.train.lift.loss import VELOCITY, losses
 from mambapose.train.lift.networks import NETWORKS, lifted, parameters
-from mambapose.train.lift.state import Plan, State
+from mambapose.train.lift.state import Settings, State
 from mambapose.train.run_loop import (
     Limits,
     Minute,
@@ -48,7 +48,7 @@ from mambapose.train.run_loop import (
 SETTLED_WINDOWS, SETTLED_FRAMES = 16, 27  # 7344 tokens for a matrix of 64 by 64
 
 
-def batch_shape(plan: Plan, step: int) -> tuple[int, int]:
+def batch_shape(plan: Settings, step: int) -> tuple[int, int]:
     """(windows, frames) of a step: lengths are drawn evenly, a step has as many frames."""
     lengths = plan.frames
     drawn = np.random.default_rng([plan.seed, step, 1]).integers(len(lengths))
@@ -56,13 +56,13 @@ def batch_shape(plan: Plan, step: int) -> tuple[int, int]:
     return max(1, plan.batch * max(lengths) // frames), frames
 
 
-def batch_of_step(plan: Plan, motions: Motions, step: int) -> Batch:
+def batch_of_step(plan: Settings, motions: Motions, step: int) -> Batch:
     """What is trained on at that step: a function of plan and step alone."""
     count, frames = batch_shape(plan, step)
     return training_batch(motions, plan.seed, step, count, frames, cues=plan.takes_cues)
 
 
-def batches(plan: Plan, motions: Motions, first: int, workers: int) -> Iterator[Batch]:
+def batches(plan: Settings, motions: Motions, first: int, workers: int) -> Iterator[Batch]:
     """Batches from step ``first`` on, made ahead in ``workers`` processes when there are any."""
     return made_ahead(lambda: partial(batch_of_step, plan, motions), first, workers)
 
@@ -220,7 +220,7 @@ def main(
         else:
             if (out / CHECKPOINT).exists():
                 raise ExportError(f"{out} holds a run; go on with --resume or choose another --out")
-            plan = Plan(
+            plan = Settings(
                 network, split, seed, _lengths(frames), batch, rate,
                 cues=cues, pairs=pairs, bf16=bf16, muon=muon, velocity=velocity,
             )  # fmt: skip

@@ -46,6 +46,21 @@ PEOPLE = (
 )
 
 
+REAL_PEOPLE = (
+    "Trained on rendered and real people. Rendered: MakeHuman bodies (CC0) moved by CMU motion "
+    "capture, in front of procedural rooms and frames of the open film Sintel (c) Blender "
+    "Foundation, CC BY 3.0. Real: crops of free photographs and videos whose makers NOTICE names, "
+    "with joints by MoveNet Thunder (Google, Apache-2.0); the people in them did not pose for this "
+    "project. Pictures that people annotated and pose2sim-single are measured only."
+)
+
+
+def trained_on(commands: Iterable[Mapping[str, Any]]) -> str:
+    """On whom the commands of all runs trained."""
+    real = any("--real" in command["command"].split() for command in commands)
+    return REAL_PEOPLE if real else PEOPLE
+
+
 def failures(accuracy: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Goals that are missed, in words; the network is a demonstration while there are any."""
     row = accuracy.get(VIDEO)
@@ -122,7 +137,7 @@ def ship(
         "file": {"name": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size},
         "precision": "fp16",
         "licence": LICENCE,
-        "people": PEOPLE,
+        "people": trained_on(past["commands"]),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "plan": dict(content["plan"]),
         "commit": commit or commit_here(),

@@ -1,4 +1,5 @@
-"""What pose2d is trained on: rendered people, some without flow or depth, as estimators give them.
+"""What pose2d is trained on: rendered people, some without flow or depth, as estimators give them,
+and real people in a share of each batch, who have neither.
 
 Flow is that of a real flow network where samples were finished with one (estimates.py), else an
 imitation of it.
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from mambapose.train.pose2d.estimates import Estimates, read_estimates
 from mambapose.train.pose2d.measure import estimated
+from mambapose.train.real.crops import RealSample, RealSource
 from mambapose.train.world.assets import FILM_FOLDER, read_films
 from mambapose.train.world.cache import Stores
 from mambapose.train.world.effects import estimated_depth
@@ -29,6 +31,7 @@ SCALE = 2  # pixels of the whole crop per pixel of a sample
 HALF = (CROP[0] // SCALE, CROP[1] // SCALE)
 CLEAN_STEPS, LEAST = 300, 0.3
 ESTIMATED = 0.3  # of the samples with flow: from the file of estimates, where there is one
+REAL_SHARE = 0.5
 # Shares of what is there: colour alone is what runs where no other network was given.
 PRESENT = {(0, 0): 0.5, (1, 0): 0.2, (0, 1): 0.1, (1, 1): 0.2}
 
@@ -36,7 +39,8 @@ PRESENT = {(0, 0): 0.5, (1, 0): 0.2, (0, 1): 0.1, (1, 1): 0.2}
 @dataclass(frozen=True)
 class Batch:
     """rgb: (B, 3, 128, 96) uint8; flow: (B, 2, 128, 96) px of the whole crop; depth: (B, 1, 128,
-    96); present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17).
+    96); present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17), also
+    UNKNOWN (world/truth.py) of real people.
     """
 
     rgb: NDArray[np.uint8]
@@ -59,13 +63,20 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a batch depends on beside its number; estimates: a file of train.pose2d.estimates."""
+    """What a batch depends on beside its number.
+
+    estimates: a file of train.pose2d.estimates; real: a folder of crops of real people, who are
+    real_share of every batch; box: see Mixture.
+    """
 
     stores: tuple[str, ...]
     films: str | None
     seed: int
     batch: int
     estimates: str | None = None
+    real: str | None = None
+    real_share: float = REAL_SHARE
+    box: tuple[float, float] | None = None
 
     def strength(self, number: int) -> float:
         """Nearly clean pictures first, then anything between ordinary and everything at once."""
@@ -82,15 +93,23 @@ class BatchSource:
         self._films = read_films(Path(recipe.films)) if recipe.films else []
         self._source = SampleSource(self._shots, self._films, seed=recipe.seed, size=HALF)
         self._estimates = read_estimates(Path(recipe.estimates)) if recipe.estimates else None
+        self._real = RealSource(Path(recipe.real), HALF, recipe.seed) if recipe.real else None
 
     def batch(self, number: int) -> Batch:
         size = self._recipe.batch
-        self._source.mixture = mixture(self._recipe.strength(number))
+        self._source.mixture = mixture(self._recipe.strength(number), self._recipe.box)
         rng = np.random.default_rng([self._recipe.seed, 2, number])
         choices = list(PRESENT)
         drawn = rng.choice(len(choices), size, p=list(PRESENT.values()))
         present = np.array(choices, np.float32)[drawn]
-        rows = [self._row(number * size + k, flags, rng) for k, flags in enumerate(present)]
+        if self._real is None:
+            rows = [self._row(number * size + k, flags, rng) for k, flags in enumerate(present)]
+            return batch_of_rows(rows, present)
+        real = round(size * self._recipe.real_share)
+        present[:real] = 0
+        rows = [real_row(self._real.sample(number * size + k, self._source.mixture))
+                for k in range(real)]  # fmt: skip
+        rows += [self._row(number * size + k, present[k], rng) for k in range(real, size)]
         return batch_of_rows(rows, present)
 
     def _row(self, number: int, flags: NDArray[np.float32], rng: np.random.Generator) -> Row:
@@ -111,9 +130,9 @@ class BatchSource:
         )
 
 
-def mixture(strength: float) -> Mixture:
-    """Everything that is done to a shot, in proportion."""
-    full = Mixture()
+def mixture(strength: float, box: tuple[float, float] | None = None) -> Mixture:
+    """Everything that is done to a shot, in proportion; box: see Mixture."""
+    full = Mixture(box=box)
     return replace(
         full, strength=strength, others=full.others * strength, occluders=full.occluders * strength,
         edges=full.edges * strength,
@@ -126,6 +145,14 @@ def row_of(sample: Sample, flags: NDArray[np.float32], rng: np.random.Generator)
     return Row(
         sample.rgb, SCALE * flags[0] * flow, flags[1] * depth,
         (SCALE * sample.coco_xy + (SCALE - 1) / 2).astype(np.float32), sample.visibility,
+    )  # fmt: skip
+
+
+def real_row(sample: RealSample) -> Row:
+    """A crop of a real person of half the size, without flow and depth."""
+    return Row(
+        sample.rgb, np.zeros((2, *HALF), np.float32), np.zeros((1, *HALF), np.float32),
+        (SCALE * sample.xy + (SCALE - 1) / 2).astype(np.float32), sample.visibility,
     )  # fmt: skip
 
 

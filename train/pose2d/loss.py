@@ -35,13 +35,17 @@ def side_vectors(xy: Tensor) -> Tensor:
     return xy[:, left] - xy[:, right]
 
 
-def losses(answer: Answer, xy: Tensor, inside: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+def losses(
+    answer: Answer, xy: Tensor, inside: Tensor, grid: tuple[int, int], known: Tensor | None = None
+) -> dict[str, Tensor]:
     """``total``, ``place`` (nats per joint) and ``side`` (``SIDE_UNIT_PX``) of an answer.
 
     xy: (B, 17, 2) px of the crop; inside: (B, 17) bool. Vectors count where both ends are inside.
+    known: (B, 17) bool, None for all; of a joint that is not, nothing counts, and it is not inside.
     """
     logits = functional.log_softmax(answer.logits.float(), -1)
-    place = -(targets(xy, inside, grid) * logits).sum(-1).mean()
+    nats = -(targets(xy, inside, grid) * logits).sum(-1)
+    place = nats.mean() if known is None else (nats * known).sum() / known.sum().clamp(min=1)
     left, right = torch.tensor(COCO17.pairs, device=xy.device).T
     known = (inside[:, left] & inside[:, right])[..., None]
     away = (answer.sides.float() - side_vectors(xy) / SIDE_UNIT_PX).abs() * known

@@ -24,8 +24,13 @@ from mambapose.runtime.errors import MambaPoseError
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--pair", is_flag=True, help="Also the picture before, for flow networks.")
 @click.option("--held-out", is_flag=True, help="Only the clips kept out of training.")
-def main(assets: Path, out: Path, count: int, seed: int, pair: bool, held_out: bool) -> None:
+@click.option("--unusual", is_flag=True,
+              help="Fewer front views, more squats, seats and raised arms.")  # fmt: skip
+def main(
+    assets: Path, out: Path, count: int, seed: int, pair: bool, held_out: bool, unusual: bool
+) -> None:  # fmt: skip
     """Render COUNT shots into the folder OUT."""
+    from mambapose.train.real.views import UNUSUAL_POSES, mostly_unusual
     from mambapose.train.world.cache import write_store
     from mambapose.train.world.render import Renderer
     from mambapose.train.world.shot import load_world, shots
@@ -33,7 +38,9 @@ def main(assets: Path, out: Path, count: int, seed: int, pair: bool, held_out: b
     try:
         world = load_world(assets, held_out=held_out)
         with Renderer() as renderer:
-            size = write_store(out, shots(world, renderer, seed, pair=pair), count)
+            variety = UNUSUAL_POSES if unusual else None
+            drawn = shots(world, renderer, seed, pair=pair, variety=variety)
+            size = write_store(out, mostly_unusual(drawn, seed) if unusual else drawn, count)
     except MambaPoseError as err:
         raise click.ClickException(str(err)) from err
     click.echo(f"{out}: {count} shots, {size / 1e6:.0f} MB, seed {seed}")

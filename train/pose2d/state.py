@@ -23,7 +23,7 @@ ENDS = ("stem", "heat_head", "absent_head", "side_out")  # first and last layers
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """What may not change while a run lasts, beside the stores it draws from.
 
     muon: inner layers are trained by Muon, the others by AdamW.
@@ -46,7 +46,7 @@ class State(RunState):
     twice.
     """
 
-    plan: Plan
+    plan: Settings
     model: mambapose_nano.MambaPoseNano
     samples: int = 0
     offset: int = 0
@@ -61,7 +61,7 @@ class State(RunState):
         return Recipe(stores, films, self.plan.seed, self.plan.batch, estimates)
 
 
-def fresh(plan: Plan, device: torch.device) -> State:
+def fresh(plan: Settings, device: torch.device) -> State:
     """A run at step 0."""
     model = mambapose_nano.build(seed=plan.seed).train().to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -86,16 +86,16 @@ def resumed(folder: Path, device: torch.device) -> State:
     return state
 
 
-def _plan(content: dict[str, Any], folder: Path) -> Plan:
+def _plan(content: dict[str, Any], folder: Path) -> Settings:
     values = dict(content["plan"])
     if values.pop("network", None) != "mambapose-nano":
         raise ExportError(
             f"a run of mambapose-nano was wanted, {folder} holds another; choose another --out"
         )
-    return Plan(**values)
+    return Settings(**values)
 
 
-def started_from(path: Path, plan: Plan, device: torch.device) -> State:
+def started_from(path: Path, plan: Settings, device: torch.device) -> State:
     """A new run from shipped weights (.safetensors) or from the mean weights of another run."""
     state = fresh(plan, device)
     if path.suffix == ".safetensors":

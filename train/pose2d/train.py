@@ -1,6 +1,7 @@
-"""Train mambapose-nano on rendered people: python -m mambapose.train.pose2d.train --help.
+"""Train mambapose-nano on rendered and real people: python -m mambapose.train.pose2d.train --help.
 
-The people come from stores that ``train.pose2d.render`` writes. The same command runs on a CPU and
+Rendered people come from stores that ``train.pose2d.render`` writes, real ones from a folder of
+crops with a teacher's joints (real/crops.py). The same command runs on a CPU and
 on a GPU, for minutes or for days: it stops at --minutes, on Ctrl-C or at the end of --decay-steps,
 saves, and goes on with --resume as if it had not stopped.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.train.checkpoint import CHECKPOINT, command_here, mean_weights
 from mambapose.train.curve import append_curve, cut_curve
 from mambapose.train.pose2d import state as pose2d_state
-from mambapose.train.pose2d.data import Batch, Recipe, films_in, opened
+from mambapose.train.pose2d.data import REAL_SHARE, Batch, Recipe, films_in, opened
 from mambapose.train.pose2d.loss import losses
-from mambapose.train.pose2d.state import Plan, State
+from mambapose.train.pose2d.state import Settings, State
 from mambapose.train.run_loop import (
     Limits,
     Minute,
@@ -36,6 +38,7 @@ from mambapose.train.run_loop import (
     made_ahead,
     scan_in_float32,
 )
+from mambapose.train.world.truth import UNKNOWN
 
 LOOK_CROPS, LOOK_AT = 75, ("rgb", "rgb+flow+depth")
 Look = Callable[[MambaPoseNano], dict[str, Any]]
@@ -59,7 +62,8 @@ def train_step(state: State, batch: Batch, answer: Forward | None = None) -> dic
     planes = planes.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
         found = answer(planes, present)
-    parts = losses(found, xy, seen > 0, model.grid)
+    known = seen != UNKNOWN
+    parts = losses(found, xy, (seen > 0) & known, model.grid, known)
     norm = descend(state, parts["total"], len(xy))
     return {**{name: float(value.detach()) for name, value in parts.items()}, "norm": norm}
 
@@ -132,6 +136,12 @@ def averaged(state: State) -> MambaPoseNano:
               required=True, help="Folder of train.pose2d.render; may be repeated.")  # fmt: skip
 @click.option("--estimates", type=click.Path(exists=True, dir_okay=False),
               help="File of train.pose2d.estimates, for samples with real flow.")  # fmt: skip
+@click.option("--real", type=click.Path(exists=True, file_okay=False),
+              help="Folder of crops of real people (people-free), to mix in.")  # fmt: skip
+@click.option("--real-share", type=click.FloatRange(0, 1), default=REAL_SHARE,
+              help="Of the samples of a batch, with --real.")  # fmt: skip
+@click.option("--box-scale", "box", type=float, nargs=2,
+              help="Least and most size of boxes, in shares of the right one.")  # fmt: skip
 @click.option("--assets", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder with frames of free films for backgrounds.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True,
@@ -157,7 +167,8 @@ def averaged(state: State) -> MambaPoseNano:
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
 @click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
 def main(
-    stores: tuple[str, ...], estimates: str | None, assets: Path | None, out: Path,
+    stores: tuple[str, ...], estimates: str | None, real: str | None, real_share: float,
+    box: tuple[float, float] | None, assets: Path | None, out: Path,
     held_out: Path | None, measure_minutes: float, minutes: float | None,
     steps: int | None, decay_steps: int | None, device: str, resume: bool,
     start_from: Path | None, batch: int, rate: float, bf16: bool, muon: bool, compiled: bool,
@@ -172,13 +183,16 @@ def main(
             raise ExportError("a CUDA device was wanted, torch finds none; use --device cpu")
         if threads is not None:
             torch.set_num_threads(threads)
-        plan = Plan(seed=seed, batch=batch, rate=rate, bf16=bf16, muon=muon)
+        plan = Settings(seed=seed, batch=batch, rate=rate, bf16=bf16, muon=muon)
         state = _state(plan, torch.device(device), out, resume, start_from)
         if decay_steps is not None:
             state.decay = (state.step, decay_steps)
         if state.plan.bf16:
             scan_in_float32(device)
-        recipe = state.recipe(stores, films_in(assets), estimates)
+        recipe = replace(
+            state.recipe(stores, films_in(assets), estimates),
+            real=real, real_share=real_share, box=box,
+        )  # fmt: skip
         made = command_here("pose2d", state.step, device)
         state.notes.setdefault("commands", []).append(made)
         click.echo(
@@ -195,7 +209,7 @@ def main(
 
 
 def _state(
-    plan: Plan, device: torch.device, out: Path, resume: bool, start_from: Path | None
+    plan: Settings, device: torch.device, out: Path, resume: bool, start_from: Path | None
 ) -> State:
     if resume:
         return pose2d_state.resumed(out, device)

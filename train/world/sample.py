@@ -46,9 +46,10 @@ Image = NDArray[np.uint8]
 class Mixture:
     """Shares and spreads of what is done to a shot; ``strength`` 0 is clean, 1 everything.
 
-    edges: share of people at the edge of the frame, beyond which a crop is black; far: share of
-    crops that show a person much smaller than they should, as a first look without a detector does;
-    empty: share of crops without the person.
+    box: between which shares of the right size boxes are, evenly; None: ``scale`` is the spread of
+    their logarithm; edges: share of people at the edge of the frame, beyond which a crop is black;
+    far: share of crops that show a person much smaller than they should, as a first look without a
+    detector does; empty: share of crops without the person.
     """
 
     strength: float = 1.0
@@ -62,6 +63,7 @@ class Mixture:
     edges: float = 0.12
     far: float = 0.08
     empty: float = 0.02
+    box: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,10 @@ class Sample:
 
 
 @dataclass
-class _Canvas:
-    """A picture in the making; all planes (256, 192, ...)."""
+class Canvas:
+    """A picture in the making; all planes (256, 192, ...), of which ``person`` is as in Sample,
+    ``inverse`` depth, ``flow`` and ``after`` px, ``before`` the picture before or None.
+    """
 
     rgb: Image
     inverse: NDArray[np.float32]
@@ -131,7 +135,7 @@ class SampleSource:
         rng = np.random.default_rng([self._seed, 1, number])
         shot = self._shots[int(rng.integers(len(self._shots)))]
         mixture = self.mixture
-        affine, mirrored = _random_affine(shot, mixture, self._size, rng)
+        affine, mirrored = random_affine(visible_box(shot), mixture, self._size, rng)
         cameras = tuple(camera.cropped(affine, self._size[::-1]) for camera in shot.cameras)
         empty = rng.random() < mixture.empty * mixture.strength
         canvas = self._backdrop(shot, (cameras[0], cameras[1], cameras[2]), rng)
@@ -144,13 +148,13 @@ class SampleSource:
         for _, layer, how in layers:
             _paint(canvas, layer, how, main=layer is shot)
         if rng.random() < mixture.occluders:
-            _occlude(canvas, self._textures, rng)
+            occlude(canvas, self._textures, rng)
         sample = self._finished(canvas, shot, cameras[1], mirrored, rng)
         return replace(sample, visibility=np.zeros_like(sample.visibility)) if empty else sample
 
     def _backdrop(
         self, shot: Shot, cameras: tuple[Camera, Camera, Camera], rng: np.random.Generator
-    ) -> _Canvas:
+    ) -> Canvas:
         now = shot.cameras[1]
         pelvis = shot.marks[0, 11:13].mean(axis=0)
         centre = pelvis @ now.rotation + now.position
@@ -183,7 +187,7 @@ class SampleSource:
         return _depth_of(moved), moved, how
 
     def _finished(
-        self, canvas: _Canvas, shot: Shot, camera: Camera, mirrored: bool, rng: np.random.Generator
+        self, canvas: Canvas, shot: Shot, camera: Camera, mirrored: bool, rng: np.random.Generator
     ) -> Sample:
         marks, matrix = shot.marks[0], camera.matrix
         if mirrored:  # the mirrored person in the mirrored camera gives the same picture
@@ -196,13 +200,13 @@ class SampleSource:
         seen[hidden_by_other & _in_front(xy, coco[:, 2], depth)] = HIDDEN
         effects = random_effects(rng, self.mixture.strength).scaled(self._size[0] / CROP[0])
         head = _head(xy)
-        frame = _frame(canvas, rng) if rng.random() < self.mixture.edges else None
+        frame = cutting_frame(canvas, rng) if rng.random() < self.mixture.edges else None
         rgb = _with_effects(canvas, canvas.rgb, effects, rng, head)
         before = None if canvas.before is None else _with_effects(
             canvas, canvas.before, effects, rng, head)  # fmt: skip
         if frame is not None:
-            _cut_at(frame, canvas, rgb, before)
-            seen[~_within(xy, frame)] = OUTSIDE
+            cut_at(frame, canvas, rgb, before)
+            seen[~within(xy, frame)] = OUTSIDE
         return Sample(
             rgb,
             np.ascontiguousarray(canvas.flow.transpose(2, 0, 1)),
@@ -223,7 +227,7 @@ class SampleSource:
 Window = tuple[slice, slice]
 
 
-def _frame(canvas: _Canvas, rng: np.random.Generator) -> Window:
+def cutting_frame(canvas: Canvas, rng: np.random.Generator) -> Window:
     """Rows and columns of the crop inside the camera's frame, which cuts the person on one side."""
     rows, columns = np.nonzero(canvas.person == 1)
     size = canvas.person.shape
@@ -238,7 +242,7 @@ def _frame(canvas: _Canvas, rng: np.random.Generator) -> Window:
     return slice(*limits[0]), slice(*limits[1])
 
 
-def _cut_at(frame: Window, canvas: _Canvas, rgb: Image, before: Image | None) -> None:
+def cut_at(frame: Window, canvas: Canvas, rgb: Image, before: Image | None) -> None:
     """Black beyond the frame; flow and depth repeat their edge there, as the runtime's crops do."""
     size = canvas.person.shape
     outside = np.ones(size, bool)
@@ -253,7 +257,7 @@ def _cut_at(frame: Window, canvas: _Canvas, rgb: Image, before: Image | None) ->
         plane[:] = plane[rows][:, columns]
 
 
-def _within(xy: Vectors, frame: Window) -> NDArray[np.bool_]:
+def within(xy: Vectors, frame: Window) -> NDArray[np.bool_]:
     """(17,) whether joints lie inside the frame."""
     x, y = np.round(xy).T
     inside = (x >= frame[1].start) & (x < frame[1].stop)
@@ -261,7 +265,7 @@ def _within(xy: Vectors, frame: Window) -> NDArray[np.bool_]:
 
 
 def _with_effects(
-    canvas: _Canvas, rgb: Image, effects: Effects, rng: np.random.Generator,
+    canvas: Canvas, rgb: Image, effects: Effects, rng: np.random.Generator,
     head: tuple[float, float, float],
 ) -> Image:  # fmt: skip
     return apply_effects(
@@ -269,8 +273,8 @@ def _with_effects(
     )
 
 
-def _canvas(drawn: Backdrop, before: Image | None) -> _Canvas:
-    return _Canvas(
+def _canvas(drawn: Backdrop, before: Image | None) -> Canvas:
+    return Canvas(
         drawn.rgb, drawn.inverse_depth, drawn.flow_before, drawn.flow_after,
         np.zeros(drawn.rgb.shape[:2], np.uint8), before,
     )  # fmt: skip
@@ -298,20 +302,27 @@ def _head(xy: Vectors) -> tuple[float, float, float]:
     return float(middle[0]), float(middle[1]), size
 
 
-def _random_affine(
-    shot: Shot, mixture: Mixture, size: tuple[int, int], rng: np.random.Generator
-) -> tuple[Vectors, bool]:
-    """(2, 3) from the shot's window to the crop, and whether it mirrors."""
+def visible_box(shot: Shot) -> Vectors:
+    """(4,) xyxy of what is seen of the shot's first person."""
     here = shot.person == 1
     rows, columns = np.flatnonzero(here.any(axis=1)), np.flatnonzero(here.any(axis=0))
-    box = np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float64)
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float64)
+
+
+def random_affine(
+    box: Vectors, mixture: Mixture, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Vectors, bool]:
+    """(2, 3) from the picture with a person's box (4,) xyxy to the crop, and whether it mirrors."""
     crop = crops_from_boxes(box[None], size)
     affine = crop.matrices[0]
     height, width = size
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     strength = mixture.strength
     angle = rng.normal(0, mixture.turn_rad) if rng.random() < mixture.turned * strength else 0.0
-    scale = float(np.exp(rng.normal(0, mixture.scale * strength)))
+    if mixture.box is None:
+        scale = float(np.exp(rng.normal(0, mixture.scale * strength)))
+    else:
+        scale = float(np.exp(-rng.uniform(*np.log(mixture.box))))
     shift = rng.normal(0, mixture.shift * strength, 2) * height
     if rng.random() < mixture.far * strength:
         scale *= float(np.exp(rng.uniform(np.log(0.25), 0)))
@@ -326,7 +337,7 @@ def _random_affine(
     return out, mirrored
 
 
-def _paint(canvas: _Canvas, shot: Shot, affine: Vectors, *, main: bool) -> None:
+def _paint(canvas: Canvas, shot: Shot, affine: Vectors, *, main: bool) -> None:
     """Lay a shot over the canvas; people of other shots are numbered from 2."""
     import cv2
 
@@ -369,7 +380,7 @@ def _nearest(
     return np.asarray(moved.view(plane.dtype), np.float32)
 
 
-def _occlude(canvas: _Canvas, textures: Sequence[Image], rng: np.random.Generator) -> None:
+def occlude(canvas: Canvas, textures: Sequence[Image], rng: np.random.Generator) -> None:
     """A flat thing in front: a bar, a disc or a piece at the picture's edge."""
     import cv2
 

@@ -16,6 +16,7 @@ from mambapose.train.world.scene import AFTER, BEFORE, NOW, Scene, Thing
 Vectors = NDArray[np.float64]
 
 HIDDEN, SEEN, OUTSIDE = 1, 2, 0
+UNKNOWN = 3  # of joints in real pictures that nobody is sure of
 # Metres from a joint inside the body to the skin in front of it, by COCO joint: a surface farther
 # in front hides it.
 _FACE, _LIMBS = (0.04, 0.04, 0.04, 0.06, 0.06), (0.15, 0.10, 0.08, 0.20, 0.12, 0.12)

@@ -12,8 +12,8 @@ import torch
 from mambapose.benchmarks.comparison import own_sides
 from mambapose.benchmarks.sides import size_of
 from mambapose.export.cli import main
-from mambapose.export.own_model import build as bring
-from mambapose.export.own_model.build import AS_BUILT, Brought, build_brought, check_contract
+from mambapose.export.own_model import build as own_build
+from mambapose.export.own_model.build import AS_BUILT, OwnModel, build_own_model, check_contract
 from mambapose.export.own_model.network import inputs_from_texts
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import read_bundle, read_gate
@@ -58,15 +58,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def brought(*, stage: str = MODEL, **fields: object) -> Brought:
+def brought(*, stage: str = MODEL, **fields: object) -> OwnModel:
     values = {"model": "brought_net:Lifter", "inputs": inputs_from_texts([KEYPOINTS]), **fields}
-    return Brought(stage=stage, **values)  # type: ignore[arg-type]
+    return OwnModel(stage=stage, **values)  # type: ignore[arg-type]
 
 
 def test_a_lone_network_is_a_bundle_like_any_other(folder: Path) -> None:
     said: list[str] = []
     out = folder / "bundle"
-    build_brought(
+    build_own_model(
         brought(outputs=("xyz",)), TARGETS["cpu"], out, folder=folder, overwrite=False,
         tell=said.append,
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_weights_are_loaded_strictly(folder: Path) -> None:
     torch.save({"state_dict": network.state_dict()}, folder / "best.pth")
     out = folder / "bundle"
     asked = brought(weights=folder / "best.pth")
-    build_brought(asked, TARGETS["cpu"], out, folder=folder, overwrite=False, tell=lambda _: None)
+    build_own_model(asked, TARGETS["cpu"], out, folder=folder, overwrite=False, tell=lambda _: None)
     bundle = read_bundle(out)
     entry = bundle.stage(MODEL)
     assert (entry.weights.file, entry.weights.trained) == ("best.pth", True)
@@ -121,7 +121,7 @@ def test_weights_are_loaded_strictly(folder: Path) -> None:
         ("absent.pth", "a checkpoint file was wanted, found none at"),
     ):
         with pytest.raises(ExportError, match=message):
-            build_brought(
+            build_own_model(
                 brought(weights=folder / name), TARGETS["cpu"], folder / "none", folder=folder,
                 overwrite=False, tell=lambda _: None,
             )  # fmt: skip
@@ -139,7 +139,7 @@ def test_half_weights_are_stored_as_they_came(folder: Path) -> None:
     save_file({k: v.half() for k, v in network.state_dict().items()}, folder / "h.safetensors")
     out = folder / "bundle"
     asked = brought(weights=folder / "h.safetensors")
-    build_brought(asked, TARGETS["cpu"], out, folder=folder, overwrite=False, tell=lambda _: None)
+    build_own_model(asked, TARGETS["cpu"], out, folder=folder, overwrite=False, tell=lambda _: None)
     bundle = read_bundle(out)
     entry = bundle.stage(MODEL)
     graph = onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False).graph
@@ -154,7 +154,7 @@ def test_half_weights_are_stored_as_they_came(folder: Path) -> None:
 def test_several_inputs_and_named_outputs(folder: Path) -> None:
     inputs = inputs_from_texts(["x:float32:2,5,3", "index:int64:1"])
     asked = brought(model="brought_net:Two", inputs=inputs)
-    bundle = build_brought(
+    bundle = build_own_model(
         asked, TARGETS["cpu"], folder / "two", folder=folder, overwrite=False, tell=lambda _: None
     )
     spec = bundle.stage(MODEL).graphs["main"].spec
@@ -237,7 +237,9 @@ class Bright(torch.nn.Module):
 
 def test_no_rewrite_reaches_the_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(bring, "build_brought", lambda asked, *_, **__: seen.append(asked.rewrite))
+    monkeypatch.setattr(
+        own_build, "build_own_model", lambda asked, *_, **__: seen.append(asked.rewrite)
+    )
     for words in ([], ["--no-rewrite"]):
         main(["--model", "brought_net:Lifter", "--inputs", KEYPOINTS, "--out", "none", *words])
     assert seen == [True, False]
@@ -249,9 +251,9 @@ def test_a_rewrite_that_fails_says_how_to_do_without(
     def fail(model: onnx.ModelProto) -> None:
         raise ZeroDivisionError("not foreseen")
 
-    monkeypatch.setattr(bring, "rewritten", fail)
+    monkeypatch.setattr(own_build, "rewritten", fail)
     with pytest.raises(ExportError, match=r"not foreseen.*--no-rewrite"):
-        build_brought(
+        build_own_model(
             brought(), TARGETS["cpu"], folder / "none", folder=folder, overwrite=False,
             tell=lambda _: None,
         )  # fmt: skip

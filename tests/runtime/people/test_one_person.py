@@ -20,7 +20,7 @@ from mambapose.runtime.people.one_person import (
     sights_of,
     wider,
 )
-from mambapose.runtime.pipeline import SEARCH_BATCH, Options, Pipeline
+from mambapose.runtime.pipeline import SEARCH_BATCH, Pipeline, RunOptions
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 
@@ -185,7 +185,7 @@ def test_a_search_is_not_undone_by_the_late_poses_of_the_old_place():
 
 def test_untrained_weights_look_at_the_whole_frame():
     clip = Clip(LANDSCAPE, [joints_at(20, 40, 110)] * 20)
-    poses, engine, _ = run(clip, Options(trained=False))
+    poses, engine, _ = run(clip, RunOptions(trained=False))
     assert engine.calls == 20
     assert all(pose.box.tolist() == [0, 0, 426, 240] for pose in poses)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.pipeline import Options, Pipeline
+from mambapose.runtime.pipeline import Pipeline, RunOptions
 from mambapose.runtime.results import painter as module
 from mambapose.runtime.results.painter import (
     BYTES_PER_PIXEL,
@@ -47,7 +47,7 @@ def paint(path, **options):
     """(frames of the overlay, notes, most pictures that waited)."""
     engines = {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 9)}
     # Not trained: the person's box stays the full frame, which keeps the corners free.
-    pipeline = Pipeline(engines, SCHEDULE, Options(trained=False, **options))
+    pipeline = Pipeline(engines, SCHEDULE, RunOptions(trained=False, **options))
     source, most = Grey(), 0
     with Painter(path, source, pipeline, untrained=False) as painter:
         for result in pipeline.run(source, painter.paint_now):
@@ -83,7 +83,7 @@ def test_too_large_pictures_are_drawn_at_once_without_the_3d_view(tmp_path, monk
 def test_pictures_up_to_4k_wait_for_their_3d(size, waits):
     """With the usual look-ahead of 53 frames; on a board of 8 GB no more than 128 MiB."""
     engines = {"pose2d": pose_engine(upright), "lift3d": lift_engine(None, 81)}
-    pipeline = Pipeline(engines, Schedule(), Options())
+    pipeline = Pipeline(engines, Schedule(), RunOptions())
     source = Grey()
     source.size = size
     with Painter(None, source, pipeline, untrained=False) as painter:

@@ -11,7 +11,7 @@ from mambapose.runtime.cli import main
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import needed_graphs
 from mambapose.runtime.people.tracking import Tracker
-from mambapose.runtime.pipeline import Options, Pipeline
+from mambapose.runtime.pipeline import Pipeline, RunOptions
 from mambapose.runtime.stages.clip_pose import ClipPose, window_places
 from mambapose.runtime.stages.crop import crops_from_boxes, crops_from_image
 from mambapose.runtime.stages.decode import joints_from_heatmaps
@@ -330,7 +330,7 @@ def test_people_of_a_detector_keep_their_ids() -> None:
 
 def test_untrained_weights_look_at_the_whole_frame() -> None:
     parts = clip_engines()
-    found = list(Pipeline(parts, SCHEDULE, Options(trained=False)).run(clip(6)))
+    found = list(Pipeline(parts, SCHEDULE, RunOptions(trained=False)).run(clip(6)))
     assert all(result.poses[0].box.tolist() == [0, 0, 64, 48] for result in found)
     assert parts["pose2d.encode"].calls == 6
 
@@ -389,7 +389,7 @@ def test_mp_run_says_that_it_looks_ahead_and_draws_every_frame(capsys, monkeypat
 
 def test_both_graphs_of_a_bundle_are_loaded(tmp_path) -> None:
     bundle = write_fake_bundle(tmp_path / "b", clip_engines(), networks={"pose2d": "glsmamba-s"})
-    assert needed_graphs(bundle, Size(48, 64), Options()) == [
+    assert needed_graphs(bundle, Size(48, 64), RunOptions()) == [
         ("pose2d.encode", "pose2d", "encode"),
         ("pose2d", "pose2d", "main"),
     ]

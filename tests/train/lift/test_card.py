@@ -18,10 +18,10 @@ from mambapose.train.lift import card
 from mambapose.train.lift import evaluate as lift_eval
 from mambapose.train.lift import state as lift_state
 from mambapose.train.lift import train as lift
-from mambapose.train.lift.state import Plan
+from mambapose.train.lift.state import Settings
 
 CPU = torch.device("cpu")
-PLAN = Plan("linear", frames=(27,), batch=1, cues=True)
+PLAN = Settings("linear", frames=(27,), batch=1, cues=True)
 COST = {"network": "a", "parameters": 7, "frames": 5, "batch": 2, "mib": 3.0, "ms": 4.0,
         "case": "training", "device": "cpu", "threads": 1, "torch": "x"}  # fmt: skip
 

@@ -29,7 +29,7 @@ from mambapose.train.lift import networks as lift_networks
 from mambapose.train.lift import state as lift_state
 from mambapose.train.lift import sweep as lift_sweep
 from mambapose.train.lift import train as lift
-from mambapose.train.lift.state import Plan
+from mambapose.train.lift.state import Settings
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,9 @@ def test_truth_lifted_on_real_video_is_perfect(
 @pytest.fixture(scope="module")
 def finished_run(motion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    state = lift_state.fresh(Plan("linear", frames=(5,), batch=2, cues=True), torch.device("cpu"))
+    state = lift_state.fresh(
+        Settings("linear", frames=(5,), batch=2, cues=True), torch.device("cpu")
+    )
     lift.train(state, clips_from_file(motion_folder), out, lift.Limits(steps=2))
     return out
 

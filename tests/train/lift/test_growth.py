@@ -17,10 +17,10 @@ from mambapose.train.lift import growth as lift_growth
 from mambapose.train.lift import state as lift_state
 from mambapose.train.lift import train as lift
 from mambapose.train.lift.networks import lifted
-from mambapose.train.lift.state import Plan
+from mambapose.train.lift.state import Settings
 
 CPU = torch.device("cpu")
-SHALLOW = Plan("posemamba-s", seed=3, frames=(9,), batch=1, warmup=4, pairs=1)
+SHALLOW = Settings("posemamba-s", seed=3, frames=(9,), batch=1, warmup=4, pairs=1)
 
 
 def _batch(folder: Path, seed: int, windows: int = 16) -> Batch:

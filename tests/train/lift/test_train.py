@@ -31,13 +31,13 @@ from mambapose.train.lift.networks import (
     parameters,
     takes_cues,
 )
-from mambapose.train.lift.state import Plan
+from mambapose.train.lift.state import Settings
 
 CPU = torch.device("cpu")
-TINY = Plan("mambapose3d", seed=3, frames=(2, 3), batch=1, warmup=4, pairs=1)
+TINY = Settings("mambapose3d", seed=3, frames=(2, 3), batch=1, warmup=4, pairs=1)
 
 
-def _run(folder: Path, out: Path, plan: Plan, *steps: int) -> lift_state.State:
+def _run(folder: Path, out: Path, plan: Settings, *steps: int) -> lift_state.State:
     """The run after so many steps, stopped and resumed between the numbers."""
     clips = clips_from_file(folder)
     state = lift_state.fresh(plan, CPU)
@@ -66,7 +66,7 @@ def _same(one: lift_state.State, other: lift_state.State) -> None:
     ids=lambda plan: plan.network,
 )
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(
-    plan: Plan, motion_folder: Path, tmp_path: Path
+    plan: Settings, motion_folder: Path, tmp_path: Path
 ) -> None:
     unbroken = _run(motion_folder, tmp_path / "a", plan, 4)
     resumed = _run(motion_folder, tmp_path / "b", plan, 1, 2, 1)
@@ -90,13 +90,13 @@ def test_seeds_decide(motion_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan("linear", frames=(3,), batch=32, warmup=10, rate=3e-3),
-        Plan("mambapose3d", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
-        Plan("posemagic-nano-causal", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
+        Settings("linear", frames=(3,), batch=32, warmup=10, rate=3e-3),
+        Settings("mambapose3d", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
+        Settings("posemagic-nano-causal", frames=(3,), batch=4, warmup=10, rate=3e-3, pairs=1),
     ],
     ids=["linear", "mambapose3d", "posemagic-nano-causal"],
 )
-def test_training_lowers_the_loss(plan: Plan, motion_folder: Path) -> None:
+def test_training_lowers_the_loss(plan: Settings, motion_folder: Path) -> None:
     clips = clips_from_file(motion_folder)
     state = lift_state.fresh(plan, CPU)
     source = lift.batches(plan, lift.Motions(clips), 0, 0)
@@ -155,7 +155,7 @@ def test_rate_rises_stays_and_falls_to_zero() -> None:
 
 
 def test_windows_of_all_lengths_cost_the_same() -> None:
-    plan = Plan("linear", frames=(9, 27, 81), batch=4)
+    plan = Settings("linear", frames=(9, 27, 81), batch=4)
     shapes = {lift.batch_shape(plan, step) for step in range(50)}
     assert shapes == {(36, 9), (12, 27), (4, 81)}
 
@@ -169,7 +169,7 @@ def _ours(name: str) -> bool:
 def test_every_network_answers_root_relative(name: str, motion_folder: Path) -> None:
     model = build(name, 0, pairs=1) if _ours(name) else build(name, 0, cues=True)
     cues = takes_cues(name, True)
-    plan = Plan(name, frames=(4,), batch=2, cues=cues)
+    plan = Settings(name, frames=(4,), batch=2, cues=cues)
     batch = lift.batch_of_step(plan, lift.Motions(clips_from_file(motion_folder)), 0)
     inputs = {key: torch.from_numpy(value) for key, value in batch.inputs.items()}
     xyz = lifted(model, inputs, cues)

@@ -19,7 +19,7 @@ from mambapose.train.pose2d import card as pose2d_card
 from mambapose.train.pose2d import cost as pose2d_cost
 from mambapose.train.pose2d import state as pose2d_state
 from mambapose.train.pose2d import train as pose2d
-from mambapose.train.pose2d.state import Plan
+from mambapose.train.pose2d.state import Settings
 from mambapose.train.run_loop import Limits
 from mambapose.train.world.cache import write_store
 
@@ -34,7 +34,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     folder = tmp_path_factory.mktemp("run")
     store = folder / "store"
     write_store(store, map(drawn_shot, range(3)), 3)
-    state = pose2d_state.fresh(Plan(batch=2), CPU)
+    state = pose2d_state.fresh(Settings(batch=2), CPU)
     state.notes["commands"] = [
         {"step": 0, "command": "train it --data /home/me/cmu", "device": "cpu", "torch": "2"}
     ]
@@ -68,7 +68,7 @@ def test_weights_are_the_mean_in_half(shipped: tuple[Path, dict[str, Any]]) -> N
 @pytest.mark.slow
 def test_training_goes_on_from_shipped_weights(shipped: tuple[Path, dict[str, Any]]) -> None:
     folder, values = shipped
-    state = pose2d_state.started_from(folder / "out/mambapose-nano.safetensors", Plan(), CPU)
+    state = pose2d_state.started_from(folder / "out/mambapose-nano.safetensors", Settings(), CPU)
     assert state.offset == values["steps"] == 2
     assert state.notes["before"]["samples"] == values["samples"] == 4
     assert state.notes["before"]["curves"] == values["curves"]
@@ -96,6 +96,13 @@ def test_card_says_what_was_measured(shipped: tuple[Path, dict[str, Any]]) -> No
         assert words in text
     card = read_card(folder / "out/mambapose-nano.safetensors")
     assert card.label == "demonstration"
+
+
+def test_the_card_tells_of_real_people() -> None:
+    first = {"command": "python -m it --store S1"}
+    later = {"command": "python -m it --store S1 --real real-people --resume"}
+    assert "No picture of a real person" in pose2d_card.trained_on([first])
+    assert "did not pose" in pose2d_card.trained_on([first, later, first])
 
 
 def test_goals_decide_about_the_label() -> None:

@@ -20,7 +20,7 @@ from mambapose.train.pose2d import train as pose2d
 from mambapose.train.pose2d.data import HALF, BatchSource, Recipe, batch_of_rows, row_of
 from mambapose.train.pose2d.loss import losses, side_vectors, targets
 from mambapose.train.pose2d.measure import CLEAN, combination_metrics, held_out_source
-from mambapose.train.pose2d.state import Plan
+from mambapose.train.pose2d.state import Settings
 from mambapose.train.run_loop import Limits
 from mambapose.train.world.cache import Stores, write_store
 from mambapose.train.world.sample import SampleSource
@@ -123,7 +123,7 @@ def test_vectors_of_joints_outside_do_not_count() -> None:
 @pytest.mark.slow
 def test_resumes_exactly_and_learns(stores: tuple[str, ...], tmp_path: Path) -> None:
     """20 steps in one go, and in two with a new process's worth of state between."""
-    plan = Plan(batch=6, warmup=5, rate=1e-3)
+    plan = Settings(batch=6, warmup=5, rate=1e-3)
     whole = pose2d_state.fresh(plan, CPU)
     pose2d.train(whole, whole.recipe(stores, None), tmp_path / "whole", Limits(steps=20))
     half = pose2d_state.fresh(plan, CPU)
@@ -164,7 +164,7 @@ def test_starts_from_shipped_weights(tmp_path: Path) -> None:
     shipped = {name: t.half() for name, t in nano.build(seed=5).state_dict().items()}
     path = tmp_path / "mambapose-nano.safetensors"
     save_file(shipped, path, {"training": json.dumps({"step": 40, "offset": 2})})
-    state = pose2d_state.started_from(path, Plan(), CPU)
+    state = pose2d_state.started_from(path, Settings(), CPU)
     assert (state.step, state.offset) == (0, 42)
     for name, tensor in state.model.state_dict().items():
         assert torch.equal(tensor.half(), shipped[name])
@@ -172,10 +172,10 @@ def test_starts_from_shipped_weights(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"weights of mambapose-nano were wanted in .*found others"
     ):
-        pose2d_state.started_from(path, Plan(), CPU)
+        pose2d_state.started_from(path, Settings(), CPU)
     path.write_bytes(b"nothing")
     with pytest.raises(ExportError, match="cannot be read"):
-        pose2d_state.started_from(path, Plan(), CPU)
+        pose2d_state.started_from(path, Settings(), CPU)
 
 
 @pytest.mark.parametrize(
