@@ -28,9 +28,8 @@ SOURCES := pyproject.toml constraints.txt tests/develop.py plugins/CMakeLists.tx
 # When the weights last changed: the date in the bundle that ships.
 EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 
-# What tests import: typed as the parts are. Not yet: tests/conftest.py and those of plugins.
-HELPERS = $(patsubst %.py,-m %,$(subst /,.,$(shell find tests -mindepth 2 -name '*.py' \
-	-not -name 'test_*' -not -path 'tests/plugins/*'))) -m tests.develop -m tests.pythons
+# What tests import: typed as the parts are.
+HELPERS = $(patsubst %.py,-m %,$(subst /,.,$(shell find tests -name '*.py' -not -name 'test_*')))
 
 .PHONY: run dev test test-quick isas pythons check bench weights neon plugin clean
 

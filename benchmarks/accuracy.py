@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,28 +29,39 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Material:
-    """assets: the folder of real video and motion capture; stores: of held-out rendered shots.
-
-    samples: how many of those are looked at; quick: a few windows of each activity only.
+    """assets: the folder of real video and motion capture; quick: a few windows of each activity
+    only.
     """
 
     assets: Path | None = None
-    stores: tuple[Path, ...] = ()
-    samples: int = 300
     quick: bool = False
 
 
+@dataclass(frozen=True)
+class Report:
+    """What becomes of the scores. json_file: gets them as lines; baseline: such a file, which they
+    are held to with the tolerance (scores.worse).
+    """
+
+    json_file: Path | None = None
+    baseline: Path | None = None
+    tolerance: float = 0.02
+
+
 def measure(
-    engine: Path,
-    where: Where,
-    material: Material,
-    parts: tuple[str, ...],
-    json_file: Path | None,
-    baseline: Path | None,
-    tolerance: float,
+    engine: Path, where: Where, material: Material, parts: tuple[str, ...], wanted: Report
 ) -> bool:
-    """Print the tables; write what was asked for. False when worse than the baseline."""
+    """Measure the parts and report. False when worse than the baseline."""
     bundle = read_bundle(engine)
+    scores = measured(bundle, where, material, parts, partial(click.echo, err=True))
+    return reported(bundle, where, scores, wanted)
+
+
+def reported(bundle: Bundle, where: Where, parts: Iterable[list[Score]], wanted: Report) -> bool:
+    """Print a table of each part as it comes; write what was asked for. False when worse than the
+    baseline.
+    """
+    baseline, json_file, tolerance = wanted.baseline, wanted.json_file, wanted.tolerance
     stored = None if baseline is None else scores.read_scores(baseline)
     about = facts(bundle, where)
     click.echo(
@@ -61,7 +72,7 @@ def measure(
         trained = "trained" if entry.weights.trained else "untrained: its numbers mean nothing"
         click.echo(f"{stage}: {entry.network}, {entry.precision}, {trained}")
     found: list[Score] = []
-    for part in measured(bundle, where, material, parts, partial(click.echo, err=True)):
+    for part in parts:
         click.echo()
         for line in scores.table(part):
             click.echo(line)
@@ -111,8 +122,6 @@ def measured(
     assets = material.assets
     if assets is None and (missing := [p for p in ("pose2d", "video", "lift3d") if p in parts]):
         tell(f"not measured without --assets: {', '.join(missing)}")
-    if not material.stores and "world" in parts:
-        tell("not measured without --shots: world")
     if "sample" in parts:
         yield from sample_scores(bundle, where, tell)
     if assets is not None and {"pose2d", "video"} & set(parts):
@@ -122,11 +131,6 @@ def measured(
         for part, known in (("pose2d", True), ("video", False)):
             if part in parts:
                 yield combined_scores(bundle, where, clips, tell, known=known)
-    if "world" in parts and material.stores:
-        from mambapose.train.pose2d.accuracy import world_scores
-
-        tell(f"measuring {material.samples} rendered samples")
-        yield world_scores(bundle, where, material.stores, assets, material.samples)
     if assets is not None and "lift3d" in parts and "lift3d" in bundle.stages:
         from mambapose.benchmarks.accuracy_lift import lift_scores
 

@@ -10,7 +10,7 @@ import click
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.types import Where
 
-PARTS = ("sample", "pose2d", "video", "world", "lift3d")
+PARTS = ("sample", "pose2d", "video", "lift3d")
 EPILOG = "Example: mp-bench --vs vitpose-b --plot bench.png"
 Measured = Callable[..., None]
 
@@ -123,14 +123,6 @@ def scan(json_file: Path | None) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with pose2sim-single and cmu-17j; without it only the sample clip.",
 )
-@click.option(
-    "--shots",
-    "stores",
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Held-out shots of train.pose2d.render --held-out; may be repeated.",
-)
-@click.option("--samples", default=300, show_default=True, help="Rendered samples to look at.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="May be repeated.")
 @click.option("--quick", is_flag=True, help="Few windows of each held-out activity.")
 @click.option("--backend", default="onnxruntime", show_default=True)
@@ -150,22 +142,23 @@ def scan(json_file: Path | None) -> None:
     help="PCK may be lower by this; errors higher by this share.",
 )
 def accuracy(
-    engine: Path | None, assets: Path | None, stores: tuple[Path, ...], samples: int,
+    engine: Path | None, assets: Path | None,
     only: tuple[str, ...], quick: bool, backend: str, device: str, threads: int | None,
     json_file: Path | None, baseline: Path | None, tolerance: float,
 ) -> None:  # fmt: skip
     """Measure how right a bundle's answers are: its graphs, this backend, no torch.
 
     Parts: sample (the packaged clip, exact truth), pose2d and video (real video, boxes given or
-    found), world (rendered people), lift3d (known joints).
+    found), lift3d (known joints). Rendered people are measured from a checkout:
+    python -m mambapose.train.pose2d.accuracy.
     """
-    from mambapose.benchmarks.accuracy import Material, measure
+    from mambapose.benchmarks.accuracy import Material, Report, measure
     from mambapose.runtime.loading import shipped_bundle
 
     where = Where(backend, device, threads)
-    material = Material(assets, stores, samples, quick)
-    engine = engine or shipped_bundle()
-    if not measure(engine, where, material, only or PARTS, json_file, baseline, tolerance):
+    wanted = Report(json_file, baseline, tolerance)
+    material = Material(assets, quick)
+    if not measure(engine or shipped_bundle(), where, material, only or PARTS, wanted):
         raise SystemExit(1)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 
-FORMATS = ("json", "npz", "csv")
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
 
 
@@ -30,9 +30,9 @@ class RunCommand(GroupedCommand):
 def _formats(context: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
     """json,npz,csv as a tuple."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in FORMATS]
+    unknown = [name for name in names if name not in WRITERS]
     if unknown or not names:
-        raise click.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}")
+        raise click.BadParameter(f"{text!r}: choose from {', '.join(WRITERS)}")
     return names
 
 
@@ -83,9 +83,9 @@ AT_LEAST_1 = click.IntRange(min=1)
     "--format",
     "formats",
     metavar="LIST",
-    default="json,npz,csv",
+    default=",".join(DEFAULT_FORMATS),
     callback=_formats,
-    help="Result files  [json,npz,csv]",
+    help=f"Result files  [{','.join(WRITERS)}]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the same folder.")
 @click.option("--recover", is_flag=True, help="Make the results of an interrupted run in --out.")
@@ -109,14 +109,14 @@ def command(
     if recover:
         if source is not None:
             raise click.UsageError("--recover takes no INPUT: it reads the folder of --out")
-        from mambapose.runtime.run import recover_results
+        from mambapose.runtime.running import recover_results
 
         recover_results(asked["out"], asked["formats"], quiet=asked["quiet"])
         return
     if source is None:
         raise click.UsageError("Missing argument 'INPUT'.")
     from mambapose.runtime.loading import shipped_bundle
-    from mambapose.runtime.run import Run, run_video
+    from mambapose.runtime.running import Run, run_video
     from mambapose.runtime.types import Where
 
     run = Run(

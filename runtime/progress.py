@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import click
 
 LINE_EVERY_S = 10.0
-COUNTER_EVERY_S = 0.2
+COUNTER_EVERY_S = 0.2  # often enough to look alive; free
 
 
 class Progress:

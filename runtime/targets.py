@@ -14,6 +14,8 @@ class Schedule:
 
     flow_iters: RAFT updates per pair. depth_every, detect_every: frames between runs.
     clip_frames: T of the lifter's window; hop: frames each window contributes, from its middle.
+    The defaults weigh time against accuracy, as docs/benchmarks.md and docs/accuracy.md measure it;
+    every bundle carries its own.
     """
 
     flow_size: Size = Size(192, 256)

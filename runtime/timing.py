@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-KEPT = 2048  # newest samples of a stage that the percentiles are taken from
+# Newest samples of a stage that the percentiles are taken from: hundreds would do, so it is free.
+KEPT = 2048
 
 
 class StageTimes:

@@ -45,7 +45,8 @@ def _deterministic_state_dict(folder: Path) -> Callable[..., dict[str, np.ndarra
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.deterministic_state_dict
+    function: Callable[..., dict[str, np.ndarray]] = module.deterministic_state_dict
+    return function
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +63,9 @@ def golden() -> Callable[[str], SimpleNamespace]:
         meta = json.loads(str(arrays.pop("meta")))
         shapes = meta.get("shapes") or meta.get("keys")
         weights = make_weights(shapes, meta["salt"]) if shapes and meta["salt"] else None
-        for key, source in (meta.get("aliases") or {}).items():
-            weights[key] = weights[source]
+        if weights is not None:
+            for key, source in (meta.get("aliases") or {}).items():
+                weights[key] = weights[source]
         return SimpleNamespace(name=name, folder=folder, arrays=arrays, meta=meta, weights=weights)
 
     return load
@@ -112,12 +114,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     global _last
     report = yield
     now = _cpu_seconds()
-    report.cpu_seconds, _last = now - _last, now
+    # A report keeps and sends on what is set on it; its class declares only pytest's own.
+    vars(report)["cpu_seconds"], _last = now - _last, now
     return report
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
-    return report.longrepr[2].removeprefix("Skipped: ") if report.longrepr else "no reason given"
+    # Of a skipped test it is (file, line, reason).
+    told = report.longrepr
+    return told[2].removeprefix("Skipped: ") if isinstance(told, tuple) else "no reason given"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

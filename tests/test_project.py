@@ -18,12 +18,12 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("runtime", "plugins", "export", "benchmarks", "train")
-# Part -> parts it may import (itself included): runtime <- plugins <- export <- benchmarks.
+# Part -> parts it may import: runtime <- plugins <- export <- benchmarks <- train.
 ARROWS = {
     "runtime": {"runtime"},
     "plugins": {"runtime", "plugins"},
     "export": {"runtime", "plugins", "export"},
-    "benchmarks": set(PARTS),  # accuracy of rendered people is still to leave
+    "benchmarks": {"runtime", "plugins", "export", "benchmarks"},
     "train": set(PARTS),
 }
 NOT_INSTALLED = ("train",)
@@ -59,6 +59,75 @@ def test_imports_follow_the_arrows(part: str) -> None:
             if name.startswith("mambapose."):
                 target = name.split(".")[1]
                 assert target in ARROWS[part], f"{path.relative_to(ROOT)} imports {name}"
+
+
+# The runtime's floors, from the nouns up: a module imports its own floor and those below it.
+FLOORS = (
+    ("errors", "types", "skeleton", "timing", "progress", "commands", "interrupt", "targets",
+     "stages.measures", "stages.table"),
+    ("bundle", "video"),
+    ("backends",),
+    ("stages",),
+    ("people",),
+    ("pipeline",),
+    ("loading", "results"),
+    ("running", "check"),
+    ("api", "cli"),
+    ("",),  # the package itself: the names of the public API
+)  # fmt: skip
+
+
+def floor_of(module: str) -> int:
+    """The floor of a module of the runtime, named without ``mambapose.runtime.``."""
+    for name in (module, module.partition(".")[0]):
+        for floor, names in enumerate(FLOORS):
+            if name in names:
+                return floor
+    raise AssertionError(f"{module} stands on no floor: add it to FLOORS")
+
+
+def imports_between(parts: tuple[str, ...]) -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports anywhere, also inside functions."""
+    every = {module_name(path): path for part in parts for path in modules(part)}
+    found: dict[str, set[str]] = {}
+    for name, path in every.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                whole = (f"{node.module}.{alias.name}" for alias in node.names)
+                found[name] |= {one if one in every else node.module for one in whole} & set(every)
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & set(every)
+    return found
+
+
+def module_name(path: Path) -> str:
+    """``mambapose.runtime.types`` of runtime/types.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("mambapose", *parts)).removesuffix(".__init__")
+
+
+def test_nothing_in_the_runtime_is_imported_upward() -> None:
+    prefix = "mambapose.runtime."
+    for module, imported in imports_between(("runtime",)).items():
+        own = module.removeprefix(prefix.rstrip(".")).removeprefix(".")
+        for other in (name.removeprefix(prefix) for name in imported):
+            assert floor_of(other) <= floor_of(own), f"{own} imports {other}, which stands above it"
+
+
+def test_imports_make_no_circle() -> None:
+    graph = imports_between(PARTS)
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for other in sorted(graph[module] - {module}):
+                walk(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
 
 
 def test_runtime_never_names_torch_onnx_or_cv2() -> None:

@@ -21,7 +21,7 @@ from mambapose.runtime.types import FloatArray
 # Parent of each joint; the hips and the thorax hang on the middle of the hips.
 PARENT = (0, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
 # Bones that are turned together, in what share of the windows, by how much (radians, per axis):
-# the whole upper body, each arm, each leg.
+# the whole upper body, each arm, each leg. A recipe for training, as in windows.py.
 TURNED: tuple[tuple[tuple[int, ...], float, float], ...] = (
     ((7, 8, 9, 10, 11, 12, 13, 14, 15, 16), 0.4, 0.35),
     ((12, 13), 0.4, 0.6), ((15, 16), 0.4, 0.6), ((2, 3), 0.35, 0.4), ((5, 6), 0.35, 0.4),

@@ -16,7 +16,9 @@ from mambapose.runtime.types import FloatArray
 
 # (W, H) px of usual videos; only the ratio matters here.
 SIZES = ((1920, 1080), (1080, 1920), (640, 480), (1280, 720), (720, 1280), (1080, 1080))
-NEAREST = 0.45  # body heights between the camera and the nearest joint, at least
+# Body heights between the camera and the nearest joint, at least: of a recipe for training, so that
+# nobody reaches through the camera; the exact value is free.
+NEAREST = 0.45
 
 
 @dataclass(frozen=True)

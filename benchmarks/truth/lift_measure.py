@@ -28,12 +28,14 @@ from mambapose.runtime.stages.lifting import (
     h36m_scores,
     normalised,
 )
+from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Array, FloatArray, GraphSpec, Size
 
-HOP = 27  # the runtime's default
-QUICK_WINDOWS = 12  # of each activity, while training
-BATCH = 8  # windows at once
-SEQUENCE = 81  # frames that a network without a window is given, from its zero state
+HOP = Schedule().hop  # as the runtime lifts
+QUICK_WINDOWS = 12  # of each activity, while training: time against noise
+BATCH = 8  # windows at once, which changes the time and the memory only
+# Frames that a network without a window is given, from its zero state: as many as the others have.
+SEQUENCE = Schedule().clip_frames
 
 Fault = Callable[[np.random.Generator, dict[str, FloatArray]], None]
 
@@ -87,6 +89,7 @@ def _swapped_sides(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> N
         inputs[name][chosen] = inputs[name][chosen][:, body.MIRROR]
 
 
+# Conditions to compare networks under, each named by what it does; which ones is a choice.
 FAULTS: dict[str, tuple[Fault | None, float]] = {
     "none": (None, 30.0),
     "noise 1 %": (_blurred(0.01), 30.0),

@@ -1,9 +1,7 @@
-"""Training and test windows for the 2D-to-3D lifter, exactly as the runtime feeds it.
+"""Windows of captured motion for a 2D-to-3D lifter, exactly as the runtime feeds it.
 
-A batch is a function of the seed and its number: nothing has to be remembered to resume. Motion
-becomes people of varied proportions and poses, seen by random cameras; a detector's faults are
-put on COCO joints, which the runtime's own converter turns into Human3.6M joints.
-Letters: B windows, T frames.
+Random cameras see the people; a detector's faults are put on COCO joints, which the runtime's own
+converter turns into Human3.6M joints. Letters: B windows, T frames.
 """
 
 from __future__ import annotations
@@ -27,18 +25,8 @@ from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.lifting import h36m_from_coco, h36m_scores
 from mambapose.runtime.types import FloatArray
 
-# What windows a network is trained on: a recipe, whose numbers are held by what lifters came out of
-# it (their cards, docs/accuracy.md) and by nothing else. Another value is another recipe.
 STEP = (0.8, 4.0)  # captured frames between two frames of a window: 75 to 15 Hz, or faster motion
 SELF_HIDDEN = 0.10  # body heights between a joint and the surface in front of it
-CUES = ("score", "depth", "flow")
-# Shares of windows by what is known: the default pipeline has neither flow nor depth.
-PRESENT = ((0, 0), (1, 1), (1, 0), (0, 1))
-PRESENT_SHARES = (0.4, 0.3, 0.15, 0.15)
-NO_SCORE_SHARE = 0.1
-# Windows whose limbs are mixed and turned; the others move as people were captured, so that the
-# network knows what is usual where the picture leaves the choice.
-VARIED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -109,31 +97,6 @@ class Motions:
         first = self._first[clip][:, None] + low
         joints: FloatArray = self._xyz[first] + (self._xyz[first + 1] - self._xyz[first]) * share
         return joints
-
-
-def training_batch(
-    motions: Motions, seed: int, number: int, count: int, frames: int, *, cues: bool = True
-) -> Batch:
-    """Batch ``number`` of the run with this seed; without ``cues`` depth and flow are absent."""
-    rng = np.random.default_rng([seed, number])
-    bones = body.bones_from_joints(motions.drawn(rng, count, frames + 1))
-    bones = body.resized(bones, body.lengths_drawn(rng, count))
-    mixed = (rng.random(count) < VARIED_SHARE)[:, None, None, None]
-    bones = body.turned_bodies(rng, np.where(mixed, body.varied(rng, bones), bones))
-    xyz = body.joints_from_bones(bones)
-    flip = rng.random(count) < 0.5
-    xyz[flip] = body.mirrored(xyz[flip])
-    present = np.ones((count, len(CUES)), np.float32)
-    present[:, 1:] = np.array(PRESENT)[rng.choice(len(PRESENT), size=count, p=PRESENT_SHARES)]
-    present[:, 0] = rng.random(count) >= NO_SCORE_SHARE
-    present[:, 1:] *= cues
-    return seen_batch(rng, xyz, present, noisy=True)
-
-
-def mean_pose(motions: Motions) -> FloatArray:
-    """(17, 3) the mean of all poses facing the camera, in body heights: the constant baseline."""
-    pose: FloatArray = motions.facing().mean(axis=0).astype(np.float32)
-    return pose
 
 
 def seen_batch(

@@ -1,7 +1,7 @@
 """Where the compiled selective scan is, and whether it is the one this version speaks with.
 
 The library is found by path, never by importing the package it comes from, so a board needs
-neither torch nor onnx. It always offers the C interface of plugins/csrc/mambapose_scan.h; when it
+neither torch nor onnx. It always offers the C interface of plugins/csrc/core/mambapose_scan.h; when it
 was built against ONNX Runtime's headers it is also a custom-op library for ONNX Runtime.
 """
 

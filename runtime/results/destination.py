@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.results.files import Written, write_results
+from mambapose.runtime.results.files import WRITERS, Written, write_results
 from mambapose.runtime.results.journal import JOURNAL, read_journal
 from mambapose.runtime.results.report import REPORT
 
 OVERLAY = "overlay.mp4"
-RESULTS = ("poses.json", "poses.npz", "poses.csv")
+RESULTS = tuple(f"poses.{name}" for name in WRITERS)
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Destination:
 
 
 def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False) -> Destination:
-    """``-o DIR``: everything inside. ``-o X.mp4``, ``.json``, ``.npz``, ``.csv``: that file, and
-    the rest in folder X.
+    """``-o DIR``: everything inside. ``-o X.mp4``, or X with the suffix of a format: that file,
+    and the rest in folder X.
     """
     kind = out.suffix.lower()
-    if out.is_dir() or kind not in (".mp4", ".json", ".npz", ".csv"):
+    if out.is_dir() or kind not in (".mp4", *(f".{name}" for name in WRITERS)):
         return Destination(out, out / OVERLAY if overlay else None, formats)
     folder = out.with_suffix("")
     if kind == ".mp4":

@@ -157,7 +157,7 @@ def make_official(golden_case: SimpleNamespace) -> tuple[dict[str, np.ndarray], 
     }
 
     def rows(name: str) -> np.ndarray:
-        value = arrays[name]
+        value: np.ndarray = arrays[name]
         if value.ndim == 2:  # constant B or C
             return value
         return np.moveaxis(value, -1, 1).reshape(value.shape[0], value.shape[-1], -1)

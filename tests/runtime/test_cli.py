@@ -18,7 +18,7 @@ from mambapose.runtime import loading, run
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.cli import RunCommand, command, main
 from mambapose.runtime.results.destination import destination_of
-from mambapose.runtime.run import noted_warnings
+from mambapose.runtime.running import noted_warnings
 from mambapose.runtime.targets import Schedule
 
 from .drawn_clip import DrawnClip, write_clip

@@ -24,13 +24,14 @@ from mambapose.benchmarks.truth.motion import (
     clips_from_file,
     split_from_clips,
 )
-from mambapose.benchmarks.truth.windows import Batch, Motions, mean_pose, training_batch
+from mambapose.benchmarks.truth.windows import Batch, Motions
 from mambapose.export.models.posemamba import PoseMamba
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.train import curve as lift_curve
 from mambapose.train.checkpoint import CHECKPOINT, command_here, mean_weights
 from mambapose.train.lift import growth as lift_growth
 from mambapose.train.lift import state as lift_state
+from mambapose.train.lift.data import mean_pose, training_batch
 from mambapose.train.lift.evaluate import TorchEngine
 from mambapose.train.lift.loss import VELOCITY, losses
 from mambapose.train.lift.networks import NETWORKS, lifted, parameters

@@ -80,6 +80,14 @@ def test_collapsed_pairs():
     assert (found.pairs, found.collapsed) == (5, 0)
 
 
+@pytest.mark.parametrize(("apart", "pairs"), [(9.9, 6), (10.1, 7)])
+def test_only_pairs_a_tenth_of_the_height_apart_can_collapse(apart, pairs):
+    """Nearer ones are within the error of a joint; the height is 100 px."""
+    predicted, truth, valid, height = clip()
+    truth[0, 4] = truth[0, 3] + [apart, 0]
+    assert pose_metrics(predicted, truth, valid, height).pairs == pairs
+
+
 def test_joints_that_are_not_answered_miss_and_unknown_truth_is_left_out():
     predicted, truth, valid, height = clip()
     predicted[0, NOSE] = np.nan

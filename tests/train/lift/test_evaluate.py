@@ -22,13 +22,14 @@ from mambapose.benchmarks.truth.pose2sim import (
     coco_height,
     pose2sim_views,
 )
-from mambapose.benchmarks.truth.windows import Batch, Motions, mean_pose
+from mambapose.benchmarks.truth.windows import Batch, Motions
 from mambapose.runtime.stages.lifting import COCO_COPIED, H36M_COPIED
 from mambapose.train.lift import evaluate as lift_eval
 from mambapose.train.lift import networks as lift_networks
 from mambapose.train.lift import state as lift_state
 from mambapose.train.lift import sweep as lift_sweep
 from mambapose.train.lift import train as lift
+from mambapose.train.lift.data import mean_pose
 from mambapose.train.lift.state import Settings
 
 

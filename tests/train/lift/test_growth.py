@@ -11,11 +11,12 @@ import torch
 from click.testing import CliRunner
 
 from mambapose.benchmarks.truth.motion import clips_from_file
-from mambapose.benchmarks.truth.windows import Batch, Motions, training_batch
+from mambapose.benchmarks.truth.windows import Batch, Motions
 from mambapose.export.models.posemamba import PoseMamba
 from mambapose.train.lift import growth as lift_growth
 from mambapose.train.lift import state as lift_state
 from mambapose.train.lift import train as lift
+from mambapose.train.lift.data import training_batch
 from mambapose.train.lift.networks import lifted
 from mambapose.train.lift.state import Settings
 

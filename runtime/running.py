@@ -20,6 +20,7 @@ from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.pipeline import FrameResult, Pipeline, RunOptions
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.results.destination import Destination, destination_of
+from mambapose.runtime.results.files import DEFAULT_FORMATS
 from mambapose.runtime.results.journal import JOURNAL, Journal
 from mambapose.runtime.results.painter import Painter
 from mambapose.runtime.results.report import (
@@ -60,7 +61,7 @@ class Run:
     lookahead: int | None = None
     max_people: int = 10
     overlay: bool = False
-    formats: tuple[str, ...] = ("json", "npz", "csv")
+    formats: tuple[str, ...] = DEFAULT_FORMATS
     frame_range: str | None = None
     overwrite: bool = False
     quiet: bool = False
