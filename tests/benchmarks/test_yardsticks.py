@@ -66,7 +66,7 @@ def test_its_bundle_is_written_by_the_usual_export(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3  # it warns that the saved file suits this machine only
-    file = str(bundle.file(entry.graphs["main"].file))
+    file = str(bundle.file(entry.graphs["main"].onnx))
     onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
     kinds = Counter(node.op_type for node in graph.node)

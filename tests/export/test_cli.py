@@ -363,7 +363,11 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         """
     )
     command = [sys.executable, "-c", script, *LIFTER, "--untrained", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores Ctrl-C, and so does what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("half.onnx")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -86,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.etag is not None:
             self.send_header("ETag", server.etag)
         self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+        with contextlib.suppress(ConnectionError):  # a client that has seen enough leaves
+            self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
 
     def log_message(self, *args: object) -> None:
         """Quiet."""

@@ -279,4 +279,4 @@ def exported(
     entry = bundle.stage(MODEL)
     assert entry.gate["relative"] < 1e-4
     assert entry.gate.get("native_vs_function", 0.0) < 1e-4
-    return onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False)
+    return onnx.load(bundle.file(entry.graphs["main"].onnx), load_external_data=False)

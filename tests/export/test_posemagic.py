@@ -241,7 +241,7 @@ def bundle(causal, tmp_path_factory) -> Bundle:
 def step(causal, bundle):
     """(graph, contract, ONNX model) of the step."""
     graph, spec = posemagic.graphs(causal, 81)["step"]
-    return graph, spec, onnx.load(bundle.file(bundle.graph("lift3d", "step").file))
+    return graph, spec, onnx.load(bundle.file(bundle.graph("lift3d", "step").onnx))
 
 
 def test_a_bundle_holds_the_step_alone_and_how_near_it_is_to_the_sequence(bundle):

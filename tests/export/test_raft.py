@@ -14,7 +14,8 @@ from mambapose.runtime.errors import ExportError
 
 VARIANTS = ("small", "large")
 CASES = [
-    *((variant, (128, 160)) for variant in VARIANTS),
+    ("small", (128, 160)),
+    pytest.param("large", (128, 160), marks=pytest.mark.slow),
     *(pytest.param(variant, (192, 256), marks=pytest.mark.slow) for variant in VARIANTS),
 ]
 INSTANCE_NORMS = {"small": 21, "large": 15}

@@ -38,10 +38,13 @@ from mambapose.runtime.types import GraphSpec, TensorSpec
 
 from ..export_cache import cached_graph
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
-    reason="tensorrt-rtx is not installed",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+        reason="tensorrt-rtx is not installed",
+    ),
+]
 
 BUILD = """
 import sys

@@ -142,7 +142,7 @@ def test_half_weights_are_stored_as_they_came(folder: Path) -> None:
     build_own_model(asked, TARGETS["cpu"], out, folder=folder, overwrite=False, tell=lambda _: None)
     bundle = read_bundle(out)
     entry = bundle.stage(MODEL)
-    graph = onnx.load(bundle.file(entry.graphs["main"].file), load_external_data=False).graph
+    graph = onnx.load(bundle.file(entry.graphs["main"].onnx), load_external_data=False).graph
     assert any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
     inputs, outputs = read_gate(bundle, entry.graphs["main"])
     network.load_state_dict({k: v.half().float() for k, v in network.state_dict().items()})

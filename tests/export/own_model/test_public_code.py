@@ -133,7 +133,7 @@ def outputs_of(bundle: Bundle, stage: str, x: Array, library: Path | None) -> Ar
     graph = bundle.stage(stage).graphs["main"]
     (given,) = graph.spec.inputs
     (asked,) = graph.spec.outputs
-    return open_graph(bundle.file(graph.file), library).run({given.name: x})[asked.name]
+    return open_graph(bundle.file(graph.onnx), library).run({given.name: x})[asked.name]
 
 
 def check_graph(bundle: Bundle, scans: int, flips: int = 0) -> None:
