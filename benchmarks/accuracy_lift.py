@@ -13,7 +13,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.stages.causal_lifting import STEP
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS
 from mambapose.runtime.types import Where
 
 MOTION = "cmu-17j"

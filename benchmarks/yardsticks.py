@@ -19,7 +19,7 @@ import click
 from mambapose.runtime.bundle.bundle import tool_version, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, WeightsEntry
 from mambapose.runtime.commands import run_command
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS
 from mambapose.runtime.targets import target_from_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import BundleError, ExportError
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 
 FOLDER = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"

@@ -4,7 +4,10 @@
     +-- BundleError   a bundle folder is incomplete, altered, or from another version
     +-- TargetError   an unknown device preset
     +-- ExportError   a checkpoint or a network cannot be exported as asked
-    +-- EngineError   a backend cannot load or run a graph
+    +-- EngineError   a backend or a stage cannot do what was asked
+    |   +-- LoadError      a graph, a library or a device cannot be loaded
+    |   +-- RunError       a loaded graph cannot run what it was given
+    |   +-- MismatchError  what was loaded is not what the bundle, the stage or this version wants
     +-- VideoError    a video, stream or image folder cannot be read or written
     +-- OutputError   results cannot be written or read back: disk full, damaged journal
 
@@ -30,7 +33,19 @@ class ExportError(MambaPoseError):
 
 
 class EngineError(MambaPoseError):
-    """A backend cannot load or run a graph."""
+    """A backend or a stage cannot do what was asked."""
+
+
+class LoadError(EngineError):
+    """A graph, a library or a device cannot be loaded."""
+
+
+class RunError(EngineError):
+    """A loaded graph cannot run what it was given."""
+
+
+class MismatchError(EngineError):
+    """What was loaded is not what the bundle, the stage or this version wants."""
 
 
 class VideoError(MambaPoseError):

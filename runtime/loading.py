@@ -13,7 +13,7 @@ from mambapose.runtime.bundle.entries import MANIFEST, Bundle
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.pipeline import Pipeline, RunOptions, engine_name
 from mambapose.runtime.stages.flow import FlowStage
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.stages.table import DETECT, MODEL, STAGES, whole_frame_inputs
 from mambapose.runtime.types import GraphName, Size, Where
 

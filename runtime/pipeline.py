@@ -40,14 +40,8 @@ from mambapose.runtime.stages.decode import joints_from_heatmaps
 from mambapose.runtime.stages.depth import DepthStage
 from mambapose.runtime.stages.detect import Detector
 from mambapose.runtime.stages.flow import DenseMap, FlowStage, fixed_size
-from mambapose.runtime.stages.lifting import (
-    BODY_HEIGHTS,
-    Lifter,
-    Seen,
-    h36m_from_coco,
-    h36m_scores,
-    normalised,
-)
+from mambapose.runtime.stages.joints import BODY_HEIGHTS, h36m_from_coco, h36m_scores, normalised
+from mambapose.runtime.stages.lifting import Lifter, Seen
 from mambapose.runtime.stages.pose import Dense, FramePose, PoseStage, Watched
 from mambapose.runtime.stages.table import whole_frame_inputs
 from mambapose.runtime.targets import Schedule

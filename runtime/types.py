@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import EngineError, RunError
 
 Array = NDArray[np.generic]
 FloatArray = NDArray[np.float32]
@@ -135,7 +135,7 @@ class TensorSpec:
             for want, have in zip(self.shape, array.shape, strict=True)
         )
         if not fits or array.dtype != np.dtype(self.dtype):
-            raise EngineError(
+            raise RunError(
                 f"tensor {self} was wanted, found {array.dtype} {tuple(array.shape)}; "
                 "pass exactly the tensors the bundle declares"
             )
@@ -153,7 +153,7 @@ class GraphSpec:
         """Raise EngineError unless the mapping holds exactly the declared inputs."""
         wanted = {spec.name for spec in self.inputs}
         if wanted != set(inputs):
-            raise EngineError(
+            raise RunError(
                 f"graph {self.name}: inputs {sorted(wanted)} were wanted, found {sorted(inputs)}"
             )
         for spec in self.inputs:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.skeleton import H36M17
-from mambapose.runtime.stages.lifting import COCO_COPIED, H36M_COPIED
+from mambapose.runtime.stages.joints import COCO_COPIED, H36M_COPIED
 from mambapose.runtime.types import FloatArray
 
 # Parent of each joint; the hips and the thorax hang on the middle of the hips.

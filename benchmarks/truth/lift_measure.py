@@ -20,14 +20,8 @@ from mambapose.benchmarks.truth.motion import MotionClip
 from mambapose.benchmarks.truth.pose2sim import pose2sim_views, without_gaps
 from mambapose.benchmarks.truth.windows import Motions, seen_batch, windows_from_clip
 from mambapose.runtime.stages.causal_lifting import STEP, CausalLifter
-from mambapose.runtime.stages.lifting import (
-    BODY_HEIGHTS,
-    Lifter,
-    Seen,
-    h36m_from_coco,
-    h36m_scores,
-    normalised,
-)
+from mambapose.runtime.stages.joints import BODY_HEIGHTS, h36m_from_coco, h36m_scores, normalised
+from mambapose.runtime.stages.lifting import Lifter, Seen
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Array, FloatArray, GraphSpec, Size
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mambapose.benchmarks.truth import body
 from mambapose.benchmarks.truth.lift_metrics import measured_coco
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.stages.lifting import COCO_COPIED, H36M_COPIED
+from mambapose.runtime.stages.joints import COCO_COPIED, H36M_COPIED
 from mambapose.runtime.types import ImageArray, Size
 from mambapose.runtime.video.sources import open_source
 

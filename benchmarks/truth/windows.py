@@ -22,7 +22,7 @@ from mambapose.benchmarks.truth.camera import (
 from mambapose.benchmarks.truth.detector import cues_at, detected, filled, frames_seen
 from mambapose.benchmarks.truth.motion import RATE_HZ, MotionClip
 from mambapose.runtime.errors import ExportError
-from mambapose.runtime.stages.lifting import h36m_from_coco, h36m_scores
+from mambapose.runtime.stages.joints import h36m_from_coco, h36m_scores
 from mambapose.runtime.types import FloatArray
 
 STEP = (0.8, 4.0)  # captured frames between two frames of a window: 75 to 15 Hz, or faster motion

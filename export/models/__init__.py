@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 
 
 @dataclass(frozen=True)

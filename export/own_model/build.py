@@ -49,7 +49,7 @@ from mambapose.plugins.standins import StandIns
 from mambapose.runtime.bundle.bundle import tool_version, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError, MambaPoseError
-from mambapose.runtime.stages.lifting import IMAGE_UNITS
+from mambapose.runtime.stages.joints import IMAGE_UNITS
 from mambapose.runtime.stages.table import MODEL, STAGES, own_network_stages
 from mambapose.runtime.targets import Schedule, Target
 from mambapose.runtime.types import GraphSpec, Size, TensorSpec

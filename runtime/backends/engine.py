@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import MismatchError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 
@@ -50,12 +50,12 @@ def check_spec(found: GraphSpec, wanted: GraphSpec, where: str) -> None:
         for tensor in want:
             same = present.pop(tensor.name, None)
             if same is None or not _alike(same, tensor):
-                raise EngineError(
+                raise MismatchError(
                     f"{where}: {side} {tensor} was wanted, the file has {same or 'none'}; "
                     "export the bundle again with mp-export"
                 )
         if present:
-            raise EngineError(
+            raise MismatchError(
                 f"{where}: the file has an extra {side} {next(iter(present))}; "
                 "export the bundle again with mp-export"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import RunError
 from mambapose.runtime.types import Array, GraphSpec
 
 
@@ -26,11 +26,11 @@ class FakeEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The function's answer, checked."""
         if not self._open:
-            raise EngineError(f"graph {self.spec.name}: the engine is closed; load it again")
+            raise RunError(f"graph {self.spec.name}: the engine is closed; load it again")
         self.spec.check_inputs(inputs)
         outputs = self.function(inputs)
         if wrong := {spec.name for spec in self.spec.outputs} ^ set(outputs):
-            raise EngineError(
+            raise RunError(
                 f"graph {self.spec.name}: the function's outputs differ from the spec in "
                 f"{sorted(wrong)}"
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.bundle.entries import Bundle
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import LoadError
 from mambapose.runtime.types import Where
 
 
@@ -69,7 +69,7 @@ def backend_from_name(name: str) -> str:
         return next(iter(BACKENDS))
     if name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
-        raise EngineError(f"backend {name!r} is not known; use one of: {known}")
+        raise LoadError(f"backend {name!r} is not known; use one of: {known}")
     return name
 
 
@@ -90,7 +90,7 @@ def load_file(path: Path, where: Where | None = None, library: Path | None = Non
     load = BACKENDS[name].load_file
     if load is None:
         able = ", ".join(other for other, backend in BACKENDS.items() if backend.load_file)
-        raise EngineError(
+        raise LoadError(
             f"{path}: a backend that runs single ONNX files was wanted ({able}), found {name}; "
             "leave --backend out"
         )

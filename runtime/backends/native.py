@@ -1,8 +1,8 @@
 """Where the compiled selective scan is, and whether it is the one this version speaks with.
 
 The library is found by path, never by importing the package it comes from, so a board needs
-neither torch nor onnx. It always offers the C interface of plugins/csrc/core/mambapose_scan.h; when it
-was built against ONNX Runtime's headers it is also a custom-op library for ONNX Runtime.
+neither torch nor onnx. It always offers the C interface (plugins/csrc/core/mambapose_scan.h); when
+it was built against ONNX Runtime's headers it is also a custom-op library for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import LoadError, MismatchError
 
 SPEC = 1
 ABI = 1
@@ -53,7 +53,7 @@ def installed_folders() -> Iterator[Path]:
 
 def _must_exist(path: Path, origin: str) -> Path:
     if not path.is_file():
-        raise EngineError(
+        raise LoadError(
             f"the compiled operator library was wanted at {path} ({origin}), found no such file; "
             "correct the path or leave it out"
         )
@@ -92,12 +92,12 @@ def library_info(path: Path) -> LibraryInfo:
         library.mambapose_scan_isa.restype = ctypes.c_char_p
         numbers = (int(library.mambapose_scan_spec()), int(library.mambapose_scan_abi()))
     except (OSError, AttributeError) as err:
-        raise EngineError(
+        raise LoadError(
             f"a mambapose operator library was wanted at {path}, found something else: {err}; "
             "reinstall mambapose or remove the file"
         ) from err
     if numbers != (SPEC, ABI):
-        raise EngineError(
+        raise MismatchError(
             f"operator library {path}: specification {SPEC} and ABI {ABI} were wanted, "
             f"found {numbers[0]} and {numbers[1]}; reinstall mambapose so that both parts match"
         )
@@ -111,7 +111,7 @@ def _choose_instruction_set(path: Path) -> None:
     """Make the library use the instruction set that MAMBAPOSE_ISA names, once per process."""
     wanted = os.environ.get(ISA_VARIABLE)
     if wanted and ctypes.CDLL(str(path)).mambapose_scan_force_isa(wanted.encode()) != 0:
-        raise EngineError(
+        raise LoadError(
             f"instruction set {wanted!r} was wanted by {ISA_VARIABLE}, the operator library has no "
             "kernels of that name for this processor; use avx512, avx2, neon or scalar, or unset it"
         )
@@ -127,7 +127,7 @@ def check_function_form(metadata: Mapping[str, str], onnxruntime_version: str) -
     signatures = int(metadata.get(SIGNATURES_KEY, "1"))
     version = tuple(int(number) for number in re.findall(r"\d+", onnxruntime_version)[:2])
     if signatures > 1 and version < OVERLOAD_VERSION:
-        raise EngineError(
+        raise MismatchError(
             f"ONNX Runtime 1.27 or newer was wanted to run {signatures} forms of the selective "
             f"scan without the compiled operator, found {onnxruntime_version}; update onnxruntime, "
             "or install a C++ compiler and then mambapose again"

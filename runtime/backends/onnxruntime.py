@@ -32,7 +32,7 @@ from mambapose.runtime.backends.native import (
     slow_notice,
 )
 from mambapose.runtime.bundle.entries import Bundle
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import LoadError, RunError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -62,12 +62,12 @@ class OrtEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name, in arrays of their own."""
         if self._session is None:
-            raise EngineError(f"graph {self.spec.name}: the engine is closed; load it again")
+            raise RunError(f"graph {self.spec.name}: the engine is closed; load it again")
         self.spec.check_inputs(inputs)
         try:
             found = self._session.run(self._outputs, dict(inputs))
         except Exception as err:  # ONNX Runtime's exceptions share no base class
-            raise EngineError(
+            raise RunError(
                 f"graph {self.spec.name} failed in ONNX Runtime: {_first_line(err)}"
             ) from err
         return dict(zip(self._outputs, found, strict=True))
@@ -137,7 +137,7 @@ def engine_from_file(
     """Any ONNX file as it is; the spec is what the file declares. library: compiled operator."""
     where = where or Where()
     if not path.is_file():
-        raise EngineError(f"an ONNX file was wanted at {path}, found none; check the path")
+        raise LoadError(f"an ONNX file was wanted at {path}, found none; check the path")
     options = _options(where.thread_count)
     if library is not None:
         _register(options, library)
@@ -158,7 +158,7 @@ def _register(options: Any, library: Path) -> None:
     try:
         options.register_custom_ops_library(str(library))
     except Exception as err:  # ONNX Runtime's exceptions share no base class
-        raise EngineError(
+        raise LoadError(
             f"operator library {library} was refused by ONNX Runtime: {_first_line(err)}; "
             "install mambapose again, against this version of onnxruntime"
         ) from err
@@ -170,7 +170,7 @@ def _tensor(node: Any) -> TensorSpec:
         for axis, side in enumerate(node.shape)
     )
     if node.type not in DTYPES:
-        raise EngineError(
+        raise LoadError(
             f"tensor {node.name} has type {node.type}, which is not supported; "
             f"supported are {', '.join(DTYPES)}"
         )
@@ -181,7 +181,7 @@ def _import() -> Any:
     try:
         return import_module("onnxruntime")
     except ImportError as err:
-        raise EngineError(
+        raise LoadError(
             "backend onnxruntime was wanted, the onnxruntime package is not installed; "
             "pip install 'mambapose[cpu]'"
         ) from err
@@ -227,19 +227,19 @@ def _session(path: Path, options: Any, device: str) -> Any:
     """A session on exactly the asked device."""
     ort = _import()
     if device not in PROVIDERS:
-        raise EngineError(f"device {device!r} is not known; use one of: {', '.join(PROVIDERS)}")
+        raise LoadError(f"device {device!r} is not known; use one of: {', '.join(PROVIDERS)}")
     provider = PROVIDERS[device]
     remedy = "use --device cpu, or install onnxruntime-gpu with its CUDA libraries"
     if provider not in ort.get_available_providers():
-        raise EngineError(
+        raise LoadError(
             f"device {device} was wanted, this ONNX Runtime has no {provider}; {remedy}"
         )
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as err:  # ONNX Runtime's exceptions share no base class
-        raise EngineError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(err)}") from err
+        raise LoadError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(err)}") from err
     if provider not in session.get_providers():
-        raise EngineError(f"device {device} was wanted, {provider} did not start; {remedy}")
+        raise LoadError(f"device {device} was wanted, {provider} did not start; {remedy}")
     return session
 
 

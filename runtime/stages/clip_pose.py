@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from mambapose.runtime.backends.engine import Engine
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import MismatchError
 from mambapose.runtime.stages.pose import Answer, Watched
 from mambapose.runtime.timing import StageTimes
 from mambapose.runtime.types import Array
@@ -41,7 +41,7 @@ class ClipPose:
             or features.name != window.name
             or window.shape[2:] != features.shape[1:]
         ):
-            raise EngineError(
+            raise MismatchError(
                 f"graph main of pose2d was wanted to take an odd number of {features}, found "
                 f"{window}; export the bundle again with mp-export"
             )

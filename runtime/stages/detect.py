@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.backends.engine import Engine
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import MismatchError
 from mambapose.runtime.stages.resize import Letterbox, letterbox_from_sizes, letterboxed
 from mambapose.runtime.types import GraphSpec, ImageArray
 
@@ -77,7 +77,7 @@ def yolox_size(spec: GraphSpec) -> tuple[int, int]:
             ):
                 return size
     tensors = ", ".join(str(tensor) for tensor in (*spec.inputs, *spec.outputs))
-    raise EngineError(
+    raise MismatchError(
         f"detector {spec.name}: its layout is not known (found {tensors}); supported is YOLOX "
         "exported without decoding: images float32 (1, 3, H, W) -> (1, cells, 5 + classes) with "
         "H and W multiples of 32"

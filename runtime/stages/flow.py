@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mambapose.runtime.backends.engine import Engine
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import MismatchError
 from mambapose.runtime.stages.resize import Letterbox, letterbox_from_sizes, letterboxed
 from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, FloatArray, ImageArray
@@ -71,7 +71,7 @@ class _Raft:
 
     def __init__(self, engines: Mapping[str, Engine], iterations: int) -> None:
         if missing := [name for name in GRAPHS if name not in engines]:
-            raise EngineError(
+            raise MismatchError(
                 f"graph {missing[0]} of RAFT was wanted, found {', '.join(engines)}; "
                 "export the bundle again with mp-export"
             )
@@ -120,7 +120,7 @@ class _Pair:
 def fixed_size(shape: tuple[int | str, ...], graph: str) -> tuple[int, int]:
     """The two sides as whole numbers."""
     if len(shape) != 2 or any(isinstance(side, str) for side in shape):
-        raise EngineError(
+        raise MismatchError(
             f"graph {graph}: fixed height and width were wanted, found {shape}; "
             "export the bundle again with mp-export"
         )

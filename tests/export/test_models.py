@@ -11,7 +11,7 @@ import torch
 from mambapose.export.build import stage_graphs, stage_options
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.plan import ExportOptions, Plan, make_plan
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS, IMAGE_UNITS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.targets import TARGETS
 
 # Module -> a small configuration of it.

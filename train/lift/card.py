@@ -21,7 +21,7 @@ from mambapose.benchmarks.truth.motion import FILE
 from mambapose.export.weights import PERSON
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import ExportError, MambaPoseError
-from mambapose.runtime.stages.lifting import BODY_HEIGHTS
+from mambapose.runtime.stages.joints import BODY_HEIGHTS
 from mambapose.train import curve as lift_curve
 from mambapose.train.card import markdown
 from mambapose.train.lift import evaluate as lift_eval

@@ -17,7 +17,7 @@ from mambapose.benchmarks.truth.camera import (
     surfaces,
 )
 from mambapose.runtime.skeleton import COCO17
-from mambapose.runtime.stages.lifting import body_heights, h36m_from_coco
+from mambapose.runtime.stages.joints import body_heights, h36m_from_coco
 
 
 @pytest.fixture

@@ -7,15 +7,14 @@ import pytest
 
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.skeleton import COCO17, H36M17
-from mambapose.runtime.stages.lifting import (
+from mambapose.runtime.stages.joints import (
     IMAGE_UNITS,
-    Lifter,
-    Seen,
     body_heights,
     h36m_from_coco,
     h36m_scores,
     normalised,
 )
+from mambapose.runtime.stages.lifting import Lifter, Seen
 from mambapose.runtime.types import Size
 
 from ..fakes import lift_engine

@@ -23,7 +23,7 @@ from mambapose.benchmarks.truth.pose2sim import (
     pose2sim_views,
 )
 from mambapose.benchmarks.truth.windows import Batch, Motions
-from mambapose.runtime.stages.lifting import COCO_COPIED, H36M_COPIED
+from mambapose.runtime.stages.joints import COCO_COPIED, H36M_COPIED
 from mambapose.train.lift import evaluate as lift_eval
 from mambapose.train.lift import networks as lift_networks
 from mambapose.train.lift import state as lift_state
