@@ -184,7 +184,7 @@ def _export_own(
 
 def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
     """True when --download names weights that make no stage, and those were fetched instead."""
-    from mambapose.export.catalogue import wanted_sources
+    from mambapose.export.official_files import wanted_sources
 
     sources = wanted_sources(asked)
     if not sources or sources[0].stage is not None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mambapose.export.catalogue import OfficialFile, way_by_hand
 from mambapose.export.fetch import forget, receive
+from mambapose.export.official_files import OfficialFile, way_by_hand
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mambapose.export.catalogue import SOURCES, OfficialFile, wanted_sources, way_by_hand
 from mambapose.export.models import NETWORKS, Network
+from mambapose.export.official_files import SOURCES, OfficialFile, wanted_sources, way_by_hand
 from mambapose.export.sizes import check_clip, check_size
 from mambapose.export.weights import shipped_weights
 from mambapose.runtime.errors import ExportError

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from mambapose.export.catalogue import SOURCES
 from mambapose.export.models import NETWORKS
+from mambapose.export.official_files import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

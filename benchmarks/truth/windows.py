@@ -19,8 +19,8 @@ from mambapose.benchmarks.truth.camera import (
     spheres_from_joints,
     surfaces,
 )
-from mambapose.benchmarks.truth.detector import cues_at, detected, filled, frames_seen
 from mambapose.benchmarks.truth.motion import RATE_HZ, MotionClip
+from mambapose.benchmarks.truth.simulated_detector import cues_at, detected, filled, frames_seen
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.joints import h36m_from_coco, h36m_scores
 from mambapose.runtime.types import FloatArray

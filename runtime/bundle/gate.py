@@ -1,7 +1,7 @@
 """Whether an engine answers as the stored FP32 outputs say, each stage in its own unit.
 
 The same code judges the export (against torch) and a device (against the bundle's arrays). Units
-and limits are in ``stages/measures.py``.
+and limits are in ``stages/gate_limits.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mambapose.runtime.stages.measures import RELATIVE
+from mambapose.runtime.stages.gate_limits import RELATIVE
 from mambapose.runtime.stages.table import STAGES, limits
 from mambapose.runtime.types import Array
 

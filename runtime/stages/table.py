@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mambapose.runtime.stages import measures
-from mambapose.runtime.stages.measures import Measure
+from mambapose.runtime.stages import gate_limits
+from mambapose.runtime.stages.gate_limits import Measure
 from mambapose.runtime.types import GraphSpec, Size, TensorSpec
 
 DETECT = "detect"  # the stage whose network is always a file of somebody else
@@ -84,7 +84,7 @@ class Stage:
 
     def measure(self, output: str) -> Measure:
         """How the error of an output is measured."""
-        return self.gate.get(output, measures.RELATIVE)
+        return self.gate.get(output, gate_limits.RELATIVE)
 
     def form(self, present: set[str]) -> tuple[str, ...]:
         """The graphs of the form that a network with the graphs ``present`` has."""
@@ -115,7 +115,7 @@ STAGES: Mapping[str, Stage] = _rows(
         rhythm="{flow_iters} iterations",
         whole_frame=True,
         samples={"image1": PICTURE, "image2": PICTURE_BEFORE},
-        gate={"flow": measures.FLOW_PX, "coords_next": measures.FLOW_PX_OF_CELLS},
+        gate={"flow": gate_limits.FLOW_PX, "coords_next": gate_limits.FLOW_PX_OF_CELLS},
         by_hand="--weights flow=FILE",
     ),
     Stage(
@@ -130,7 +130,7 @@ STAGES: Mapping[str, Stage] = _rows(
         rhythm="every {depth_every}",
         whole_frame=True,
         samples={"image": PICTURE},
-        gate={"depth": measures.DEPTH_RELATIVE},
+        gate={"depth": gate_limits.DEPTH_RELATIVE},
         by_hand="--weights depth=FILE",
     ),
     # Always the user's own file, whose layout stages/detect.py recognises.
@@ -150,7 +150,7 @@ STAGES: Mapping[str, Stage] = _rows(
         size_rule=SizeRule(32, 16),  # patches of 16 px
         size_field="pose_size",
         samples={"rgb": PICTURE, "flow": MOTION_MAP, "depth": UNIT_MAP, "present": FLAGS},
-        gate={"heatmaps": measures.JOINT_PX},
+        gate={"heatmaps": gate_limits.JOINT_PX},
         by_hand="--weights pose2d=FILE",
     ),
     Stage(
@@ -174,7 +174,7 @@ STAGES: Mapping[str, Stage] = _rows(
             "flow": SLIGHT_NOISE,
             "present": FLAGS,
         },
-        gate={"xyz": measures.JOINT_MM},
+        gate={"xyz": gate_limits.JOINT_MM},
         by_hand="--weights lift3d=FILE",
     ),
     Stage(MODEL, samples={"present": FLAGS, "*": ANYTHING}),
@@ -194,5 +194,5 @@ def whole_frame_inputs(*specs: GraphSpec) -> set[str]:
 
 def limits(precision: str) -> dict[str, float]:
     """Unit -> the largest error that engines of a precision may have."""
-    every = [measures.RELATIVE, *(m for stage in STAGES.values() for m in stage.gate.values())]
+    every = [gate_limits.RELATIVE, *(m for stage in STAGES.values() for m in stage.gate.values())]
     return {measure.unit: measure.limits[precision] for measure in every}

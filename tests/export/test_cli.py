@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from mambapose.export import build, cli, weights
-from mambapose.export.catalogue import OfficialFile
 from mambapose.export.cli import ExportCommand, main
 from mambapose.export.models import NETWORKS, posemamba
+from mambapose.export.official_files import OfficialFile
 from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import read_bundle, read_gate

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import fetch
-from mambapose.export.catalogue import OfficialFile
 from mambapose.export.download import cache_folder, download
+from mambapose.export.official_files import OfficialFile
 from mambapose.runtime.errors import ExportError
 
 CONTENT = bytes(range(256)) * 12_000  # about 3 MB: many pieces

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import cli, download
-from mambapose.export.catalogue import SOURCES, OfficialFile, wanted_sources
 from mambapose.export.models import NETWORKS
+from mambapose.export.official_files import SOURCES, OfficialFile, wanted_sources
 from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS

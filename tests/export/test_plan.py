@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mambapose.export import weights
-from mambapose.export.catalogue import SOURCES
 from mambapose.export.models import NETWORKS
+from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import ExportOptions, Plan, default_networks, make_plan
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS, Schedule

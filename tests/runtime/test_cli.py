@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pytest
 
-from mambapose.runtime import loading, run
+from mambapose.runtime import loading, running
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.cli import RunCommand, command, main
 from mambapose.runtime.results.destination import destination_of
@@ -120,7 +120,7 @@ def test_the_help_does_not_depend_on_the_name_of_its_option(capsys, monkeypatch)
 
 def test_the_bundle_that_ships_is_the_default(capsys, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(run, "run_video", lambda request: asked.append(request) or 0)
+    monkeypatch.setattr(running, "run_video", lambda request: asked.append(request) or 0)
     monkeypatch.setattr(loading, "SHIPPED", tmp_path / "cpu")
     line = refusal(capsys, "clip.mp4")
     assert f"was wanted at {tmp_path / 'cpu'}, found none" in line
@@ -132,7 +132,7 @@ def test_the_bundle_that_ships_is_the_default(capsys, monkeypatch, tmp_path):
 
 def test_flow_and_depth_run_unless_told(monkeypatch):
     asked = []
-    monkeypatch.setattr(run, "run_video", lambda request: asked.append(request) or 0)
+    monkeypatch.setattr(running, "run_video", lambda request: asked.append(request) or 0)
     for options in ([], ["--no-flow"], ["--no-depth", "--height", "1.8"]):
         assert mp_run("--engine", "b", "clip.mp4", *options) == 0
     assert [(r.flow, r.depth, r.height) for r in asked] == [

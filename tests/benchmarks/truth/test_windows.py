@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mambapose.benchmarks.truth import detector as noise
+from mambapose.benchmarks.truth import simulated_detector as noise
 from mambapose.benchmarks.truth.camera import Cameras, spheres_from_joints
 from mambapose.benchmarks.truth.motion import clips_from_file
 from mambapose.benchmarks.truth.windows import (

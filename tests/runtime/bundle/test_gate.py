@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
-from mambapose.runtime.stages.measures import soft_joints
+from mambapose.runtime.stages.gate_limits import soft_joints
 from mambapose.runtime.types import FloatArray
 
 

@@ -407,6 +407,7 @@ def test_no_device_is_said(motion_folder: Path, tmp_path: Path) -> None:
     assert "torch finds none" in result.output
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # one core a worker
 def test_batches_made_ahead_are_the_same(motion_folder: Path) -> None:
     motions = lift.Motions(clips_from_file(motion_folder))
     here, ahead = (lift.batches(TINY, motions, 4, workers) for workers in (0, 2))
