@@ -1,4 +1,4 @@
-"""What a bundle holds: its stages, their graphs, and the files of those."""
+"""What a bundle holds: its stages, their graphs, and the files of the graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WeightsEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the bundle. path: relative to its folder; sha256: of the content."""
+    """A file of the bundle. path: relative to the bundle's folder; sha256: hash of its content."""
 
     path: str
     sha256: str
