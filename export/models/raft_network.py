@@ -18,7 +18,7 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """Widths of one size of RAFT. stem and stages are those of both encoders."""
+    """The widths of one size of RAFT. stem and stages apply to both encoders."""
 
     bottleneck: bool
     stem: int

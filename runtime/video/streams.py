@@ -205,7 +205,7 @@ class VideoSource:
         return None if picture.pts is None else float(picture.pts * self._stream.time_base)
 
     def close(self) -> None:
-        """Free the demuxer; if a thread is stuck reading, that is left to the end of the process."""
+        """Free the demuxer, or leave it to the end of the process if a thread is stuck reading."""
         if self._lock.acquire(timeout=0.0 if self._closed else 1.0):
             try:
                 self._closed = True
