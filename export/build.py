@@ -109,7 +109,7 @@ class Loaded:
 def export_stage(
     plan: Plan, stage: StagePlan, network: Loaded, folder: Path, *, trt: bool = True
 ) -> StageEntry:
-    """The bundle's entry of a stage; its graphs, weights and gate arrays are written to ``folder``."""
+    """The bundle's entry of a stage; graphs, weights and gate arrays are written to ``folder``."""
     return written_stage(
         stage.stage, stage.network.name, network, stage_graphs(network.model, stage, plan), folder,
         precision=plan.precision, options=stage_options(stage, network.unit),

@@ -197,7 +197,7 @@ class MambaPoseNano(nn.Module):
         return self.down @ self.apart(cells) @ self.across
 
     def apart(self, cells: Tensor) -> Tensor:
-        """Posteriors (B, 17, 32, 24) in which the joints of each limb's pair gave way to each other.
+        """Posteriors (B, 17, 32, 24), the two joints of each limb's pair having given way to each other.
 
         With the factor 1 - GIVE_WAY * exp(-d^2 / 2 sigma^2) for a pair at distance d, these are the
         exact marginals of both joints: each loses where the other is, and is scaled back to its
@@ -274,7 +274,7 @@ def fused(model: MambaPoseNano) -> MambaPoseNano:
 
 
 def graphs(model: MambaPoseNano, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """The one graph of the stage, for any number of people. ExportError unless the size is 256x192."""
+    """The one graph of the stage, for any number of people. ExportError for another size."""
     if size != IMAGE:
         raise ExportError(
             f"crops of {IMAGE[0]}x{IMAGE[1]} were wanted, the only size of mambapose-nano, found "

@@ -213,7 +213,7 @@ class UpdateBlock(nn.Module):
 
 
 class Raft(nn.Module):
-    """The weights of RAFT under their official names; the graphs below compute with them."""
+    """The weights of RAFT under their official names; the graphs in raft.py compute with them."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()

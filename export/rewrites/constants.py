@@ -37,7 +37,7 @@ def _is_decay(node: ir.Node, at: int) -> bool:
 
 
 def _numbers(node: ir.Node) -> Array | None:
-    """The node's only output as numbers, where it comes from constants and is no larger than they."""
+    """The node's only output as numbers, if it comes from constants and is no larger than they."""
     if len(node.outputs) != 1 or node.domain:
         return None
     arrays = [constant(value) for value in node.inputs]
