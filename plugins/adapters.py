@@ -277,7 +277,7 @@ def _flip_steps(tensor: Tensor) -> Tensor:
 
 
 class SelectiveScanCore:
-    """VMamba's scan, ``SelectiveScanCore.apply(...)``; its Oflex and Mamba variants are the same."""
+    """VMamba's scan, ``SelectiveScanCore.apply(...)``; its Oflex and Mamba kinds are the same."""
 
     @staticmethod
     def apply(

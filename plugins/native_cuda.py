@@ -243,7 +243,7 @@ def scan_backward(
     wanted: Collection[str] = tuple(GRADIENTS),
     allocate: Allocate = aligned_empty,
 ) -> dict[str, NDArray[np.float32] | None]:
-    """Gradients by argument name, as `native_scan.scan_backward`. For the host build, in float32."""
+    """Gradients by argument name, as `native_scan.scan_backward`. For the host build; float32."""
     x, settings = _checked(arguments, attributes)
     check_gradients(dy, dfinal_state, x["dt"], x["A"].shape[1], settings)
     float32 = np.dtype(np.float32)

@@ -38,7 +38,7 @@ def knn(ref: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class KNN(nn.Module):
-    """knn_cuda.KNN: `knn` of batches. With transpose_mode points and results are rows, (B, N, C)."""
+    """knn_cuda.KNN: `knn` of batches. transpose_mode: points and results are rows, (B, N, C)."""
 
     def __init__(self, k: int, transpose_mode: bool = False) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ def _stream(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class BoundScan:
-    """One call with its memory: ``launch()`` computes y again, and final_state unless it is None."""
+    """One call with its memory: ``launch()`` computes y again, and final_state unless None."""
 
     y: Tensor
     final_state: Tensor | None

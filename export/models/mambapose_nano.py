@@ -197,7 +197,7 @@ class MambaPoseNano(nn.Module):
         return self.down @ self.apart(cells) @ self.across
 
     def apart(self, cells: Tensor) -> Tensor:
-        """Posteriors (B, 17, 32, 24), the two joints of each limb's pair having given way to each other.
+        """Posteriors (B, 17, 32, 24) after the two joints of a limb's pair gave way to each other.
 
         With the factor 1 - GIVE_WAY * exp(-d^2 / 2 sigma^2) for a pair at distance d, these are the
         exact marginals of both joints: each loses where the other is, and is scaled back to its
