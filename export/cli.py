@@ -31,7 +31,7 @@ class ExportCommand(GroupedCommand):
 def _pairs(
     context: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """STAGE=VALUE strings as a dict."""
+    """The dict of STAGE=VALUE strings."""
     pairs: dict[str, str] = {}
     for value in values:
         stage, equals, text = value.partition("=")

@@ -137,7 +137,7 @@ class RunState:
 
 @contextmanager
 def mean_weights(state: RunState) -> Iterator[nn.Module]:
-    """A context with the network in eval mode and its mean weights in place of the current ones."""
+    """A context with the network in eval mode and its mean weights; the current ones come back."""
     kept = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     state.model.load_state_dict(state.average)
     state.model.eval()

@@ -215,7 +215,7 @@ def arranged(
     """The value's elements in another order and shape, by at most Reshape, Transpose, Reshape.
 
     where: position of each element in one batch element; shape: with the batch side, first or
-    merged into another. None, and nothing is made, when an order of axes cannot say it.
+    merged into another. None, and nothing is made, when permuting axes is not enough.
     """
     steps = _steps(value, where, shape)
     if steps is None:

@@ -67,9 +67,9 @@ class GraphEntry:
 class StageEntry:
     """One network with its graphs, keyed ``main``, ``encode@192x256`` and so on.
 
-    params: true parameter count. gate: measured errors of the export against torch, the unit in
-    the name (``flow_px``). options: what the runtime must know beyond the tensors (``flip``,
-    ``layout``). scan_spec: version of the selective scan inside, None without one.
+    params: true parameter count. gate: unit (``flow_px``) -> measured error of the export against
+    torch. options: what the runtime must know beyond the tensors (``flip``, ``layout``). scan_spec:
+    version of the selective scan inside, None without one.
     """
 
     network: str

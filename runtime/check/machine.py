@@ -55,7 +55,7 @@ def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
 
 
 def bundle_findings(path: Path) -> Iterator[Finding]:
-    """The bundle's files against their hashes, then the gate of every graph on every backend."""
+    """Whether the bundle's files match their hashes; then every graph's gate on every backend."""
     try:
         bundle = read_bundle(path)
     except BundleError as err:

@@ -41,7 +41,7 @@ class Crops:
         return out
 
     def frame_xy(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Frame pixels of crop pixels (N, J, 2)."""
+        """(N, J, 2) frame pixels of points (N, J, 2) in crop pixels."""
         return (xy - self.shift[:, None]) / self.scale[:, None]
 
     def frame_axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

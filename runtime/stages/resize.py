@@ -31,7 +31,7 @@ class Letterbox:
         return self.content[1] / self.frame[1], self.content[0] / self.frame[0]
 
     def map_x(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map columns of frame columns; pixel centres are whole numbers on both sides.
+        """Map columns of the frame columns ``x``; pixel centres are whole numbers on both sides.
 
         Beyond the centres of the outer map pixels the edge is repeated: the padding around the
         frame never takes part.

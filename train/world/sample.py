@@ -46,10 +46,10 @@ Image = NDArray[np.uint8]
 class Mixture:
     """Shares and spreads of what is done to a shot; ``strength`` 0 is clean, 1 everything.
 
-    box: the range of box sizes, as shares of the right size, drawn evenly; with None the logarithm
-    of the size has the spread ``scale``; edges: share of people at the edge of the frame, beyond
-    which a crop is black; far: share of crops that show a person much smaller than they should, as
-    a first look without a detector does; empty: share of crops without the person.
+    box: the range of box sizes, as shares of the right size, drawn evenly on a log scale; with None
+    the logarithm of the size has the spread ``scale``; edges: share of people at the edge of the
+    frame, beyond which a crop is black; far: share of crops that show a person much smaller than
+    they should, as a first look without a detector does; empty: share of crops without the person.
     """
 
     strength: float = 1.0
