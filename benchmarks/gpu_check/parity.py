@@ -205,7 +205,10 @@ def _result_shapes(case: Case) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def gradients(cases: Iterable[Case], dtype_name: str, device: str, seed: int) -> Result:
-    """All gradients of a weighted sum of both results, twice, and then one gradient alone."""
+    """The check of all gradients of a weighted sum of both results, run twice.
+
+    After that one of the gradients is computed alone and must have the same bits.
+    """
     result = Result(f"gradients {dtype_name}", GRADIENT_LIMITS[dtype_name])
     for case in cases:
         rng = np.random.default_rng(case_seed(seed, case))
@@ -229,7 +232,7 @@ def gradients(cases: Iterable[Case], dtype_name: str, device: str, seed: int) ->
 
 
 def properties(device: str, seed: int) -> list[Result]:
-    """Properties across calls: states carry over, NaN stays in its channel, graphs replay."""
+    """The checks across calls: states carry over, NaN stays in its channel, graphs replay."""
     checks: list[Callable[[str, int], Result]] = [split_lengths, strangers]
     if device != "cpu":
         checks += [torch_operator, graph_replay]
@@ -237,7 +240,7 @@ def properties(device: str, seed: int) -> list[Result]:
 
 
 def split_lengths(device: str, seed: int) -> Result:
-    """Whether a length cut in two at every point, with the state carried over, equals one pass."""
+    """The check that a length cut in two anywhere, its state carried over, equals one pass."""
     result = Result("length split anywhere", 1e-6)
     case = Case(L=33, D=20, optional="Dz")
     x = placed(arguments(case, np.random.default_rng(seed), torch.float32), "dense", device)
@@ -259,7 +262,7 @@ def split_lengths(device: str, seed: int) -> Result:
 
 
 def strangers(device: str, seed: int) -> Result:
-    """Whether NaN and infinity in one channel leave the bits of all others unchanged."""
+    """The check that NaN and infinity in one channel leave the bits of all others unchanged."""
     result = Result("NaN stays in its channel", 0.0)
     for value in (float("nan"), float("inf"), float("-inf")):
         for tactic in TACTICS:
@@ -281,7 +284,7 @@ def strangers(device: str, seed: int) -> Result:
 
 
 def torch_operator(device: str, seed: int) -> Result:
-    """Whether the torch operator runs these kernels and autograd goes through them."""
+    """The check that the torch operator runs these kernels and autograd goes through them."""
     result = Result("torch operator", GRADIENT_LIMITS["fp32"])
     for case in GRADIENT_CASES[:5]:
         tensors = arguments(case, np.random.default_rng(case_seed(seed, case)), torch.float32)
@@ -302,7 +305,10 @@ def torch_operator(device: str, seed: int) -> Result:
 
 
 def graph_replay(device: str, seed: int) -> Result:
-    """Whether a captured call, replayed on new values in its memory, gives a plain call's bits."""
+    """The check that a captured call gives a plain call's bits when replayed on new values.
+
+    The new values lie in the same memory.
+    """
     result = Result("CUDA graph replay", 0.0)
     for case in (PAIR, FOUR, Case(L=2049, D=128)):
         for dtype_name, dtype in TYPES.items():

@@ -33,7 +33,10 @@ EXAMPLE = "x:float32:1,243,17,2"
 
 @contextlib.contextmanager
 def user_code(folder: Path) -> Iterator[StandIns]:
-    """A context with the user's folder first on the import path and stand-ins for what lacks."""
+    """The stand-ins in use, while the user's folder comes first on the import path.
+
+    The stand-ins are for packages that are missing here.
+    """
     known = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:

@@ -105,7 +105,7 @@ class Lifter:
         return done
 
     def finish(self) -> list[tuple[int, dict[int, FloatArray]]]:
-        """The same for the frames that still wait at the end of the video."""
+        """(frame, id -> (17, 3)) of the frames that still wait at the end of the video."""
         done: list[tuple[int, dict[int, FloatArray]]] = []
         while self._pending:
             done += self._lift_block()
