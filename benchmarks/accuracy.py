@@ -1,4 +1,4 @@
-"""``mp-bench accuracy``: how right a bundle's answers are, through the graphs that will run."""
+"""``mp-bench accuracy``: how accurate a bundle is, measured through the graphs that will run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Material:
-    """assets: the folder of real video and motion capture; quick: a few windows of each activity
-    only.
+    """What there is to measure on.
+
+    assets: the folder of real video and motion capture; quick: only a few windows of each activity.
     """
 
     assets: Path | None = None
@@ -39,8 +40,10 @@ class Material:
 
 @dataclass(frozen=True)
 class Report:
-    """What becomes of the scores. json_file: gets them as lines; baseline: such a file, which they
-    are held to with the tolerance (scores.worse).
+    """What is done with the scores.
+
+    json_file: the scores are added to it as JSON lines; baseline: such a file of an earlier run; no
+    score may be worse than there by more than the tolerance (scores.worse).
     """
 
     json_file: Path | None = None
@@ -51,15 +54,16 @@ class Report:
 def measure(
     engine: Path, where: Where, material: Material, parts: tuple[str, ...], wanted: Report
 ) -> bool:
-    """Measure the parts and report. False when worse than the baseline."""
+    """Whether the scores are not worse than the baseline; measures the parts and reports them."""
     bundle = read_bundle(engine)
     scores = measured(bundle, where, material, parts, partial(click.echo, err=True))
     return reported(bundle, where, scores, wanted)
 
 
 def reported(bundle: Bundle, where: Where, parts: Iterable[list[Score]], wanted: Report) -> bool:
-    """Print a table of each part as it comes; write what was asked for. False when worse than the
-    baseline.
+    """Whether the scores are not worse than the baseline.
+
+    Prints a table of each part as it comes and writes what was asked for.
     """
     baseline, json_file, tolerance = wanted.baseline, wanted.json_file, wanted.tolerance
     stored = None if baseline is None else scores.read_scores(baseline)
@@ -96,7 +100,7 @@ def reported(bundle: Bundle, where: Where, parts: Iterable[list[Score]], wanted:
 
 
 def facts(bundle: Bundle, where: Where) -> dict[str, object]:
-    """What numbers belong to: machine, bundle, networks and what runs them."""
+    """The circumstances of a measurement: machine, bundle, networks, backend and device."""
     return {
         **report.machine(),
         "backend": backend_from_name(where.backend),
@@ -118,7 +122,7 @@ def facts(bundle: Bundle, where: Where) -> dict[str, object]:
 def measured(
     bundle: Bundle, where: Where, material: Material, parts: tuple[str, ...], tell: Tell
 ) -> Iterator[list[Score]]:
-    """The scores of each part that the material is there for; the others are named."""
+    """The scores of each part whose material is there; ``tell`` receives the names of the rest."""
     assets = material.assets
     if assets is None and (missing := [p for p in ("pose2d", "video", "lift3d") if p in parts]):
         tell(f"not measured without --assets: {', '.join(missing)}")
@@ -153,7 +157,7 @@ def sample_scores(bundle: Bundle, where: Where, tell: Tell) -> Iterator[list[Sco
 def combined_scores(
     bundle: Bundle, where: Where, clips: list[Clip], tell: Tell, *, known: bool
 ) -> list[Score]:
-    """The clips with every combination of modalities that the bundle can run."""
+    """Scores of the clips with every combination of flow and depth that the bundle can run."""
     scores: list[Score] = []
     for name, options in modalities(bundle):
         box = "box given" if known else "the person to be found"

@@ -20,7 +20,7 @@ from mambapose.runtime.video.sample import Truth
 
 
 def dense_scores(bundle: Bundle, where: Where, clip: Clip, truth: Truth) -> list[Score]:
-    """End-point error of the flow, correlation of the depth, for the stages that the bundle has."""
+    """The error of the flow and the correlation of the depth, for the stages in the bundle."""
     wanted = set(truth.map_frames.tolist())
     kept = {f.index: f for f in clip.frames() if {f.index, f.index + 1} & wanted}
     with ExitStack() as stack:
@@ -53,7 +53,7 @@ def flow_score(flow: FlowStage, name: str, frames: dict[int, Frame], truth: Trut
 
 
 def depth_score(depth: DepthStage, name: str, frames: dict[int, Frame], truth: Truth) -> Score:
-    """Mean correlation of inverse depth: a network knows it up to scale and shift."""
+    """Mean correlation of inverse depth, because a network knows it only up to scale and shift."""
     found = []
     for number, t in enumerate(truth.map_frames.tolist()):
         depth.forget()
@@ -64,6 +64,6 @@ def depth_score(depth: DepthStage, name: str, frames: dict[int, Frame], truth: T
 
 
 def at_truth(dense: DenseMap, truth: Truth) -> NDArray[np.float64]:
-    """(h, w, C) values of a map where the truth is known."""
+    """(h, w, C) values of a map at the places where the truth is known."""
     grid = np.stack(np.meshgrid(truth.columns, truth.rows), axis=-1).astype(np.float64)
     return values_at(dense.values, dense.box, grid).astype(np.float64)

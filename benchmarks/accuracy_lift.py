@@ -25,10 +25,11 @@ CUES = {
 
 
 def lift_scores(bundle: Bundle, where: Where, assets: Path, *, quick: bool) -> list[Score]:
-    """On pose2sim's OpenPose joints, and on each held-out activity through a simulated detector.
+    """Scores of the lifter on pose2sim's OpenPose joints and on each held-out activity.
 
-    quick: a few windows of each activity. Left out is what the assets folder lacks; activities
-    are measured in body heights, so not for weights that answer in another unit.
+    The activities are seen through a simulated detector. quick: a few windows of each activity.
+    What the assets folder lacks is left out; activities are measured in body heights, so they are
+    left out for weights whose 3D joints are in another unit.
     """
     unit = lift_unit(bundle)
     graph = STEP if STEP in bundle.stage("lift3d").graphs else "main"

@@ -68,7 +68,10 @@ def tables(scores: Sequence[Score]) -> list[str]:
 
 
 def headline(scores: Sequence[Score]) -> list[str]:
-    """The few rows of the README that were measured; of a lifter's cues the first, without flow."""
+    """The rows of the README that were measured.
+
+    Where a row does not name its inputs, the first are taken: a lifter's without flow.
+    """
     rows = []
     for stage, data, inputs in HEADLINE:
         named = (score for score in scores if (score.stage, score.data) == (stage, data))

@@ -53,13 +53,13 @@ class Clip:
 
 
 def clip_from_view(view: View) -> Clip:
-    """A camera of pose2sim."""
+    """The clip of one camera of pose2sim."""
     name = f"pose2sim {view.name}"
     return Clip(name, view.video, view.xy, view.valid, view.boxes, view.height, view.xyz)
 
 
 def clip_from_truth(truth: Truth, video: Path = SAMPLE) -> Clip:
-    """A rendered clip; joints outside the picture are not measured."""
+    """The clip of a rendered video; joints outside the picture are not measured."""
     return Clip(
         "sample", video, truth.coco_xy.astype(np.float64), truth.visibility > 0,
         truth.box.astype(np.float64), truth.height_px, measured_h36m(truth.h36m_xyz),
@@ -67,7 +67,7 @@ def clip_from_truth(truth: Truth, video: Path = SAMPLE) -> Clip:
 
 
 class KnownBoxes:
-    """People "followed" by their known boxes (F, 4), one per frame, from the first frame on."""
+    """Stands in for a tracker: the person's known boxes (F, 4), one per frame from the first."""
 
     def __init__(self, boxes: Array) -> None:
         self._boxes = iter(boxes)
@@ -98,13 +98,15 @@ class KnownBoxes:
         return np.ones(1, bool)
 
     def forget(self) -> None:
-        """A cut changes nothing about what is known."""
+        """Does nothing: the boxes are known on both sides of a cut."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of the person of a clip: xy (F, 17, 2) px, xyz (F, 17, 3) body heights; NaN where it was not
-    found, and everywhere in xyz without a lifter.
+    """What the pipeline found of the person of a clip.
+
+    xy: (F, 17, 2) px; xyz: (F, 17, 3) body heights. NaN in frames where the person was not found,
+    and everywhere in xyz without a lifter.
     """
 
     xy: Array
@@ -112,12 +114,15 @@ class Answer:
 
     @property
     def found(self) -> float:
-        """Share of the frames with an answer."""
+        """The share of the frames in which the person was found."""
         return float(np.isfinite(self.xy).all(axis=(1, 2)).mean())
 
 
 def modalities(bundle: Bundle) -> Iterator[tuple[str, RunOptions]]:
-    """The combinations that the bundle can run, by name, the plain picture first."""
+    """Name and options of each combination of flow and depth that the bundle can run.
+
+    The plain picture (``rgb``) comes first.
+    """
     inputs = {item.name for item in bundle.graph("pose2d", "main").spec.inputs}
     flows = (False, True) if "flow" in bundle.stages and "flow" in inputs else (False,)
     depths = (False, True) if "depth" in bundle.stages and "depth" in inputs else (False,)
@@ -130,7 +135,7 @@ def modalities(bundle: Bundle) -> Iterator[tuple[str, RunOptions]]:
 def watched(
     bundle: Bundle, where: Where, clip: Clip, options: RunOptions, *, known: bool
 ) -> Answer:
-    """The pipeline's answer to a clip; known: it is told the person's boxes."""
+    """What the pipeline found in a clip; known: it is given the person's boxes."""
     frames = clip.frames()
     first = next(frames)
     size = Size(*first.image.shape[:2])
@@ -149,7 +154,10 @@ def watched(
 
 
 def same_person(poses: list[Pose], box: Array, *, known: bool) -> Pose | None:
-    """The pose whose box lies most on the true one, None when all lie elsewhere."""
+    """The pose whose box overlaps the true one most, or None when none overlaps it enough.
+
+    known: the pipeline was given the true box, so its first pose is taken.
+    """
     if not poses or known:
         return poses[0] if poses else None
     boxes = np.stack([pose.box for pose in poses]).astype(np.float64)
@@ -184,7 +192,7 @@ def video_scores(
 
 
 def lifted_values(answer: Answer, clip: Clip) -> dict[str, float]:
-    """The metrics of lift_metrics on the frames that were answered; NaN without three in a row."""
+    """The metrics of lift_metrics on the frames that have 3D joints; NaN without three in a row."""
     answered: NDArray[np.bool_] = np.asarray(np.isfinite(answer.xyz).all(axis=(1, 2)))
     if not (answered[:-2] & answered[1:-1] & answered[2:]).any():
         return dict.fromkeys(("pa_mpjpe_mm", "mpjpe_mm", "acceleration_mm"), float("nan"))

@@ -23,7 +23,7 @@ def bench(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> bool:
-    """Print the table; write what was asked for. False when the budget is not kept."""
+    """Whether the budget is kept; prints the table and writes what was asked for."""
     limits = report.limits_from_text(budget) if budget else report.Limits()
     bundle = read_bundle(engine)
     rows = comparison.compare(bundle, vs, job, sweep=sweep and bool(vs), tell=click.echo)
@@ -48,7 +48,7 @@ def bench_networks(
 ) -> None:
     """Print the table of the networks over their sizes; write what was asked for.
 
-    Without names: those of the bundle that ships, and what stands beside them by default.
+    Without names: the networks of the bundle that ships and those that are compared by default.
     """
     candidates = sweeps.candidate_list(names)
     if not names:
@@ -80,7 +80,7 @@ def show(
 
 
 def bench_scan(json_file: Path | None) -> bool:
-    """Print the operator's bars; False when one is missed."""
+    """Whether every bar of the operator is kept; prints them."""
     from mambapose.benchmarks import scan
 
     rows = scan.run()

@@ -27,13 +27,15 @@ def own_sides(bundle: Bundle) -> Iterator[Side]:
 
 
 def shown_name(vs: str) -> str:
-    """What a baseline is called in its rows: the name of its folder, or of the network."""
+    """The name of a baseline in its rows: that of its folder, or of the network."""
     return Path(vs).resolve().name if Path(vs).is_dir() else vs
 
 
 def baseline_sides(vs: str, bundle: Bundle) -> Iterator[Side]:
-    """The baseline. ViTPose-S stands beside one that looks at pictures, and each of the two with
-    the lifter of the bundle behind it.
+    """The sides of a baseline, which is a bundle's folder or a network's name.
+
+    With a 2D pose network ViTPose-S is measured too, and each of the two also with the bundle's
+    lifter after it.
     """
     if Path(vs).is_dir():
         for side in own_sides(read_bundle(Path(vs), verify=False)):
@@ -48,7 +50,7 @@ def baseline_sides(vs: str, bundle: Bundle) -> Iterator[Side]:
 
 
 def tier_sides() -> Iterator[Side]:
-    """Our network and its baseline, tier by tier."""
+    """Each of our networks and its baseline, tier by tier."""
     for pair in TIERS:
         for name in pair:
             yield Side(name, "tier", ((exported(name), "pose2d"),))
@@ -59,7 +61,8 @@ def compare(
 ) -> list[Row]:
     """Every row of the report, each measured in a process of its own.
 
-    Tiers and sweeps stand beside a pipeline only: of a lone network they say nothing.
+    Tiers and sweeps are measured beside a whole pipeline only; about a lone network they say
+    nothing.
     """
 
     def sides() -> Iterator[Side]:

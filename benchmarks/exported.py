@@ -1,4 +1,4 @@
-"""Networks named on the command line of ``mp-bench``, exported on the spot and kept."""
+"""Networks named on the command line of ``mp-bench``, exported when needed and kept in a cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Size = tuple[int, int] | int  # (H, W) of an image stage, T of a lifter
 
 
 def source_digest() -> str:
-    """Changes whenever the code that exports changes, so a cached bundle is never stale."""
+    """A hash that changes with the code that exports, so that no cached bundle is out of date."""
     digest = hashlib.sha256(Path(yardsticks.__file__).read_bytes())
     for package in (mambapose.export, mambapose.plugins):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
@@ -32,7 +32,7 @@ def source_digest() -> str:
 
 
 def cache_folder() -> Path:
-    """Where baselines exported on the spot are kept."""
+    """The folder of the exported networks that are kept."""
     return Path.home() / ".cache" / "mambapose" / "bench" / source_digest()
 
 
@@ -49,7 +49,7 @@ def stage_of(name: str) -> str:
 
 
 def own_size(stage: str) -> Size | None:
-    """The size at which the target has the networks of a stage; None of one without a size."""
+    """The size of a stage's networks in the target's schedule; None for a stage without a size."""
     schedule, row = target_from_name(TARGET).schedule, STAGES[stage]
     if row.clip:
         return schedule.clip_frames
@@ -57,7 +57,7 @@ def own_size(stage: str) -> Size | None:
 
 
 def exported(name: str, size: Size | None = None) -> Bundle:
-    """A one-stage bundle of a named network with seeded random weights, exported once.
+    """A bundle of one named network with seeded random weights, exported once and then kept.
 
     Latency and memory do not depend on the values of the weights. size: None for the target's own.
     """

@@ -1,4 +1,4 @@
-"""What to measure: a job runs in a process of its own and comes back as a row."""
+"""What to measure: a job runs in a process of its own and its results become a row."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ ONE_THREAD = Where("onnxruntime", threads=1)
 
 @dataclass(frozen=True)
 class Job:
-    """kind: empty, stages (loaded together, run in turn) or pipeline (the whole chain).
+    """One measurement.
 
+    kind: empty, stages (loaded together, run in turn) or pipeline (the whole chain).
     parts: (bundle folder, stage) pairs; the chain takes the bundle of the first.
     frames: file of raw RGB frames for the chain, see ``chain.sample_frames``.
     """
@@ -38,7 +39,7 @@ class Job:
 class Row:
     """One line of the table. Memory in MiB above an empty backend process, times in ms of a call.
 
-    frames: whose answers the pipeline takes from one call; None where nothing tells.
+    frames: how many frames the pipeline gets from one call; None where that is not known.
     """
 
     label: str
@@ -57,7 +58,7 @@ class Row:
 
     @property
     def frame_ms(self) -> float | None:
-        """p50 of a call, shared among its frames."""
+        """The p50 time of a call divided by its frames; None where they are not known."""
         return None if self.frames is None else self.p50_ms / self.frames
 
 
@@ -86,7 +87,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def empty_peak_kib(job: Job) -> int:
-    """Peak of a process that only started the backend: the smallest of three, it is a floor."""
+    """Peak memory of a process that only started the backend: the smallest of three, as a floor."""
     return min(int(run_job(replace(job, kind="empty"))["peak_kib"]) for _ in range(3))
 
 

@@ -1,10 +1,10 @@
 """What a lifter has to beat: a constant pose, a linear map, temporal convolutions, a transformer.
 
-All take what PoseMamba or mambapose3d takes, in the coordinates of the person as the networks that
-are trained here see them, and answer (B, T, 17, 3) in body heights. The last
-two have about as many parameters as PoseMamba-S (1.47 M). The transformer is the kind used for
-lifting (factorised, as in MixSTE): attention among the joints of a frame, then among the frames of
-a joint, so its cost grows with the square of T in every second layer.
+All take the inputs of PoseMamba or mambapose3d, in the person's own coordinates, as the networks
+that are trained here do, and give (B, T, 17, 3) in body heights. The last two have about as many
+parameters as PoseMamba-S (1.47 M). The transformer is the kind used for lifting (factorised, as in
+MixSTE): attention among the joints of a frame, then among the frames of a joint, so its cost grows
+with the square of T in every second layer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Baseline(nn.Module):
         self.channels = CUE_CHANNELS if cues else KEYPOINT_CHANNELS
 
     def joints(self, keypoints: Tensor, cues: tuple[Tensor, ...]) -> Tensor:
-        """(B, T, 17, channels); a cue that is absent is zeros."""
+        """(B, T, 17, channels) joints and cues; an absent cue is zeros."""
         inside, centre, size = person_coordinates(keypoints)
         whole = torch.cat([centre, size.expand_as(centre[..., :1])], -1)
         person = torch.cat([inside, whole.expand(-1, -1, JOINTS, -1)], -1)
@@ -45,12 +45,12 @@ class _Baseline(nn.Module):
 
 
 def _pose(values: Tensor) -> Tensor:
-    """(B, T, 51) as (B, T, 17, 3)."""
+    """(B, T, 17, 3) from (B, T, 51)."""
     return values.reshape(*values.shape[:-1], JOINTS, 3)
 
 
 class MeanPose(_Baseline):
-    """The same pose whatever is seen: what any metric gives for knowing nothing."""
+    """The same pose for any input: it shows what a metric gives a network that knows nothing."""
 
     def __init__(self, cues: bool) -> None:
         super().__init__(cues)
@@ -61,7 +61,7 @@ class MeanPose(_Baseline):
 
 
 class LinearLifter(_Baseline):
-    """One matrix from the joints of a frame, and where and how large the person is, to the pose."""
+    """One matrix from the joints of a frame, and the person's place and size, to the pose."""
 
     def __init__(self, cues: bool) -> None:
         super().__init__(cues)
@@ -73,7 +73,7 @@ class LinearLifter(_Baseline):
 
 
 class _ConvBlock(nn.Module):
-    """A dilated convolution over time and one over channels, beside the identity."""
+    """A dilated convolution over time and one over channels, added to the input."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _ConvBlock(nn.Module):
 
 
 class TemporalConvolution(_Baseline):
-    """Dilated convolutions over time as in VideoPose3D, 81 frames seen, every frame answered."""
+    """Dilated convolutions over time as in VideoPose3D: each pose is made from 81 frames."""
 
     def __init__(self, cues: bool, width: int = 288) -> None:
         super().__init__(cues)
@@ -162,7 +162,7 @@ BASELINES = {
 
 
 def build(name: str, *, seed: int = 0, cues: bool = False, pairs: int | None = None) -> nn.Module:
-    """A seeded baseline of BASELINES; pairs: of the transformer's blocks, others have none."""
+    """A seeded baseline of BASELINES; pairs: how many pairs of blocks the transformer has."""
     if name == "transformer" and pairs is not None:
         return seeded(lambda: TransformerLifter(cues, pairs=pairs), seed)
     return seeded(lambda: BASELINES[name](cues), seed)

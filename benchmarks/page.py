@@ -64,7 +64,7 @@ def comparison_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def networks_section(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Runs of ``mp-bench networks``, each with its machine."""
+    """The section on the runs of ``mp-bench networks``, each with its machine."""
     lines = ["## Networks, by `mp-bench networks`", "", SWEEP_INTRO]
     for found in runs:
         lines += ["", _machine(found[0]), *sweep_tables([row_from_dict(item) for item in found])]
@@ -79,7 +79,10 @@ def _machine(about: Mapping[str, Any]) -> str:
 
 
 def is_swept(row: Row) -> bool:
-    """True for a row of the tables of sweeps; rows of before frames were counted stay outside."""
+    """Whether the row belongs in the tables of sweeps.
+
+    Rows measured before frames were counted do not.
+    """
     return row.group in GROUPS.values() and row.frames is not None
 
 
@@ -121,7 +124,7 @@ def _sweep_cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def scan_section(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The operator's bars."""
+    """The section on the operator's bars."""
     about = found[0]["machine"]
     table = []
     for row in found:

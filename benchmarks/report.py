@@ -31,7 +31,7 @@ FRAME_COLUMNS = (("frames", 6), ("ms/frame", 9))
 
 @dataclass(frozen=True)
 class Limits:
-    """The budget a pipeline is held to; None is no limit."""
+    """The budget that a pipeline must keep; None is no limit."""
 
     latency_ms: float | None = None
     memory_mib: float | None = None
@@ -78,7 +78,7 @@ def machine() -> dict[str, str | int]:
 def commit() -> str:
     """The commit of the checkout this package lies in, with ``+`` when files differ from it.
 
-    ``unknown`` outside of one: the repository a user happens to stand in says nothing about us.
+    ``unknown`` outside a checkout: the repository of the user's current folder is not ours.
     """
     here = Path(__file__).resolve().parent
     commands = (
@@ -97,7 +97,7 @@ def commit() -> str:
 
 
 def columns(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
-    """Heads and greatest widths; those of a frame only where a row states its frames."""
+    """Heads and greatest widths; the columns about frames only where a row states its frames."""
     stated = any(row.frames is not None for row in rows)
     return COLUMNS + FRAME_COLUMNS if stated else COLUMNS
 
@@ -155,7 +155,7 @@ def named(rows: Iterable[Row], label: str, group: str | None = None) -> Row | No
 def ratios(
     rows: Sequence[Row], tiers: Sequence[tuple[str, str]], baselines: Sequence[str]
 ) -> list[str]:
-    """Sentences that hold the measured rows against the project's goals and the baselines."""
+    """Sentences that compare the measured rows with the project's goals and the baselines."""
     lines = []
     for ours, theirs in tiers:
         a, b = named(rows, ours, "tier"), named(rows, theirs, "tier")
@@ -179,8 +179,10 @@ def ratios(
 
 
 def _costs(a: Row, b: Row, goal: str = "") -> str:
-    """``peak memory 0.50x (goal below 1), latency 0.42x``; per frame where the two answer unlike
-    numbers of frames, and said to be per call where one states none.
+    """The costs of a over those of b: ``peak memory 0.50x (goal below 1), latency 0.42x``.
+
+    The time is per frame where the two give different numbers of frames, and is called per call
+    where one of them does not state its frames.
     """
     times, what = (a.p50_ms, b.p50_ms), "latency"
     if a.frames != b.frames:
@@ -192,7 +194,7 @@ def _costs(a: Row, b: Row, goal: str = "") -> str:
 
 
 def verdicts(rows: Sequence[Row], limits: Limits) -> list[tuple[str, bool]]:
-    """Each limit with whether the pipeline keeps it."""
+    """(text, whether the pipeline keeps it) for each limit."""
     chain = named(rows, "pipeline")
     if chain is None:
         return []

@@ -54,7 +54,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Bar:
-    """What was measured and what it is held to; limit None is for information."""
+    """What was measured and the limit for it; with limit None it is only information."""
 
     what: str
     shape: str
@@ -67,7 +67,7 @@ class Bar:
 
     @property
     def ok(self) -> bool:
-        """True when the measured value keeps to the limit."""
+        """Whether the measured value keeps within the limit."""
         if self.limit is None:
             return True
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
@@ -109,7 +109,7 @@ def _inputs(shape: Shape, directions: int = 1, half: bool = False) -> Arguments:
 def _call(
     arguments: Arguments, y: Array | None = None, *, threads: int = 1, **attributes: Any
 ) -> Callable[[], None]:
-    """The bound native call; y, aligned like the inputs, can be shared by calls."""
+    """The bound native call; several calls can share y, which is aligned like the inputs."""
     if y is None:
         y = _aligned(np.zeros_like(arguments["u"]))
     bound = native_scan.bind_scan(arguments, attributes, y=y, with_state=False, threads=threads)
@@ -164,7 +164,7 @@ def plain_library() -> ctypes.CDLL:
 
 
 def _plain(shape: Shape, x: Arguments) -> tuple[Callable[[], None], Array]:
-    """The plain loop on these inputs and the y it writes."""
+    """A call of the plain loop on these inputs, and the y that it writes."""
     library = plain_library()
     y = _aligned(np.zeros_like(x["u"]))
     names = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias")
@@ -174,7 +174,7 @@ def _plain(shape: Shape, x: Arguments) -> tuple[Callable[[], None], Array]:
 
 
 def _graph(model: bytes, x: Arguments, threads: int = 1) -> Callable[[], Any]:
-    """A run of a graph in ONNX Runtime on a pool of so many threads."""
+    """A call that runs a graph in ONNX Runtime on a pool of ``threads`` threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -196,7 +196,7 @@ def _check_yardstick(what: str, y: Array, wanted: Array) -> None:
 
 
 def yardstick_bars(shape: Shape) -> list[Bar]:
-    """How many times faster than the plain loop, LinearAttention and the ONNX Scan."""
+    """How many times faster we are than the plain loop, LinearAttention and the ONNX Scan."""
     from mambapose.benchmarks import scan_graphs
 
     x = _inputs(shape)
@@ -229,7 +229,7 @@ def yardstick_bars(shape: Shape) -> list[Bar]:
 
 
 def walk_bars(shape: Shape) -> list[Bar]:
-    """What directions, orders and threads cost, in times of one direction."""
+    """What directions, orders and threads cost, as multiples of the time of one direction."""
     x, both = _inputs(shape), _inputs(shape, directions=2)
     permuted = np.random.default_rng(1).permutation(shape.L).astype(np.int32)
     y = _aligned(np.zeros_like(x["u"]))
@@ -255,8 +255,10 @@ def walk_bars(shape: Shape) -> list[Bar]:
 
 
 def thread_bars(shape: Shape) -> list[Bar]:
-    """How many times faster two threads are than one: on ONNX Runtime's pool, which is what a
-    network runs on, and on threads started for the call, as the torch operator does.
+    """How many times faster two threads are than one.
+
+    Measured on ONNX Runtime's pool, where a network runs, and on threads started for the call, as
+    the torch operator does.
     """
     from mambapose.benchmarks import scan_graphs
 
@@ -290,7 +292,7 @@ def error_bars(shape: Shape) -> list[Bar]:
 
 
 def memory_bars(shape: Shape) -> list[Bar]:
-    """MB of memory that a call touches beside its tensors, in a fresh process."""
+    """MB of memory that a call touches besides its tensors, in a fresh process."""
     cases = {"one direction": (1, False), "both directions in fp16": (2, True)}
     isa, bars = native_scan.instruction_set(), []
     for name, (directions, half) in cases.items():
@@ -311,7 +313,7 @@ def memory_bars(shape: Shape) -> list[Bar]:
 
 
 def extra_memory(shape: Shape, directions: int, half: bool) -> int:
-    """Bytes of the pages that one call touches for the first time, its tensors being there.
+    """Bytes of the pages that one call touches for the first time, after its tensors exist.
 
     Free memory goes back to the system first, so that even a second call faults once for each page
     it uses; MALLOC_MMAP_THRESHOLD_ set to a page keeps it from being reused. Needs glibc.

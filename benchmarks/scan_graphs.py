@@ -44,7 +44,7 @@ def _around(make: Callable[..., Any], softplus: bool) -> tuple[list[Any], list[A
     """Nodes before the recurrence (step sizes s, inputs su) and after it (from `scanned`).
 
     softplus False: log(1 + exp(x)) from three operators, which ONNX Runtime runs several times
-    as fast as its Softplus, and which overflows above 88.
+    as fast as its Softplus; it overflows above 88.
     """
     steps = [make("Softplus", ["raw"], ["s"])]
     if not softplus:

@@ -1,4 +1,4 @@
-"""Measured accuracies: one score per network, material and inputs; table, JSON lines, gate."""
+"""Measured accuracies: one score per network, material and inputs; tables, files, comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mambapose.runtime.skeleton import COCO17
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number is shown and held: share 0..1 or in its own unit, and which way is better."""
+    """How a number is shown and compared: a share 0..1 or its own unit, and which way is better."""
 
     head: str
     better: int
@@ -42,8 +42,9 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Score:
-    """stage: what is measured; data: on what; inputs: with which modalities or cues.
+    """The accuracy of one network on one material.
 
+    stage: what is measured; data: what it is measured on; inputs: with which modalities or cues.
     values: numbers by the names of METRICS; joints: median error of each COCO joint as a share of
     body height, empty for 3D.
     """
@@ -56,7 +57,7 @@ class Score:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What two measurements of the same thing have in common."""
+        """What identifies a measurement, so that two of the same thing can be compared."""
         return self.stage, self.data, self.inputs
 
 
@@ -89,7 +90,7 @@ def table(scores: Sequence[Score]) -> list[str]:
 
 
 def cell(name: str, value: float) -> str:
-    """The number as the tables show it."""
+    """The number as text, in the form that the tables show."""
     return f"{value:.{METRICS[name].digits}f}" if math.isfinite(value) else "-"
 
 
@@ -125,12 +126,12 @@ def write_scores(scores: Iterable[Score], path: Path, about: Mapping[str, object
 
 
 def _plain(value: float) -> float | None:
-    """The number for JSON, which knows no infinity; None for what is not a number."""
+    """The number for JSON; None for infinity and for what is not a number."""
     return round(value, 6) if math.isfinite(value) else None
 
 
 def read_scores(path: Path) -> dict[tuple[str, str, str], Score]:
-    """The last score of each key in a file of JSON lines; MambaPoseError when it is none."""
+    """The last score of each key in a file of JSON lines; MambaPoseError for any other file."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         found = [
@@ -152,10 +153,10 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
 def worse(
     scores: Iterable[Score], baseline: Mapping[tuple[str, str, str], Score], tolerance: float
 ) -> list[str]:
-    """A sentence for every number that is worse than the baseline's by more than ``tolerance``.
+    """A sentence for every number that is worse than the baseline's by more than allowed.
 
-    Shares (PCK, errors by height) may be worse by the tolerance times 1, errors by height and
-    lengths by the tolerance times the stored number. MambaPoseError when nothing is in common.
+    Shares such as PCK may be worse by ``tolerance``; errors by height (``median``, ``mean``) and
+    lengths by ``tolerance`` times the stored number. MambaPoseError when nothing is in common.
     """
     lines, common = [], 0
     for score in scores:

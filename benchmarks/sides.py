@@ -1,4 +1,4 @@
-"""What one row of a table measures, and the row itself."""
+"""What one row of a table measures (a side), and the measurement of the row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB = 1024.0 * 1024.0
 class Side:
     """Stages that are run together in one process, each with the bundle it comes from.
 
-    size, frames: of a user's own model, whose tensors do not tell; else None.
+    size, frames: given for a network of the user's own, whose tensors do not tell; else None.
     """
 
     label: str
@@ -33,20 +33,22 @@ class Side:
 
 
 def window_of(bundle: Bundle, stage: str) -> int:
-    """T of a lifter; 1 of one that goes frame by frame."""
+    """T of a lifter with a window; 1 for one that works frame by frame."""
     inputs = next(iter(bundle.stages[stage].graphs.values())).spec.inputs
     shape = next((spec.shape for spec in inputs if spec.name == "keypoints"), inputs[0].shape)
     return int(shape[1]) if len(shape) == 4 else 1
 
 
 def is_step(bundle: Bundle, stage: str) -> bool:
-    """True for a lifter that goes frame by frame."""
+    """Whether the stage is a lifter that works frame by frame."""
     return STAGES[stage].clip and STEP in bundle.stages[stage].graphs
 
 
 def size_of(bundle: Bundle, stage: str) -> str:
-    """``256x192`` of an image stage, ``T=81`` or ``step`` of a lifter, every fixed side of a
-    user's model.
+    """The size of a stage as text.
+
+    ``256x192`` for an image stage, ``T=81`` or ``step`` for a lifter, and every fixed side of the
+    first input for a network of the user's own in stage ``model``.
     """
     specs = [spec for graph in bundle.stages[stage].graphs.values() for spec in graph.spec.inputs]
     shape = specs[0].shape
@@ -61,8 +63,10 @@ def size_of(bundle: Bundle, stage: str) -> str:
 
 
 def frames_of(side: Side) -> int | None:
-    """Frames whose answer the pipeline takes from one call: the hop of a window lifter, 1 of the
-    rest; None where stages that answer unlike numbers are run in turn, or nothing tells.
+    """How many frames the pipeline gets from one call.
+
+    The hop for a lifter with a window, 1 for other stages. None where stages with different numbers
+    are run in turn, or where it is not known.
     """
     if side.frames is not None:
         return side.frames
@@ -79,7 +83,7 @@ def _frames_of_stage(bundle: Bundle, stage: str) -> int | None:
 
 
 def weights_mib(bundle: Bundle, stage: str) -> float:
-    """Size of the files one orientation of a stage loads: its graphs and the weights they share."""
+    """MiB of the files that one orientation of a stage loads: graphs and the weights they share."""
     graphs = bundle.stages[stage].graphs
     names: set[str] = set()
     for graph in (graphs[name] for name in one_orientation(graphs).values()):
@@ -93,7 +97,7 @@ def text_of_size(side: Side) -> str:
 
 
 def measure(side: Side, job: Job, floor_kib: int) -> Row:
-    """One row, from one fresh process."""
+    """The row of a side, measured in one fresh process."""
     parts = tuple((str(bundle.path), stage) for bundle, stage in side.parts)
     job = replace(job, kind=side.kind, parts=parts)
     if side.kind == "pipeline":
@@ -120,8 +124,9 @@ def measure(side: Side, job: Job, floor_kib: int) -> Row:
 
 
 def measure_all(sides: Iterable[Side], job: Job, tell: Callable[[str], None]) -> list[Row]:
-    """A row for every side, each measured in a process of its own; what two sides share is measured
-    once, a side that comes twice in a group is one row.
+    """A row for every side, each measured in a process of its own.
+
+    Sides with the same parts are measured once; a side that comes twice in a group is one row.
     """
     floor = empty_peak_kib(job)
     tell(f"empty {job.where.backend} process: {floor / 1024:.0f} MiB, taken off every row")

@@ -1,8 +1,8 @@
-"""How time and memory grow: of lifters with their window, of 2D networks with the crop.
+"""How time and memory grow: for lifters with their window, for 2D networks with the crop.
 
-Lifters stand beside a transformer with about as many parameters as each, 2D networks beside
-ViTPose-S and -B. A network of the registry is exported at every size with random weights; one of a
-user's own comes in a bundle and is measured at the size it has there.
+Each lifter is compared with a transformer of about as many parameters, 2D networks with ViTPose-S
+and -B. A network of the registry is exported at every size with random weights; one of a user's own
+comes in a bundle and is measured at the size it has there.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ GROUPS = {"lift3d": "T sweep", "pose2d": "size sweep"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to sweep. size: T or (H, W), of one that has no other, else None.
+    """A network to sweep.
 
-    bundle, part: where a user's own network is, and as which stage; the registry has the others.
+    size: T or (H, W) when the network has only this one, else None. bundle, part: for a network of
+    the user's own, its bundle and its stage there; other networks come from the registry.
     """
 
     label: str
@@ -47,7 +48,7 @@ class Candidate:
 
 
 def default_candidates(bundle: Bundle) -> list[Candidate]:
-    """The networks of the bundle, and those that stand beside them when none is named."""
+    """The networks of the bundle, and those that are compared with them when none is named."""
     found = [*bundle_candidates(bundle), *map(_named, (*LIFTERS, *POSE_NETWORKS))]
     return list({(c.label, c.stage): c for c in found}.values())
 
@@ -64,7 +65,10 @@ def candidate_list(texts: Sequence[str]) -> list[Candidate]:
 
 
 def bundle_candidates(bundle: Bundle) -> list[Candidate]:
-    """The 2D network and the lifter of a bundle, or the user's model that is one of the two."""
+    """The 2D network and the lifter of a bundle.
+
+    From a bundle of the stage ``model``, the user's network when it is one of the two.
+    """
     found = []
     for stage, entry in bundle.stages.items():
         if stage in GROUPS and entry.network in NETWORKS:
@@ -89,9 +93,10 @@ def _checked(found: list[Candidate], text: str) -> list[Candidate]:
 
 
 def _own_network(bundle: Bundle, stage: str) -> list[Candidate]:
-    """A user's own network at the size it was exported with, if its tensors tell that.
+    """A user's own network at the size it was exported with, if its tensors show the size.
 
-    Alone, (N, T, 17, 2 or 3) is a lifter's input, and an image has three channels, first or last.
+    In the stage ``model`` an input (N, T, 17, 2 or 3) is a lifter's, and an image has three
+    channels, first or last.
     """
     spec = next(iter(bundle.stages[stage].graphs.values())).spec.inputs[0]
     label = bundle.path.name
@@ -116,8 +121,10 @@ def sides(
     sizes: Sequence[tuple[int, int]] = SIZES,
     clips: Sequence[int] = CLIPS,
 ) -> Iterator[Side]:
-    """Every candidate at every size, the yardsticks behind. A size that is the only one of a
-    candidate is one more for the others; where all have one, no other is measured.
+    """Every candidate at every size, and after them the yardsticks.
+
+    The only size of a candidate is measured for the others as well. When every candidate has only
+    one size, ``sizes`` and ``clips`` are not used.
     """
     wanted: dict[str, Sequence[Size]] = {"lift3d": clips, "pose2d": sizes}
     for stage, given in wanted.items():
@@ -133,7 +140,7 @@ def sides(
 
 
 def yardsticks_of(stage: str, chosen: Sequence[Candidate]) -> list[str]:
-    """What the candidates of a stage are held against; nothing where there is none."""
+    """The networks that the candidates of a stage are compared with; none without candidates."""
     if stage == "pose2d":
         return list(POSE_YARDSTICKS) if chosen else []
     others = [candidate for candidate in chosen if not yardsticks.is_transformer(candidate.label)]
@@ -148,8 +155,9 @@ def _params(candidate: Candidate) -> int:
 
 
 def _sides_at(candidate: Candidate, size: Size, *, first: bool) -> Iterator[Side]:
-    """The candidate at a size, nothing where it has another; a lifter that goes frame by frame has
-    none and stands at the first.
+    """The candidate at one size; nothing when it has another size.
+
+    A lifter that works frame by frame has no size and is measured once, with the first.
     """
     group = GROUPS[candidate.stage]
     if candidate.size not in (None, size):
@@ -167,20 +175,22 @@ def _sides_at(candidate: Candidate, size: Size, *, first: bool) -> Iterator[Side
 
 
 def _goes_frame_by_frame(candidate: Candidate) -> bool:
-    """True for a lifter whose graph, exported without a window, is a step."""
+    """Whether it is a lifter whose graph, exported without a window, is a step."""
     if not STAGES[candidate.stage].clip or yardsticks.is_transformer(candidate.label):
         return False
     return is_step(exported(candidate.label), candidate.stage)
 
 
 def is_yardstick(row: Row) -> bool:
-    """True for what others are held against in a sweep."""
+    """Whether the row is of a network that others are compared with in a sweep."""
     return row.label in POSE_YARDSTICKS or yardsticks.is_transformer(row.label)
 
 
 def held_against(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """The yardstick nearest in parameters of the same group and size; of every size for a lifter
-    that goes frame by frame; none for a yardstick.
+    """The yardstick with the nearest number of parameters, of the same group and size.
+
+    For a lifter that works frame by frame there is one of every size; for a yardstick there is
+    none.
     """
     if is_yardstick(row):
         return []
@@ -196,13 +206,14 @@ def held_against(row: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def _unlike(row: Row, other: Row) -> float:
-    """How many times one has the parameters of the other, 1 and up."""
+    """The larger number of parameters over the smaller, so at least 1."""
     return max(row.params, other.params) / min(row.params, other.params)
 
 
 def shares(row: Row, other: Row) -> tuple[float, float]:
-    """Time per frame (of a call where a row states no frames) and peak memory of a row over those
-    of another.
+    """Time and peak memory of a row over those of another.
+
+    The time is per frame; for a row that states no frames it is that of a call.
     """
     row_ms, other_ms = (r.p50_ms if r.frame_ms is None else r.frame_ms for r in (row, other))
     return row_ms / other_ms, row.peak_mib / other.peak_mib
@@ -223,7 +234,7 @@ def ratios(rows: Sequence[Row]) -> list[str]:
 
 
 def sizes_from_text(text: str) -> tuple[tuple[int, int], ...]:
-    """``256x192,384x288`` as (H, W) pairs; MambaPoseError when one is none."""
+    """``256x192,384x288`` as (H, W) pairs; MambaPoseError for any other text."""
     pairs = [part.strip().lower().split("x") for part in text.split(",")]
     if not all(len(pair) == 2 and _numbers(pair) for pair in pairs):
         raise MambaPoseError(f"sizes such as 256x192,384x288 were wanted, found {text!r}")
@@ -234,7 +245,7 @@ def sizes_from_text(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def clips_from_text(text: str) -> tuple[int, ...]:
-    """``27,81,243`` as numbers of frames; MambaPoseError when one is none."""
+    """``27,81,243`` as numbers of frames; MambaPoseError for any other text."""
     parts = [part.strip() for part in text.split(",")]
     if not _numbers(parts):
         raise MambaPoseError(f"windows such as 27,81,243 were wanted, found {text!r}")

@@ -37,7 +37,7 @@ def status_kib(field: str) -> int:
 
 
 def seeded_input(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Noise that fits a tensor, one person where the dimension is free."""
+    """Noise that fits a tensor, for one person where a dimension is free."""
     shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
     if spec.dtype == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
@@ -52,11 +52,11 @@ def graph_step(engine: Engine) -> Step:
 
 
 def void(_: object) -> None:
-    """Drop a result, so that a step holds nothing between calls."""
+    """Drop a result, so that nothing is kept between calls."""
 
 
 def flow_step(engines: dict[str, Engine], iterations: int) -> Step:
-    """One more frame of the runtime's flow stage, with the frame before it kept."""
+    """A function that runs the runtime's flow stage on one more frame."""
     size = engines["encode" if "encode" in engines else PAIR].spec.inputs[0].shape[1:3]
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (int(size[0]), int(size[1]), 3), dtype=np.uint8)
@@ -66,13 +66,16 @@ def flow_step(engines: dict[str, Engine], iterations: int) -> Step:
 
 
 def one_orientation(graphs: Iterable[str]) -> dict[str, str]:
-    """Graph -> its name, of one orientation: the one listed first in the bundle."""
+    """Base name -> name of the graphs of one orientation: that of the first graph in the bundle."""
     names = [GraphName.parse(graph) for graph in graphs]
     return {name.base: str(name) for name in names if name.size == names[0].size}
 
 
 def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
-    """A function that does a stage's work on one frame or window: each graph once, flow's more."""
+    """A function that does a stage's work on one frame or window.
+
+    It runs each graph once; the flow stage runs its loop.
+    """
     engines = {
         base: load_engine(bundle, stage, name, job.where)
         for base, name in one_orientation(bundle.stages[stage].graphs).items()
@@ -85,8 +88,9 @@ def stage_step(bundle: Bundle, stage: str, job: Job) -> Step:
 def in_turn(steps: Sequence[Step]) -> Step:
     """A function that does all steps, one after another.
 
-    Of a video network: encode the new frame, then answer for the window. A graph gets noise where
-    another graph of the stage, or its own last call, would have given features or a state.
+    For a video network these are encoding the new frame and then running the window. A graph gets
+    noise in place of features from another graph of the stage, or of a state from its own last
+    call.
     """
 
     def once() -> None:
@@ -110,7 +114,7 @@ def timed(step: Step, job: Job) -> list[float]:
 
 
 def run_empty(job: Job) -> dict[str, Any]:
-    """The backend with one tiny graph: what every measured process pays before its network."""
+    """Measure the backend with one tiny graph, which every measured process needs as well."""
     from mambapose.runtime.backends.native import find_library
     from mambapose.runtime.check.machine import run_probe
 
@@ -119,7 +123,7 @@ def run_empty(job: Job) -> dict[str, Any]:
 
 
 def run_stages(job: Job) -> dict[str, Any]:
-    """All named stages loaded together, run one after another."""
+    """Measure all named stages, loaded together and run one after another."""
     steps = [
         stage_step(read_bundle(Path(folder), verify=False), stage, job)
         for folder, stage in job.parts
@@ -128,7 +132,7 @@ def run_stages(job: Job) -> dict[str, Any]:
 
 
 def run_pipeline(job: Job) -> dict[str, Any]:
-    """The whole chain on drawn frames; times are the gaps between finished frames."""
+    """Measure the whole chain on frames of the sample clip: milliseconds spent on each frame."""
     from mambapose.benchmarks.chain import frame_gaps_ms
 
     return {"times_ms": frame_gaps_ms(job)}

@@ -33,7 +33,7 @@ PARAMS, PARAMS_OF_A_PAIR = 34_691, 264_960  # without any pair, and of each; che
 
 
 def is_transformer(name: str) -> bool:
-    """True for ``transformer:PAIRS``."""
+    """Whether the name is of the form ``transformer:PAIRS``."""
     kind, _, pairs = name.partition(":")
     return kind == TRANSFORMER and pairs.isascii() and pairs.isdigit() and int(pairs) > 0
 
@@ -47,8 +47,8 @@ def transformer_like(params: int) -> str:
 def build(name: str, seed: int = 0) -> nn.Module:
     """The seeded network of ``transformer:PAIRS``.
 
-    Its GELU is written as every network here writes it, in the order that ONNX Runtime makes one
-    node of: a slower one would be no fair yardstick.
+    Its GELU is written as in every network here, in the order that ONNX Runtime replaces by one
+    node, because a slower one would not be a fair yardstick.
     """
     from torch import nn
 
@@ -77,8 +77,9 @@ def graphs(model: nn.Module, frames: int) -> dict[str, tuple[nn.Module, GraphSpe
 
 
 def export_transformer(name: str, frames: int | None, out: Path) -> Bundle:
-    """A bundle of the yardstick alone, for clips of ``frames`` or of the target's number, written
-    by the usual export.
+    """A bundle of the yardstick alone, written by the usual export.
+
+    frames: the length of its clips; None for that of the target.
     """
     from mambapose.export.plan import ExportOptions, make_plan
 

@@ -40,10 +40,10 @@ OPSET = 18
 
 
 def build_bundle(plan: Plan, out: Path, *, overwrite: bool, tell: Tell, trt: bool = True) -> Bundle:
-    """The bundle of the plan, written to ``out`` whole or not at all.
+    """The bundle of the plan; the folder ``out`` is written completely or not at all.
 
     ``tell`` receives one line per thing done. trt: also write the graphs' form for TensorRT.
-    ExportError and BundleError as the steps raise them.
+    Raises the ExportErrors and BundleErrors of its steps.
     """
     return write_bundle(out, partial(_fill, plan, tell, trt), overwrite=overwrite)
 
@@ -78,7 +78,7 @@ def _fill(plan: Plan, tell: Tell, trt: bool, folder: Path) -> Bundle:
 
 
 def created_now() -> str:
-    """The time in UTC; SOURCE_DATE_EPOCH, the convention of reproducible builds, sets it."""
+    """The time in UTC; SOURCE_DATE_EPOCH, the convention of reproducible builds, overrides it."""
     given = os.environ.get("SOURCE_DATE_EPOCH")
     if given is not None and not (given.isascii() and given.isdigit()):
         raise ExportError(f"seconds since 1970 were wanted in SOURCE_DATE_EPOCH, found {given!r}")
@@ -89,13 +89,16 @@ def created_now() -> str:
 
 
 def errors_text(gate: Mapping[str, float]) -> str:
-    """``flow_px 0.0002, relative 3e-06``."""
+    """The measured errors as text, such as ``flow_px 0.0002, relative 3e-06``."""
     return ", ".join(f"{unit} {error:.2g}" for unit, error in gate.items())
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with its weights. unit: of a lifter's answer. half: the weights came in FP16."""
+    """A network with its weights.
+
+    unit: the unit of a lifter's 3D joints, else None. half: the weights were stored in FP16.
+    """
 
     model: torch.nn.Module
     weights: WeightsEntry
@@ -106,7 +109,7 @@ class Loaded:
 def export_stage(
     plan: Plan, stage: StagePlan, network: Loaded, folder: Path, *, trt: bool = True
 ) -> StageEntry:
-    """Write the graphs, weights and gate arrays of one stage into ``folder``; its description."""
+    """The bundle's entry of a stage; graphs, weights and gate arrays are written to ``folder``."""
     return written_stage(
         stage.stage, stage.network.name, network, stage_graphs(network.model, stage, plan), folder,
         precision=plan.precision, options=stage_options(stage, network.unit),
@@ -128,8 +131,10 @@ def written_stage(
     trt: bool = True,
     rewrite: Rewrite | None = None,
 ) -> StageEntry:
-    """Export, verify and describe the graphs of a stage; name: of the network; rewrite: as in
-    `export_graph`."""
+    """The bundle's entry of a stage, after its graphs were exported, verified and written.
+
+    name: the name of the network; rewrite: as for `export_graph`.
+    """
     from mambapose.export.half import rounded
     from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
     from mambapose.export.verify import Exported, verify_stage
@@ -165,7 +170,7 @@ def written_stage(
 
 
 def stage_options(stage: StagePlan, unit: str | None) -> dict[str, str | int | bool]:
-    """What the runtime must know of the stage beyond its tensors."""
+    """What the runtime must know about the stage beyond its tensors."""
     options: dict[str, str | int | bool] = {}
     if unit is not None:
         options["unit"] = unit
@@ -221,7 +226,10 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
 def _with_random_rest(
     stage: StagePlan, model: torch.nn.Module, file: Path, given: WeightsEntry, tell: Tell
 ) -> Loaded:
-    """A network whose encoder has the weights of the file; ExportError unless that is allowed."""
+    """A network whose encoder has the weights of the file and whose other weights are random.
+
+    ExportError unless the plan allows that.
+    """
     if not stage.random_rest:
         raise ExportError(
             f"weights of {stage.network.name} were wanted in {file}, found those of its encoder "
@@ -233,7 +241,7 @@ def _with_random_rest(
 
 
 def facts_of_weights(file: Path) -> tuple[Facts, WeightsEntry]:
-    """What a checkpoint says of itself, and its entry in the bundle; ExportError without a file."""
+    """The facts that a checkpoint states, and its entry in the bundle; ExportError without file."""
     if not file.is_file():
         raise ExportError(f"a checkpoint file was wanted, found none at {file}; check the path")
     facts = facts_from_file(file)
@@ -244,7 +252,7 @@ def facts_of_weights(file: Path) -> tuple[Facts, WeightsEntry]:
 
 
 def shipped_text(name: str, weights: WeightsEntry) -> str:
-    """``x.safetensors, which ships: demonstration, PCK@0.2 0.71``."""
+    """A line on weights that ship: ``x.safetensors, which ships: demonstration, PCK@0.2 0.71``."""
     numbers = [f"{what} {number:g}" for what, number in weights.measured.items()]
     return f"{name}, which ships: {', '.join([*filter(None, [weights.label]), *numbers])}"
 
@@ -257,7 +265,7 @@ def network_module(stage: StagePlan) -> Any:
 def stage_graphs(
     model: torch.nn.Module, stage: StagePlan, plan: Plan
 ) -> dict[str, tuple[torch.nn.Module, GraphSpec]]:
-    """Graph name -> torch module and contract; those of flow and depth carry their size."""
+    """Graph name -> torch module and contract; graphs of flow and depth have a size in the name."""
     graphs = network_module(stage).graphs
     if not stage.sizes:
         return dict(graphs(model, plan.schedule.clip_frames, flip=stage.flip))
@@ -289,7 +297,7 @@ def describe_graphs(
 
 
 def add_detector(path: Path, folder: Path, seed: int, licence: str | None) -> StageEntry:
-    """Copy a detector into the bundle with gate arrays of its own; its description."""
+    """The entry of a detector, after it was copied into the bundle with gate arrays of its own."""
     from mambapose.export.detector import copy_detector, read_detector
     from mambapose.export.samples import sample_inputs
     from mambapose.export.verify import open_graph

@@ -1,4 +1,4 @@
-"""Official checkpoint files into our networks, strictly.
+"""Official checkpoint files loaded into our networks, strictly.
 
 A file is read without executing anything in it, unwrapped to its state dict, and matched against
 the network's own (official) key names and then against each table of other names. It fits
@@ -37,7 +37,7 @@ KeyTable = Mapping[str, "str | Rows"]
 
 @dataclass(frozen=True)
 class _Fit:
-    """A state dict under our names, and what is wrong with it."""
+    """A state dict under our names, and the keys of it that do not fit."""
 
     tensors: dict[str, torch.Tensor]
     missing: list[str]
@@ -96,9 +96,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 def key_table(
     keys: Iterable[str], replacements: Sequence[tuple[str, str]]
 ) -> dict[str, str | Rows]:
-    """Their key -> ours, from our keys and (pattern, replacement) pairs applied to each in turn.
+    """The file's key -> our key, made by applying (pattern, replacement) pairs to each of our keys.
 
-    Braces in the outcome list parts: ``a.{q,k,v}`` for our ``b`` gives ``a.q`` -> rows 0 of 3 of
+    Braces in a result list parts: ``a.{q,k,v}`` for our ``b`` gives ``a.q`` -> rows 0 of 3 of
     ``b`` and so on.
     """
     table: dict[str, str | Rows] = {}
@@ -125,10 +125,10 @@ def load_weights(
 ) -> None:
     """Copies every tensor of the file into the model, or raises and leaves the model as it was.
 
-    The file's keys are taken as ours first, then through each table. A tensor the model holds
-    under two names needs one of them; ``num_batches_tracked`` is of no use here and may be absent.
-    ExportError names the network wanted and, for the naming that fits best, the first missing,
-    unexpected and misshaped key with their counts.
+    The file's keys are tried as our own first, then through each table. A tensor that the model
+    holds under two names may be in the file under one of them only; ``num_batches_tracked`` is not
+    used here and may be absent. ExportError names the network wanted and, for the naming that fits
+    best, the first missing, unexpected and misshaped key with their counts.
     """
     state = read_state_dict(path)
     wanted = model.state_dict()
@@ -247,7 +247,10 @@ def _renamed(
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-    """Equal for two names of one tensor. Empty tensors all lie at 0, hence the shape."""
+    """Memory address and shape, which are equal for two names of one tensor.
+
+    The shape is there because all empty tensors have the address 0.
+    """
     return tensor.data_ptr(), tuple(tensor.shape)
 
 
@@ -267,7 +270,7 @@ def _first_line(err: BaseException) -> str:
 
 
 def _reason(err: BaseException) -> str:
-    """The line of torch's long answer that names the class it refused."""
+    """The line of torch's long message that names the class it refused."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     named = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), None)
     return (named or (lines[0] if lines else "no reason given"))[:200]

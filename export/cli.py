@@ -31,7 +31,7 @@ class ExportCommand(GroupedCommand):
 def _pairs(
     context: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """STAGE=VALUE strings as a dict."""
+    """The dict of STAGE=VALUE strings."""
     pairs: dict[str, str] = {}
     for value in values:
         stage, equals, text = value.partition("=")
@@ -150,7 +150,7 @@ def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **a
 def _export_own(
     own: dict[str, Any], asked: dict[str, Any], out: Path | None, overwrite: bool
 ) -> None:
-    """A network of the user's own, alone or in its place among those that ship."""
+    """Export a network of the user's own, alone or in its stage among the networks that ship."""
     from mambapose.runtime.bundle.entries import MANIFEST
     from mambapose.runtime.bundle.staging import check_destination
     from mambapose.runtime.targets import target_from_name
@@ -183,7 +183,7 @@ def _export_own(
 
 
 def _fetched_alone(asked: tuple[str, ...], dry_run: bool) -> bool:
-    """True when --download names weights that make no stage, and those were fetched instead."""
+    """Whether --download names weights of no stage; then they are fetched and no bundle is made."""
     from mambapose.export.official_files import wanted_sources
 
     sources = wanted_sources(asked)
@@ -241,7 +241,7 @@ def _export(plan: Any, out: Path, overwrite: bool) -> None:
 
 
 def _check_installed() -> None:
-    """One line instead of a traceback when the export extra is missing."""
+    """Refuse in one line, instead of a traceback, when the export extra is missing."""
     from importlib.util import find_spec
 
     from mambapose.runtime.errors import ExportError

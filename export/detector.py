@@ -1,4 +1,4 @@
-"""A person detector that the user brings as an ONNX file: recognised, copied, never converted."""
+"""A person detector that the user gives as an ONNX file: recognised, copied, never converted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Official weights in the user's cache: fetched once, whole and with the listed hash, or absent.
+"""Official weights in the user's cache: downloaded once, whole and with the listed hash, or absent.
 
-What broke off goes on where it stopped; two processes that want the same file share one download.
+A download that broke off continues where it stopped; two processes that want the same file share
+one download.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def cache_folder() -> Path:
 
 
 def download(source: OfficialFile, tell: Tell, folder: Path | None = None) -> Path:
-    """The weights of ``source`` on this machine, fetched unless they are.
+    """The path of the weights of ``source`` in the cache, after a download if they are not there.
 
-    ``tell`` receives the terms the first time, the address if it is fetched, and the path.
-    ExportError: no connection, a wrong hash, one that nobody has vouched for, a cache that cannot
-    be written.
+    ``tell`` receives the terms the first time, the address if there is a download, and the path.
+    ExportError: no connection, a wrong hash, a hash that nobody has vouched for, or a cache that
+    cannot be written.
     """
     path = (folder or cache_folder()) / source.name / source.file
     _say_licence(source, path.parent, tell)
@@ -55,7 +56,7 @@ def download(source: OfficialFile, tell: Tell, folder: Path | None = None) -> Pa
 
 
 def _fetch(source: OfficialFile, path: Path, tell: Tell) -> None:
-    """Fetch, check and name the file, unless another process just did."""
+    """Download, check and rename the file, unless another process has just done so."""
     if _is_whole(source, path):
         return
     partial = path.with_name(path.name + ".part")
@@ -69,7 +70,7 @@ def _fetch(source: OfficialFile, path: Path, tell: Tell) -> None:
 
 
 def _bring(source: OfficialFile, partial: Path, tell: Tell) -> None:
-    """Bring the weights to ``partial``, out of their archive if they are in one."""
+    """Write the weights to ``partial``, taken out of their archive if they are in one."""
     url = str(source.url)
     archive = partial.with_name(url.rsplit("/", 1)[-1] + ".part") if source.member else partial
     receive(url, archive, label=source.name, advice=f"try later, or {_by_hand(source)}", tell=tell)
@@ -88,7 +89,7 @@ def _bring(source: OfficialFile, partial: Path, tell: Tell) -> None:
 
 
 def _check(source: OfficialFile, partial: Path, found: str) -> None:
-    """ExportError unless the complete partial file, of hash ``found``, has the one it must have."""
+    """ExportError unless ``found``, the hash of the complete partial file, is the right one."""
     if source.sha256 is None:
         raise ExportError(
             f"{source.name}: nobody publishes a SHA-256 of {source.file}, found {found}; compare "
@@ -100,7 +101,7 @@ def _check(source: OfficialFile, partial: Path, found: str) -> None:
 
 
 def _wrong_file(source: OfficialFile, partial: Path, wanted: str | None, found: str) -> ExportError:
-    """Remove a file with the wrong hash; what to tell the user."""
+    """The error to raise for a file with the wrong hash, which is removed."""
     forget(partial)
     return ExportError(
         f"{source.url}: SHA-256 {wanted} was wanted, found {found}; the file was removed. Try "
@@ -113,7 +114,7 @@ def _by_hand(source: OfficialFile) -> str:
 
 
 def _is_whole(source: OfficialFile, path: Path) -> bool:
-    """True when the file is there with the right hash: the listed one, else the vouched one."""
+    """Whether the file is there with the right hash: the listed one, else the one on record."""
     if not path.is_file():
         return False
     wanted = source.sha256
@@ -123,12 +124,12 @@ def _is_whole(source: OfficialFile, path: Path) -> bool:
 
 
 def _hash_file(path: Path) -> Path:
-    """Holds the hash with which the file entered the cache, as sha256sum writes it."""
+    """The path of the record of the file's hash when it entered the cache (sha256sum's format)."""
     return path.with_name(path.name + ".sha256")
 
 
 def _say_licence(source: OfficialFile, folder: Path, tell: Tell) -> None:
-    """Print the terms unless they were printed before; the cache remembers."""
+    """Print the terms unless these terms were printed before; the cache remembers them."""
     terms = f"{source.name}: licence {source.licence}; see {source.terms}"
     shown = folder / "licence.txt"
     if not shown.is_file() or shown.read_text() != terms:

@@ -1,8 +1,8 @@
-"""One file over HTTP, into a partial file that any later call goes on with.
+"""One file over HTTP, written to a partial file that a later call continues.
 
 Beside the partial file lies ``<name>.json``: the address it came from, the server's mark of that
 version (a strong ETag or the date) and the full length. A server that no longer has that version,
-or knows no ranges, sends the whole file and the partial one is dropped.
+or that cannot send a part of a file, sends the whole file, and the partial one is dropped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ WAIT_S = 2.0  # before each further attempt
 
 @dataclass(frozen=True)
 class Version:
-    """Which content a partial file is the start of; None: the server did not say."""
+    """Which version of a file the partial file is the start of.
+
+    mark, total: None when the server did not say.
+    """
 
     url: str
     mark: str | None = None
@@ -38,11 +41,11 @@ class Version:
 
 
 class _BrokenConnection(Exception):
-    """The answer ended early."""
+    """The server's answer ended early."""
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but none that leaves encryption or the web."""
+    """Follows redirections, but none from encrypted to plain, and none to anything but the web."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -58,12 +61,12 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 def receive(
     url: str, partial: Path, *, label: str, advice: str, tell: Callable[[str], None]
 ) -> None:
-    """Bring ``partial`` to the whole content of ``url``, going on where an earlier call stopped.
+    """Complete the partial file from ``url``, continuing where an earlier call stopped.
 
     The proxies of the environment are used. Returns at once when the partial file is complete.
-    label: in front of what is told; advice: ends the sentence about a server that refuses.
-    ExportError: no connection, a refusing server; OSError: the disk. What has arrived is kept,
-    except when the server has another version by now.
+    label: begins the lines that ``tell`` receives; advice: ends the error about a server that
+    refuses. ExportError: no connection, or the server refuses; OSError: the disk. What has arrived
+    is kept, except when the server has another version by now.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -79,7 +82,7 @@ def receive(
 
 
 def forget(partial: Path) -> None:
-    """Remove a partial file with what is known of it."""
+    """Remove a partial file together with the notes about it."""
     partial.unlink(missing_ok=True)
     _notes(partial).unlink(missing_ok=True)
 
@@ -110,7 +113,7 @@ def _receive_once(
 
 
 def _copy(answer: Any, partial: Path, start: int, total: int | None, label: str) -> int:
-    """Append the answer to the first ``start`` bytes of the partial file; its size then."""
+    """The size of the partial file after the answer was appended to its first ``start`` bytes."""
     left = total // MIB - start // MIB if total is not None else None
     with partial.open("r+b" if start else "wb") as file, Progress(left, f"{label} MiB") as bar:
         file.seek(start)
@@ -132,7 +135,7 @@ def _read(answer: Any) -> bytes:
 
 
 def _answer(url: str, start: int, mark: str | None, advice: str) -> Any:
-    """The server's answer: from ``start`` on if that version is still there, else the whole."""
+    """The server's answer: from ``start`` on if it still has that version, else the whole file."""
     headers = {"User-Agent": "mambapose", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -155,7 +158,10 @@ def _answer(url: str, start: int, mark: str | None, advice: str) -> Any:
 
 
 def _whole_length(answer: Any, partial: Path, start: int) -> int | None:
-    """Of a part: the length of the whole, after a check that the part starts at ``start``."""
+    """The length of the whole file, from an answer with a part; None when the server did not say.
+
+    ExportError when the part does not begin at ``start``.
+    """
     text = answer.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text.strip())
     if found is None or int(found[1]) != start:
@@ -173,7 +179,7 @@ def _length(answer: Any) -> int | None:
 
 
 def _mark(answer: Any) -> str | None:
-    """What ``If-Range`` takes: a strong ETag, else the date of the last change."""
+    """The value for the ``If-Range`` header: a strong ETag, else the date of the last change."""
     etag: str | None = answer.headers.get("ETag")
     if etag is not None and not etag.startswith("W/"):
         return etag

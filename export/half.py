@@ -38,7 +38,7 @@ def rounded(module: ModuleT) -> ModuleT:
 
 
 def halved(array: np.ndarray) -> np.ndarray | None:
-    """The FP32 array in FP16 when no value changes, else None."""
+    """The array in FP16 when that changes no value, else None."""
     if array.dtype != np.float32:
         return None
     with np.errstate(over="ignore"):

@@ -23,11 +23,12 @@ from mambapose.runtime.stages.table import STAGES
 class OfficialFile:
     """The official weights of one network.
 
-    stage: of a bundle, or None for weights that only a training starts from. licence and terms:
-    what it allows in one line, and the page that says so. page: where a person finds the file.
-    url: a direct link, None where there is none and ``by_hand`` says what to take from ``page``.
-    sha256: of the weights, None where nobody publishes it. member: the file inside the zip at
-    ``url``, whose own hash is archive_sha256. megabytes: what travels, None if not published.
+    stage: the stage of a bundle, or None for weights that only a training starts from. licence:
+    what it allows, in one line; terms: the page that says so. page: where a person finds the file.
+    url: a direct link; None where there is none, and ``by_hand`` says what to take from ``page``.
+    sha256: of the weights, None where nobody publishes it. member: the name of the weights inside
+    the zip at ``url``, whose own hash is archive_sha256. megabytes: the size of the download, None
+    if it is not published.
     """
 
     name: str
@@ -49,7 +50,7 @@ class OfficialFile:
 
     @property
     def size(self) -> str:
-        """How much travels, for a person."""
+        """The size of the download in words."""
         return f"{self.megabytes} MB" if self.megabytes else "size not published"
 
     def __str__(self) -> str:
@@ -236,10 +237,11 @@ SOURCES: dict[str, OfficialFile] = {
 
 
 def wanted_sources(asked: Sequence[str]) -> tuple[OfficialFile, ...]:
-    """The sources of ``--download`` values: ``NETWORK``, or ``NETWORK=SHA256`` to vouch for a file.
+    """The files that the ``--download`` values name.
 
-    ExportError: a name that is not listed, has no direct link or comes twice, two names for one
-    stage, weights without a stage beside others, a SHA-256 that is none or not the listed one.
+    A value is ``NETWORK``, or ``NETWORK=SHA256`` where the user vouches for the file. ExportError:
+    a name is not listed, has no direct link or comes twice; two names belong to one stage; weights
+    without a stage come beside others; the SHA-256 is malformed or not the listed one.
     """
     found = tuple(_source_from_text(text) for text in asked)
     stages: dict[str | None, str] = {}
@@ -288,5 +290,5 @@ def _source_from_text(text: str) -> OfficialFile:
 
 
 def way_by_hand(source: OfficialFile) -> str:
-    """The option that takes a file of this network from disk."""
+    """The option of mp-export that takes a local file of this network."""
     return STAGES[source.stage].by_hand if source.stage else f"--weights {source.stage}=FILE"

@@ -51,8 +51,8 @@ def export_graph(
 
     The module takes the tensors of ``spec.inputs`` by position and returns those of
     ``spec.outputs``, a tuple when there are several. A str dimension stays free. ``metadata`` joins
-    the contract in ``metadata_props``. rewrite: what is made of the graph before its scans get
-    their function bodies. ExportError when torch cannot export the module or the graph that comes
+    the contract in ``metadata_props``. rewrite: changes the graph before its scans get their
+    function bodies. ExportError when torch cannot export the module or the graph that comes
     out differs from the spec.
     """
     import torch
@@ -114,13 +114,14 @@ def save_graphs(
     half: bool = False,
     trt: bool = True,
 ) -> dict[str, Path]:
-    """The file of each graph, all with their weights in one ``<stem>.data`` beside them.
+    """The file of each graph; the weights of all are in one ``<stem>.data`` beside them.
 
     A stage of one graph called ``main`` becomes ``<stem>.onnx``, any other ``<stem>-<graph>.onnx``.
     A graph with SelectiveScan nodes also gets its TensorRT form, ``path.with_suffix(".trt.onnx")``,
     unless ``trt`` is False. Tensors of 1 KiB and more go to the weight file, equal ones once, each
-    on a page boundary; no weight file is left when there is none. half: those that FP16 holds
-    exactly are stored so, and cast as the graph is loaded. The given models are not changed.
+    on a page boundary; there is no weight file when no tensor is that large. half: tensors that
+    FP16 holds exactly are stored in FP16 and cast when the graph is loaded. The given models are
+    not changed.
     """
     import onnx
 
@@ -160,7 +161,7 @@ def save_graphs(
 
 
 def _put_first(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Inserts nodes before all others, as their results are used by any of them."""
+    """Inserts nodes before all others, because any of the others may use their results."""
     if nodes:
         others = list(graph.node)
         del graph.node[:]
@@ -170,7 +171,7 @@ def _put_first(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
 def _example_inputs(
     spec: GraphSpec,
 ) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...] | None]:
-    """Zeros for every input, and the free dimensions as torch.export wants them."""
+    """Zeros for every input, and the free dimensions in the form that torch.export takes."""
     import torch
 
     dims = {

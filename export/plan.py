@@ -1,4 +1,4 @@
-"""What an export will build: networks, sizes, weights, decided and checked before any work."""
+"""What an export will build: networks, sizes and weights, chosen and checked before any work."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class StagePlan:
     """One network to export.
 
     sizes: (H, W) of each variant, the clip's landscape first; empty for a lifter. weights: the
-    checkpoint, shipped when it is the one of this version; source: where to download it instead;
-    neither: seeded random weights. random_rest: the checkpoint may be that of the network's encoder
-    alone, what it lacks is random.
+    checkpoint, which may be the one that ships; source: where to download it instead; with neither,
+    the weights are random from the seed. random_rest: the checkpoint may hold the network's encoder
+    alone; the other weights are then random.
     """
 
     stage: str
@@ -67,7 +67,7 @@ class Plan:
     """Everything an export does, in pipeline order.
 
     detect: a detector's ONNX file to copy; detect_source: where to download one instead. notes:
-    what the user should know before the work.
+    what the user should know before the work starts.
     """
 
     target: Target
@@ -80,7 +80,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The plan for a person, one line per stage."""
+        """The plan as text for the user, one line per stage."""
         s = self.schedule
         lines = [f"target {self.target.name}, {self.precision}, {self.target.backend}"]
         for stage in self.stages:
@@ -106,7 +106,7 @@ class Plan:
 
 
 def make_plan(target: Target, options: ExportOptions) -> Plan:
-    """The checked plan. ExportError names the option that cannot be, and what would do."""
+    """The checked plan. ExportError names the option that is impossible and what to use instead."""
     precision = options.precision or target.precision
     if precision != target.precision:
         raise ExportError(
@@ -153,7 +153,7 @@ def networks_of(stage: str) -> list[str]:
 def _with_downloads(
     options: ExportOptions, sources: Mapping[str | None, OfficialFile]
 ) -> ExportOptions:
-    """The options with the networks to download in their stages."""
+    """The options with the downloaded networks chosen for their stages."""
     networks = dict(options.networks)
     for stage, source in sources.items():
         if stage is None:
@@ -202,7 +202,7 @@ def _chosen(options: ExportOptions) -> dict[str, str]:
 
 
 def _schedule(base: Schedule, options: ExportOptions) -> Schedule:
-    """The target's schedule with the options in place."""
+    """The target's schedule, changed as the options ask."""
     changes: dict[str, object] = {}
     sized = {stage.name: stage.size_field for stage in STAGES.values() if stage.size_field}
     for stage, size in options.sizes.items():
@@ -280,7 +280,7 @@ def _without_weightless(
 
 
 def _check_weights(stages: tuple[StagePlan, ...], options: ExportOptions) -> None:
-    """Random weights only when asked for."""
+    """ExportError for random weights that nobody asked for."""
     lacking = [stage for stage in stages if stage.untrained]
     if not lacking or options.untrained:
         return

@@ -1,4 +1,4 @@
-"""Seeded inputs for every stage, close to what the networks see: smooth, moving, in range."""
+"""Seeded inputs for every stage, similar to real ones: smooth, moving, in range."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIGURE = np.array(
 def smooth_field(
     generator: np.random.Generator, shape: tuple[int, int], cells: int = 12
 ) -> NDArray[np.float64]:
-    """(H, W) values in [0, 1]: noise of about ``cells`` blobs a side, bilinearly enlarged."""
+    """(H, W) values in [0, 1]: noise of about ``cells`` blobs per side, bilinearly enlarged."""
     coarse = generator.random((cells + 1, cells + 1))
     y, x = (np.linspace(0, cells, side, endpoint=False) for side in shape)
     y0, x0 = y.astype(int), x.astype(int)
@@ -68,7 +68,10 @@ def walking_figure(people: int, frames: int, seed: int) -> Array:
 
 
 def sample_inputs(stage: str, spec: GraphSpec, seed: int) -> dict[str, Array]:
-    """Inputs of a graph that needs no other graph's outputs: not those of RAFT or of clips."""
+    """Sample inputs of a graph that needs no outputs of another graph.
+
+    So not those of RAFT's inner graphs or of the window of a clip network.
+    """
     kinds = STAGES[stage].samples
     return {
         tensor.name: _sample(stage, kinds.get(tensor.name, kinds.get("*", "")), tensor, seed, index)
@@ -108,7 +111,10 @@ def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) ->
 def _of_any_meaning(
     tensor: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator
 ) -> Array:
-    """Normal floats, bytes, and zeros and ones of other whole numbers: small enough to index."""
+    """Values for a tensor of unknown meaning: normal floats, bytes, and 0 or 1 for other integers.
+
+    Those are small enough to be an index.
+    """
     if tensor.dtype.startswith("float"):
         return generator.standard_normal(shape).astype(tensor.dtype)
     return generator.integers(0, 256 if tensor.dtype == "uint8" else 2, shape).astype(tensor.dtype)

@@ -1,10 +1,10 @@
-"""Every exported graph against the torch module it came from, before a bundle exists.
+"""Every exported graph compared with the torch module it came from, before a bundle exists.
 
 Each graph runs in ONNX Runtime with the compiled operator where it is built, and always in the
 portable function form, on seeded inputs. RAFT also runs as the runtime's flow stage runs it, a
 causal lifter frame by frame against the whole sequence in torch, and the window of a clip network
-is fed with features of moving pictures. The errors go into bundle.json, the inputs and FP32 outputs
-into its gate folder.
+gets features of moving pictures. The errors go into bundle.json, the inputs and FP32 outputs into
+its gate folder.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def verify_stage(
     library: Path | None = None,
     seed: int = 0,
 ) -> Verified:
-    """Run and compare every graph of a stage; ExportError names the stage that is off.
+    """The errors of a stage, after every graph ran; ExportError when one is above its limit.
 
     ``library``: the compiled operator, None where it is not built.
     """
@@ -110,7 +110,7 @@ def verify_stage(
 
 
 def _raise_to(errors: dict[str, float], more: Mapping[str, float]) -> None:
-    """Keep the largest error of each unit; not a number stays."""
+    """Keep the larger error of each unit in ``errors``; one that is not a number is kept."""
     for unit, error in more.items():
         if not error <= errors.get(unit, 0.0):
             errors[unit] = error
@@ -175,8 +175,10 @@ def _stage_inputs(
 
 
 def _clip_inputs(run: Run, graphs: Mapping[str, Exported], seed: int) -> dict[str, Arrays]:
-    """Pictures for ``encode``, and for ``main`` what it makes of successive ones of one person: the
-    portable form of a whole window takes its time.
+    """The inputs of ``encode`` and ``main`` of a clip network.
+
+    ``encode`` gets pictures, and ``main`` the features that ``encode`` makes of successive pictures
+    of one person; one is enough, because the portable form of a whole window is slow.
     """
     _, height, width, _ = graphs["encode"].spec.inputs[0].shape
     frames = int(graphs["main"].spec.inputs[0].shape[1])
@@ -196,7 +198,7 @@ def walked(people: int, seed: int) -> dict[str, Array]:
 
 
 def _walk(run: Run, spec: GraphSpec, joints: Arrays) -> tuple[Array, dict[str, Array]]:
-    """xyz (N, T, 17, 3) of the frames of a sequence one by one, and the inputs of the last step."""
+    """xyz (N, T, 17, 3) of a sequence run frame by frame, and the inputs of the last step."""
     people, frames = joints["keypoints"].shape[:2]
     inputs = {
         tensor.name: np.zeros((people, *map(int, tensor.shape[1:])), np.float32)
@@ -213,8 +215,10 @@ def _walk(run: Run, spec: GraphSpec, joints: Arrays) -> tuple[Array, dict[str, A
 
 
 def _sequence_error(run: Run, graph: Exported, seed: int) -> float:
-    """Largest difference between the steps and the whole sequence in torch, over the largest
-    value of that."""
+    """The largest difference between the steps and the whole sequence in torch.
+
+    It is a share of the largest value of the whole sequence.
+    """
     import torch
 
     joints = walked(PEOPLE, seed)
@@ -243,8 +247,9 @@ def _sizes(graphs: Mapping[str, Exported]) -> list[Size]:
 def _watched_flow(
     run: Run, graphs: Mapping[str, Exported], size: Size, iterations: int, seed: int
 ) -> tuple[Array, dict[str, Arrays]]:
-    """The runtime's flow stage on the sample pair with these graphs: the flow (1, 2, H, W), and
-    what each graph was given last, by its name.
+    """The flow (1, 2, H, W) of the sample pair, and graph name -> the last inputs of that graph.
+
+    The runtime's flow stage runs with these graphs.
     """
     given: dict[str, Arrays] = {}
 

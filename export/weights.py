@@ -4,11 +4,11 @@ The card, ``<network>.json``, is written by the training. What is read of it her
 
     label     "demonstration" while a goal is missed, else "trained"
     file      {"name", "sha256", ...} of the checkpoint
-    headline  {name: number}, what a user should know of its accuracy
+    headline  {name: number}, what a user should know about its accuracy
 
-A checkpoint, shipped or not, may say more of itself in its safetensors metadata: ``unit`` of a
-lifter's answer, ``joints`` it was trained on (``person``: in the person's own coordinates),
-``label``, ``licence``.
+A checkpoint, shipped or not, may state more in its safetensors metadata: ``unit``, the unit of a
+lifter's 3D joints; ``joints``, the kind of joints it was trained on (``person``: in the person's
+own coordinates); ``label``; ``licence``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REINSTALL = "install mambapose again, or give other weights with --weights"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says of itself; None: nothing. half: every tensor is FP16."""
+    """What a checkpoint states about itself; None where it does not. half: every tensor is FP16."""
 
     unit: str | None = None
     joints: str | None = None
@@ -43,7 +43,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Card:
-    """label: "demonstration", or None when every goal is met. headline: name -> number."""
+    """What is read from the card of weights that ship.
+
+    label: "demonstration", or None when every goal is met. headline: name -> number.
+    """
 
     label: str | None
     headline: Mapping[str, float] = field(default_factory=dict)
@@ -61,7 +64,7 @@ def shipped_weights(network: str) -> Path | None:
 
 
 def facts_from_file(path: Path) -> Facts:
-    """What a checkpoint says of itself; only .safetensors files can.
+    """What a checkpoint states about itself; only .safetensors files can.
 
     ExportError when such a file is damaged or states a unit or joints that are not known.
     """
@@ -93,9 +96,9 @@ def facts_from_file(path: Path) -> Facts:
 
 
 def read_card(weights: Path) -> Card:
-    """The card of a shipped checkpoint, after the checkpoint was found to be the card's.
+    """The card of a shipped checkpoint, which must be the one that the card describes.
 
-    ExportError: no card, one that cannot be believed, or another checkpoint than it describes.
+    ExportError: no card, one that cannot be read, or another checkpoint than it describes.
     """
     path = weights.with_suffix(".json")
     try:
@@ -129,5 +132,5 @@ def read_card(weights: Path) -> Card:
 
 
 def _shown(label: str | None) -> str | None:
-    """A label for the user: of weights that met their goals nothing needs to be said."""
+    """The label to show the user; None for weights that met their goals."""
     return None if label == "trained" else label

@@ -1,1 +1,1 @@
-"""The selective scan: one operator, its oracle and its faces."""
+"""The selective scan: one operator, its oracle, and the forms in which it is called."""

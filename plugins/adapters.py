@@ -17,7 +17,7 @@ from mambapose.plugins.torch_op import NATIVE_TYPES, selective_scan
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """B or C of mamba-ssm as the operator takes it, and its number of groups (0: constant)."""
+    """B or C of mamba-ssm in the operator's layout, and its number of groups (0: constant)."""
     if tensor.ndim == 2:
         return tensor.to(torch.float64 if dtype == torch.float64 else torch.float32), 0
     grouped = tensor if tensor.ndim == 4 else tensor[:, None]
@@ -73,7 +73,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """y (B, D, L) of u's type, and with ``return_last_state`` also the state (B, D, N).
+    """y (B, D, L) of u's type; with ``return_last_state`` also the last state (B, D, N).
 
     Raises ValueError for complex A and for B and C with different numbers of groups.
     """
@@ -85,7 +85,7 @@ selective_scan_ref = selective_scan_fn
 
 
 def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, with_silu: bool) -> Tensor:
-    """(B, D, L) of inputs that start W - 1 steps early; weight: (D, W)."""
+    """(B, D, L) the convolution of inputs that begin W - 1 steps early; weight: (D, W)."""
     kernel = weight.to(padded.dtype)[:, None]
     offset = None if bias is None else bias.to(padded.dtype)
     out = functional.conv1d(padded, kernel, offset, groups=padded.shape[1])
@@ -137,7 +137,7 @@ def causal_conv1d_update(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """One step (B, D) of the same convolution; conv_state (B, D, W) moves on in place."""
+    """One step (B, D) of the same convolution; conv_state (B, D, W) is shifted in place."""
     conv_state.copy_(torch.cat([conv_state[..., 1:], x[..., None].to(conv_state.dtype)], dim=-1))
     out = (conv_state.to(x.dtype) * weight.to(x.dtype)).sum(-1)
     out = out if bias is None else out + bias.to(x.dtype)
@@ -220,7 +220,10 @@ def mamba_inner_fn(
     delta_softplus: bool = True,
     checkpoint_lvl: int = 1,
 ) -> Tensor:
-    """(B, L, E) output of a Mamba layer; out_proj_weight: (E, D). Rest as without projection."""
+    """(B, L, E) output of a Mamba layer; out_proj_weight: (E, D).
+
+    The other arguments are those of `mamba_inner_fn_no_out_proj`.
+    """
     y = mamba_inner_fn_no_out_proj(
         xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, D,
         delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
@@ -269,7 +272,7 @@ bimamba_inner_ref = bimamba_inner_fn
 
 
 def _flip_steps(tensor: Tensor) -> Tensor:
-    """The tensor backwards along its steps; constant B and C have none."""
+    """The tensor with its steps reversed; constant B and C have no steps and stay as they are."""
     return tensor if tensor.ndim == 2 else tensor.flip(-1)
 
 

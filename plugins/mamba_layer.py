@@ -1,4 +1,4 @@
-"""The layers that public code imports ready made: mamba-ssm's Mamba, and norms with a residual.
+"""The layers that public code imports as they are: mamba-ssm's Mamba, and norms with a residual.
 
 Arguments and state-dict keys are those of mamba-ssm (state-spaces/mamba, mamba_ssm/modules/
 mamba_simple.py) and of Vision Mamba's fork of it (hustvl/Vim, mamba-1p1p1), so that a module built
@@ -22,12 +22,12 @@ KINDS = ("none", "v1", "v2")
 
 
 class Mamba(nn.Module):
-    """(B, L, E) -> (B, L, E).
+    """A Mamba layer: (B, L, E) -> (B, L, E).
 
-    bimamba_type: none (along the steps), v1 (also against them, all but A shared) or v2 (also
-    against them with a convolution and projections of its own); if_divide_out halves the sum of
-    v2's directions. use_fast_path, layer_idx, device and dtype are those of mamba-ssm. Raises
-    NotImplementedError for other kinds and for step-by-step generation.
+    bimamba_type: none (scans along the steps), v1 (also against them; everything but A is shared)
+    or v2 (also against them, with a convolution and projections of its own); if_divide_out halves
+    the sum of v2's directions. use_fast_path, layer_idx, device and dtype are those of mamba-ssm.
+    Raises NotImplementedError for other kinds and for step-by-step generation.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Mamba(nn.Module):
     def _add_direction(
         self, end: str, conv_bias: bool, steps: tuple[Any, ...], where: dict[str, Any]
     ) -> None:
-        """conv1d, x_proj, dt_proj and D, their names with ``end``."""
+        """Add conv1d, x_proj, dt_proj and D of one direction, under names that end in ``end``."""
         low, high, kind, scale, floor = steps
         inner, rank = self.d_inner, self.dt_rank
         conv = nn.Conv1d(
@@ -94,7 +94,7 @@ class Mamba(nn.Module):
         return torch.log(rates).repeat(self.d_inner, 1)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
-        """(B, L, E); inference_params has to be None."""
+        """(B, L, E) the output; inference_params has to be None."""
         if inference_params is not None:
             raise NotImplementedError(
                 "Mamba: a whole sequence was wanted, found inference_params for generation; "
@@ -127,7 +127,8 @@ class Mamba(nn.Module):
     def _branch(self, x: Tensor, end: str, *, reverse: bool) -> tuple[Tensor, ...]:
         """u, dt (B, L, D), b, c (B, L, N), D and the bias of dt (D) of one direction.
 
-        Against the steps a causal convolution is one with its taps reversed that sees later steps.
+        Against the steps, the causal convolution becomes one with reversed taps, which sees later
+        steps.
         """
         conv = getattr(self, f"conv1d{end}")
         taps = conv.weight.flip(-1) if reverse else conv.weight
@@ -182,9 +183,9 @@ def layer_norm_fn(
     eps: float = 1e-6, prenorm: bool = False, residual_in_fp32: bool = False,
     is_rms_norm: bool = False, **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-    """The norm of x + residual over the last axis, of x's type; with prenorm also the sum.
+    """The norm of x + residual over the last axis, in x's type; with prenorm also the sum.
 
-    residual_in_fp32: the sum is float32. Raises NotImplementedError for any other option of
+    residual_in_fp32: return the sum in float32. Raises NotImplementedError for any other option of
     mamba-ssm that is on (dropout, a second input).
     """
     if used := [name for name, value in options.items() if value]:

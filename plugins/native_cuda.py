@@ -52,7 +52,7 @@ Allocate = Callable[[tuple[int, ...], "np.dtype[Any]"], AnyArray]
 
 
 class LaunchPlan(ctypes.Structure):
-    """MambaposeCudaPlan."""
+    """The C structure MambaposeCudaPlan."""
 
     _fields_ = (
         ("structSize", ctypes.c_uint32),
@@ -64,14 +64,14 @@ class LaunchPlan(ctypes.Structure):
 
 
 class Device(NamedTuple):
-    """The GPU in use; compute_capability: 10 * major + minor."""
+    """The GPU in use. compute_capability: 10 * major + minor."""
 
     multiprocessors: int
     compute_capability: int
 
 
 def find_library() -> Path | None:
-    """The compiled kernels: by MAMBAPOSE_CUDA_LIBRARY or installed; None when there are none."""
+    """The compiled kernels: those MAMBAPOSE_CUDA_LIBRARY names, or the installed ones, or None."""
     return find_file(name=LIBRARY_NAME, variable=VARIABLE)
 
 
@@ -126,9 +126,9 @@ def device(library: ctypes.CDLL | None = None) -> Device:
 def make_plan(
     params: Params, tactic: int, multiprocessors: int, *, library: ctypes.CDLL | None = None
 ) -> LaunchPlan:
-    """The form of the launch, from sizes alone; tactic: a value of TACTICS.
+    """How to launch the kernels, decided by sizes alone; tactic: a value of TACTICS.
 
-    Raises EngineError for what the library refuses.
+    Raises EngineError for sizes that the library refuses.
     """
     plan = LaunchPlan(structSize=ctypes.sizeof(LaunchPlan))
     function = (library or load_library()).mambapose_scan_cuda_plan
@@ -148,7 +148,8 @@ def launch(
 ) -> None:
     """Put the kernels on the stream; workspace and stream are addresses.
 
-    The arrays and the workspace must live until the stream is through. Raises EngineError.
+    The arrays and the workspace must live until the stream has run them. Raises EngineError when
+    the library refuses the call.
     """
     memory = (workspace, workspace_bytes, stream)
     function = (library or load_library()).mambapose_scan_cuda
@@ -158,7 +159,7 @@ def launch(
 def backward_workspace(
     params: Params, grads: Grads, multiprocessors: int, *, library: ctypes.CDLL | None = None
 ) -> int:
-    """Bytes of device memory that `launch_backward` needs."""
+    """How many bytes of device memory `launch_backward` needs."""
     size = ctypes.c_int64()
     structures = ctypes.byref(params), ctypes.byref(grads)
     function = (library or load_library()).mambapose_scan_cuda_backward_workspace
@@ -176,7 +177,7 @@ def launch_backward(
     *,
     library: ctypes.CDLL | None = None,
 ) -> None:
-    """Put the kernels of the gradients on the stream, as `launch`."""
+    """Put the kernels of the gradients on the stream, under the same conditions as `launch`."""
     structures = ctypes.byref(params), ctypes.byref(grads)
     memory = (workspace, workspace_bytes, stream)
     function = (library or load_library()).mambapose_scan_cuda_backward
@@ -184,7 +185,7 @@ def launch_backward(
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
-    """An array that begins where a workspace may."""
+    """An empty array whose address has the alignment that a workspace needs."""
     count = int(np.prod(shape))
     memory = np.empty(count * dtype.itemsize + WORKSPACE_ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % WORKSPACE_ALIGNMENT
@@ -194,7 +195,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
 def _checked(
     arguments: Mapping[str, AnyArray | None], attributes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every argument, None when absent, and every attribute. Raises ValueError for a misfit."""
+    """Every argument, None when absent, and every attribute. ValueError when they do not fit."""
     x: dict[str, Any] = {**dict.fromkeys(OPTIONAL), **arguments}
     settings = scan_attributes(**attributes)
     check_arguments(**x, **settings)
@@ -212,9 +213,9 @@ def scan(
 ) -> tuple[AnyArray, NDArray[np.float32]]:
     """y in the type of dt (float32, float16, or bfloat16 bits as uint16) and the final state.
 
-    For the host build. arguments and attributes: by the names of `selective_scan_reference`, with
-    its shapes; allocate: makes y, the final state and the workspace. Raises ValueError and
-    EngineError as `native_scan.scan`.
+    For the host build. arguments and attributes have the names and shapes of
+    `selective_scan_reference`; allocate: makes y, the final state and the workspace. Raises
+    ValueError and EngineError in the same cases as `native_scan.scan`.
     """
     x, settings = _checked(arguments, attributes)
     dt: AnyArray = x["dt"]
@@ -242,7 +243,7 @@ def scan_backward(
     wanted: Collection[str] = tuple(GRADIENTS),
     allocate: Allocate = aligned_empty,
 ) -> dict[str, NDArray[np.float32] | None]:
-    """Gradients by argument name, as `native_scan.scan_backward`. For the host build, float32."""
+    """Gradients by argument name, as `native_scan.scan_backward`. For the host build; float32."""
     x, settings = _checked(arguments, attributes)
     check_gradients(dy, dfinal_state, x["dt"], x["A"].shape[1], settings)
     float32 = np.dtype(np.float32)

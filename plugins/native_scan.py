@@ -1,7 +1,8 @@
 """The compiled selective scan on NumPy arrays, through the C interface of plugins/csrc.
 
-Arrays are read where they lie (any batch and row stride; only a strided last axis is copied), so
-torch tensors can be passed as their ``numpy()`` views. Letters as in plugins/reference.py.
+Arrays are read where they are, without a copy (any batch and row stride; only a strided last axis
+is copied), so torch tensors can be passed as their ``numpy()`` views. Letters as in
+plugins/reference.py.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ AnyArray = NDArray[Any]
 
 
 def library_path() -> Path:
-    """The compiled library the loader finds. Raises EngineError when there is none."""
+    """The path of the compiled library that is used. Raises EngineError when there is none."""
     path = find_library()
     if path is None:
         raise EngineError(
@@ -54,9 +55,9 @@ def library_path() -> Path:
 
 @functools.cache
 def load_library(path: Path | None = None) -> ctypes.CDLL:
-    """The library of this path, or the one the loader finds, with its functions typed.
+    """The library at this path, or the one that is found, with its functions typed.
 
-    Raises EngineError when there is none or when its spec or ABI number is another one.
+    Raises EngineError when there is none or when its spec or ABI number differs from ours.
     """
     path = path or library_path()
     library_info(path)
@@ -80,14 +81,17 @@ def instruction_set() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """What this processor can run, the best first; the one in use before is in use again after."""
+    """The instruction sets that this processor can run, the best first.
+
+    Each is tried; afterwards the one that was in use is in use again.
+    """
     usable = [name for name in INSTRUCTION_SETS if force_instruction_set(name)]
     force_instruction_set(None)
     return usable
 
 
 def force_instruction_set(name: str | None) -> bool:
-    """Use this instruction set from now on; False when it is absent here.
+    """Use this instruction set from now on; returns False when the processor does not have it.
 
     name: None goes back to the one that MAMBAPOSE_ISA names, or to the best.
     """
@@ -97,12 +101,12 @@ def force_instruction_set(name: str | None) -> bool:
 
 
 def address_of(array: AnyArray | None) -> int | None:
-    """Where the array's first element lies."""
+    """The address of the array's first element."""
     return None if array is None else array.ctypes.data
 
 
 def rows_of(array: AnyArray | None) -> Rows:
-    """The array as the C interface reads it; its last axis is dense."""
+    """The array in the form that the C interface reads; its last axis must be dense."""
     if array is None:
         return Rows(None, 0, 0)
     strides = [stride // array.itemsize for stride in array.strides]
@@ -124,7 +128,7 @@ def _lined_up(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
 
 
 def prepare_arrays(x: Mapping[str, AnyArray | None], dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Every argument as the C interface reads it; the caller keeps the dict alive."""
+    """Every argument in the form that the C interface reads; the caller keeps the dict alive."""
     ready: dict[str, Any] = {}
     for name, value in x.items():
         if value is None:
@@ -154,7 +158,7 @@ def _params(
 
 @dataclass(frozen=True)
 class BoundScan:
-    """One call with its memory: ``run()`` computes y and, unless None, final_state again."""
+    """One call with its memory: ``run()`` computes y again, and final_state unless it is None."""
 
     y: AnyArray
     final_state: NDArray[np.float32] | None
@@ -162,7 +166,7 @@ class BoundScan:
     inputs: Mapping[str, Any]  # what params points to
 
     def run(self) -> None:
-        """Call the library. Raises EngineError for what it refuses."""
+        """Call the library. Raises EngineError when it refuses the call."""
         call_library(load_library().mambapose_scan_cpu, ctypes.byref(self.params))
 
 
@@ -175,7 +179,7 @@ def bind_scan(
     threads: int = 1,
     parallel_for: Callable[..., None] | None = None,
 ) -> BoundScan:
-    """A call that can be run many times; arguments and attributes by the names of `scan`.
+    """A call that can be run many times; arguments and attributes have the names used by `scan`.
 
     y: memory to write to, made when None; it may not overlap the arguments. Raises ValueError for
     arguments that do not fit.
@@ -217,10 +221,10 @@ def scan(
     parallel_for: Callable[..., None] | None = None,
     **attributes: Any,
 ) -> tuple[AnyArray, NDArray[np.float32]]:
-    """y in the type of dt (float32 or float16) and the final state, float32.
+    """y in the type of dt (float32 or float16) and the final state in float32.
 
-    Shapes and attributes as `selective_scan_reference`; threads 0 means all cores. Raises
-    ValueError for arguments that do not fit together and EngineError for what the library refuses.
+    Shapes and attributes are those of `selective_scan_reference`; threads 0 means all cores. Raises
+    ValueError for arguments that do not fit together and EngineError when the library refuses them.
     """
     arguments = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
     bound = bind_scan(
@@ -254,7 +258,7 @@ def scan_backward(
 ) -> dict[str, NDArray[np.float32] | None]:
     """Gradients by argument name, each in its argument's shape; None when absent or not wanted.
 
-    dy: gradient of y; dfinal_state: of the final state, or None for zero. float32 only.
+    dy: gradient of y; dfinal_state: gradient of the final state, or None for zero. float32 only.
     """
     x: dict[str, Any] = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z}
     x |= {"dt_bias": dt_bias}

@@ -75,10 +75,10 @@ def attach_functions(model: onnx.ModelProto) -> None:
 
 
 def strip_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The form TensorRT's plugin takes: no functions, only the inputs that are there.
+    """The model in the form that TensorRT's plugin takes: no functions, and only inputs that exist.
 
-    Plugins have positional inputs and none may be empty, so which optional inputs are there is
-    written to the attribute ``presence`` (D 1, z 2, dt_bias 4, order 8, initial_state 16).
+    Plugins have positional inputs and none may be empty, so the attribute ``presence`` says which
+    optional inputs there are (D 1, z 2, dt_bias 4, order 8, initial_state 16).
     """
     import onnx
 
@@ -111,7 +111,7 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def present_inputs(node: onnx.NodeProto) -> dict[str, str]:
-    """Names of the values a scan node reads, by input; absent inputs are left out."""
+    """Input -> name of the value that a scan node reads there; absent inputs are left out."""
     return {name: value for name, value in zip(INPUTS, node.input, strict=False) if value}
 
 
@@ -144,7 +144,10 @@ def signature_from_node(node: onnx.NodeProto, known: ValueTypes) -> Signature:
 
 
 def _check_decays(graph: onnx.GraphProto) -> None:
-    """Look at the values of each A that lies in the model; a scan with others would grow."""
+    """ExportError unless each A that is a constant of the model is finite and negative.
+
+    With any other A the state of a scan would grow.
+    """
     from onnx import TensorProto, numpy_helper
 
     inside = {i.name: i for i in graph.initializer if i.data_location != TensorProto.EXTERNAL}
@@ -187,7 +190,7 @@ def _is_scan(node: onnx.NodeProto) -> bool:
 
 
 def _is_typed(node: onnx.NodeProto, known: ValueTypes) -> bool:
-    """Whether everything `signature_from_node` looks at is known."""
+    """Whether everything that `signature_from_node` reads is known."""
     given = present_inputs(node)
     named = [given[name] for name in ("u", "dt", "B", "C", "order") if name in given]
     widths = [known[given[name]][1][2:] for name in ("u", "dt") if given[name] in known]

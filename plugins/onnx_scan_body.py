@@ -22,7 +22,7 @@ BACKWARDS_TO_THE_START = np.iinfo(np.int64).min
 
 
 class Nodes:
-    """Collects nodes; calling it appends one and returns the name of its (first) output."""
+    """Collects nodes; calling it appends one node and returns the name of its (first) output."""
 
     def __init__(self, prefix: str = "") -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -48,7 +48,7 @@ class Nodes:
         return self("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
 
     def reshape(self, value: str, *sizes: int) -> str:
-        """The value with these sizes; 0 keeps a size, -1 is what is left."""
+        """The value with these sizes; 0 keeps a size, -1 stands for the rest."""
         return self("Reshape", value, self.constant(sizes))
 
     def unsqueeze(self, value: str, *axes: int) -> str:
@@ -116,8 +116,8 @@ def _body(signature: Signature) -> list[onnx.NodeProto]:
 def _delta(add: Nodes, signature: Signature, dt: str) -> str:
     """Step sizes (B, L, K*D): bias, then softplus.
 
-    log(1 + e) alone is wrong by 6e-5 at dt = -7, where networks start: what 1 + e rounds away is
-    added back. The operator Softplus of ONNX Runtime has the same error.
+    log(1 + e) alone is wrong by 6e-5 at dt = -7, where networks start, so the part that 1 + e
+    rounds away is added back. The operator Softplus of ONNX Runtime has the same error.
     """
     raw = add("Add", dt, "dt_bias") if "dt_bias" in signature.optional else dt
     if not signature.delta_softplus:
@@ -131,9 +131,9 @@ def _delta(add: Nodes, signature: Signature, dt: str) -> str:
 
 
 def _maps(add: Nodes, signature: Signature) -> tuple[str | None, str | None]:
-    """(L, K) row numbers of the (L*K) rows: which to visit, and where each row was visited.
+    """Two (L, K) maps over the (L*K) rows: which row to visit, and where each row was visited.
 
-    (None, None) when every direction walks the tokens as they lie.
+    (None, None) when every direction visits the tokens in their own order.
     """
     K, given = signature.directions, "order" in signature.optional
     if not given and not any(signature.reverse):
@@ -183,7 +183,7 @@ def _start(add: Nodes, signature: Signature, decay_rate: str) -> str:
 
 
 def _scan(add: Nodes, signature: Signature, rows: dict[str, str], outer: dict[str, str]) -> str:
-    """The y of every step, (L, K, B, G, 1, E); names the final state on the way."""
+    """The y of every step, (L, K, B, G, 1, E); it also names the final state."""
     from onnx import TensorProto, helper
 
     start = _start(add, signature, outer["A"])

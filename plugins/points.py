@@ -17,14 +17,17 @@ UNREACHED = 1e10  # squared distance of a point to an empty set
 
 
 def _squared_distances(query: Tensor, points: Tensor) -> Tensor:
-    """(B, M, N) from (B, M, C) and (B, N, C); differences first, for close points stay exact."""
+    """(B, M, N) squared distances of (B, M, C) and (B, N, C).
+
+    Differences are taken before they are squared, so that close points stay exact.
+    """
     return (query[:, :, None] - points[:, None]).square().sum(-1)
 
 
 def knn(ref: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Distances and indices of the k points of ref nearest to each query, nearest first.
 
-    ref: (C, N) or (B, C, N); query: (C, M) or (B, C, M); both answers (k, M) or (B, k, M).
+    ref: (C, N) or (B, C, N); query: (C, M) or (B, C, M); both results are (k, M) or (B, k, M).
     """
     single = ref.ndim == 2
     points, asked = (t[None] if single else t for t in (ref.float(), query.float()))
@@ -35,7 +38,7 @@ def knn(ref: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class KNN(nn.Module):
-    """knn_cuda.KNN: `knn` of batches; transpose_mode: points and answers are rows, (B, N, C)."""
+    """knn_cuda.KNN: `knn` of batches. transpose_mode: points and results are rows, (B, N, C)."""
 
     def __init__(self, k: int, transpose_mode: bool = False) -> None:
         super().__init__()
@@ -50,10 +53,10 @@ class KNN(nn.Module):
 
 
 def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
-    """(B, npoint) int32 indices of points, each the furthest from those before it; the first is 0.
+    """(B, npoint) int32 indices: point 0, then each time the point furthest from those before it.
 
-    xyz: (B, N, 3). Points at the origin are left out; of equally far ones the first is taken, where
-    the CUDA kernel takes the one of the lowest thread.
+    xyz: (B, N, 3). Points at the origin are left out. Of equally far points the first is taken; the
+    CUDA kernel takes the one of the lowest thread.
     """
     left_out = xyz.square().sum(-1) <= AT_ORIGIN
     nearest = torch.full_like(xyz[..., 0], UNREACHED)  # squared distance to the points taken

@@ -70,8 +70,8 @@ def check_arguments(
 ) -> None:
     """Raise ValueError, naming the argument, unless shapes, types and attributes fit together.
 
-    Looks at shapes and dtypes only, so it also takes torch tensors while a graph is traced; the
-    values are checked by `check_order` and `check_decay`.
+    Only shapes and dtypes are read, so it also takes torch tensors while a graph is traced;
+    `check_order` and `check_decay` check the values.
     """
     if directions < 1:
         raise ValueError(f"directions: at least 1 was wanted, found {directions}")
@@ -117,7 +117,7 @@ def check_order(order: ArrayLike) -> None:
 
 
 def check_decay(A: ArrayLike) -> None:
-    """Raise ValueError unless A is finite and negative: what an exported graph must satisfy."""
+    """Raise ValueError unless A is finite and negative, as it must be in an exported graph."""
     values = np.asarray(A)
     wrong = values[~((values < 0) & np.isfinite(values))]
     if wrong.size:

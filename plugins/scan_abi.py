@@ -1,7 +1,7 @@
 """The C structures of plugins/csrc/core/mambapose_scan.h, filled from arrays of any kind.
 
-Shared by the callers of the compiled scan: NumPy arrays on the CPU, torch tensors on a GPU. Letters
-as in plugins/reference.py.
+Both callers of the compiled scan use them: NumPy arrays on the CPU and torch tensors on a GPU.
+Letters as in plugins/reference.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ ADDRESS = ctypes.c_void_p
 
 
 class Rows(ctypes.Structure):
-    """MambaposeRows: element (b, t, c) at data[b * batchStride + t * rowStride + c]."""
+    """The C structure MambaposeRows.
+
+    Element (b, t, c) is data[b * batchStride + t * rowStride + c].
+    """
 
     _fields_ = (
         ("data", ADDRESS),
@@ -43,7 +46,7 @@ class Rows(ctypes.Structure):
 
 
 class Params(ctypes.Structure):
-    """MambaposeScanParams."""
+    """The C structure MambaposeScanParams."""
 
     _fields_ = (
         ("structSize", ctypes.c_uint32),
@@ -62,7 +65,7 @@ class Params(ctypes.Structure):
 
 
 class Grads(ctypes.Structure):
-    """MambaposeScanGrads."""
+    """The C structure MambaposeScanGrads."""
 
     _fields_ = (
         ("structSize", ctypes.c_uint32),
@@ -86,10 +89,10 @@ def scan_params(
     rows_of: RowsOf,
     address_of: AddressOf,
 ) -> Params:
-    """The structure of one call; whoever calls keeps the arrays alive.
+    """The structure of one call; the caller keeps the arrays alive.
 
-    x: every argument of the scan by name, None when absent; attributes: as `scan_attributes` gives
-    them; dtype: FP32, FP16 or BF16; rows_of and address_of also take None.
+    x: every argument of the scan by name, None when absent; attributes: from `scan_attributes`;
+    dtype: FP32, FP16 or BF16; rows_of and address_of must also take None.
     """
     batch, length, wide = x["dt"].shape
     params = Params(structSize=ctypes.sizeof(Params), dtype=dtype)
@@ -139,7 +142,7 @@ def scan_attributes(
 
 
 def output_shape(dt: Shaped, attributes: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Shape of y."""
+    """The shape of y."""
     batch, length, wide = dt.shape
     return batch, length, wide // attributes["directions"] if attributes["merge"] == "sum" else wide
 
@@ -159,7 +162,10 @@ def check_gradients(
 
 
 def call_library(function: Callable[..., int], *arguments: object) -> None:
-    """Call a function that ends in (error, errorSize). Raises EngineError with its sentence."""
+    """Call a function of the library whose last arguments are (error, errorSize).
+
+    Raises EngineError with the message that it wrote there.
+    """
     error = ctypes.create_string_buffer(ERROR_BYTES)
     if function(*arguments, error, ERROR_BYTES):
         raise EngineError(f"selective scan: {error.value.decode()}")

@@ -1,4 +1,4 @@
-"""The scan as a node of an ONNX graph: its names, and the form that a function body is made for."""
+"""The scan as a node of an ONNX graph: its names, and the signature a function body is made for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ OUTPUTS = ("y", "final_state")
 
 @dataclass(frozen=True)
 class Signature:
-    """What a function body is specialised to: the attributes of a node and its inputs' forms.
+    """What a function body is made for: the attributes of a scan node and the forms of its inputs.
 
-    optional: the optional inputs that are there; u_shared: u is (B, L, D); b_constant,
+    optional: the optional inputs that the node has; u_shared: u is (B, L, D); b_constant,
     c_constant: B, C are (K*D, N); order_rows: order is (K, L); half: rows are float16.
     """
 
@@ -33,7 +33,7 @@ class Signature:
 
     @property
     def input_count(self) -> int:
-        """Inputs up to the last one that is there: TensorRT wants as many as its node has."""
+        """How many inputs the function has: as many as the node, up to the last one present."""
         return max(5, *(INPUTS.index(name) + 1 for name in self.optional), 0)
 
     @property

@@ -74,7 +74,7 @@ def _core_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool, nrows: int = 1, oflex: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """selective_scan_cuda_core.fwd and _oflex.fwd: (out, x)."""
+    """selective_scan_cuda_core.fwd and selective_scan_cuda_oflex.fwd: (out, x)."""
     wide = u.float() if oflex and u.dtype != torch.float64 else u
     return _scan_forward(wide, delta, A, B, C, D, None, delta_bias, delta_softplus)
 
@@ -99,7 +99,7 @@ def _conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) ->
 def _conv_backward(
     x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, *rest: Any
 ) -> Gradients:
-    """causal_conv1d_cuda.causal_conv1d_bwd: dx, dweight, dbias; a given dx is filled."""
+    """causal_conv1d_cuda.causal_conv1d_bwd: dx, dweight, dbias; a dx that is given is filled."""
 
     def convolve(*leaves: Any) -> Tensor:
         return _conv_forward(*leaves, rest[-1])
@@ -111,7 +111,7 @@ def _conv_backward(
 
 
 def _refusal(what: str, advice: str) -> type:
-    """A class or function that can be imported and named, but says why it cannot be called."""
+    """A class or function that can be imported and named, but raises when it is called."""
 
     def refuse(self: object, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError(f"{what} was found, Mamba-1 was wanted; {advice}")
@@ -120,7 +120,7 @@ def _refusal(what: str, advice: str) -> type:
 
 
 class _Kernel:
-    """A triton kernel: it can be defined, decorated and indexed by its grid, not run."""
+    """A triton kernel: it can be defined, decorated and indexed by its grid, but not run."""
 
     def __init__(self, function: Any) -> None:
         self.__name__ = getattr(function, "__name__", "kernel")
@@ -136,14 +136,14 @@ class _Kernel:
 
 
 def _decorator(*arguments: Any, **_: Any) -> Any:
-    """triton's decorators, with arguments or bare."""
+    """triton's decorators, used with arguments or without."""
     if len(arguments) == 1 and callable(arguments[0]):
         return _Kernel(arguments[0])
     return _Kernel
 
 
 class _Config:
-    """triton.Config: its options can be read, as code that sorts configurations does."""
+    """triton.Config: its options can be read, because some code sorts configurations by them."""
 
     def __init__(self, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.kwargs = dict(kwargs or {})
@@ -152,7 +152,7 @@ class _Config:
 
 
 class _Anything:
-    """What annotations and defaults of triton kernels name (``tl.constexpr``)."""
+    """Stands for any name in annotations and defaults of triton kernels (``tl.constexpr``)."""
 
     def __getattr__(self, name: str) -> _Anything:
         if name.startswith("__"):
@@ -168,12 +168,12 @@ class GenerationMixin:
 
 
 def _no_hub(*_: Any, **__: Any) -> NoReturn:
-    """mamba-ssm's downloads from a hub of models."""
+    """Refuses mamba-ssm's downloads from a hub of models."""
     raise NotImplementedError("a file of weights was wanted, found a model of a hub; download it")
 
 
 def _no_loss(*_: Any, **__: Any) -> NoReturn:
-    """chamfer.forward and backward: modules of networks import them for their training alone."""
+    """Refuses chamfer.forward and backward, which code of networks imports only for training."""
     raise NotImplementedError(
         "a loss of training (chamfer distance) was called, a network was wanted; export the part "
         "that answers"
@@ -245,15 +245,18 @@ STANDINS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass
 class StandIns:
-    """offered: the modules stood in for; used: what was taken from them, ``module.name``, in the
-    order of the first time."""
+    """The stand-ins that are installed.
+
+    offered: the modules that have a stand-in; used: the names that were taken from them, as
+    ``module.name``, in the order in which they were first taken.
+    """
 
     offered: tuple[str, ...]
     used: list[str] = field(default_factory=list)
 
 
 class _StandIn(ModuleType):
-    """A module whose names are handed out, and noted, one by one."""
+    """A stand-in module, which notes each name that is taken from it."""
 
     def __init__(self, name: str, noted: StandIns) -> None:
         super().__init__(name, f"Stand-in of mambapose for {name}.")
@@ -274,7 +277,7 @@ class _StandIn(ModuleType):
 
 
 def is_standin(package: str) -> bool:
-    """Whether what an import of the package finds now is ours."""
+    """Whether importing the package now gives one of our stand-ins."""
     return isinstance(sys.modules.get(package), _StandIn)
 
 
@@ -284,7 +287,7 @@ _TORCH_LOOKS = ("torch.utils._triton", "torch._inductor.runtime.hints",
 
 
 def _let_torch_look() -> None:
-    """Before a stand-in for triton is seen, torch has to know that there is none."""
+    """Make torch find out that there is no triton, before it can see a stand-in for it."""
     for name in _TORCH_LOOKS:
         with contextlib.suppress(ImportError):
             module = importlib.import_module(name)
@@ -297,7 +300,7 @@ def _is_missing(package: str) -> bool:
 
 @contextlib.contextmanager
 def install_standins() -> Iterator[StandIns]:
-    """What is stood in for while the block runs, and what of it was used."""
+    """A context in which the stand-ins can be imported; it gives what was offered and used."""
     packages = {name.partition(".")[0] for name in STANDINS}
     missing = {package for package in packages if _is_missing(package)}
     if "triton" in missing:

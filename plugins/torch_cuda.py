@@ -1,12 +1,12 @@
 """The CUDA kernels of the selective scan on torch tensors.
 
-Tensors are read where they lie; only a strided last axis is copied. Kernels go on the current
+Tensors are read where they are; only a strided last axis is copied. Kernels go on the current
 stream of the tensors' device and nothing waits for them: y, the state and the workspace come from
 torch's allocator, which hands memory freed on a stream to later work of the same stream. So a call
 may be captured in a CUDA graph.
 
-An order lies on the device and reading it back stops the stream: it is checked once, when a tensor
-is first seen or has changed, and not while a graph is captured.
+An order lies on the device, and reading it back makes the host wait for the stream. So an order is
+checked once, when a tensor is first seen or has changed, and not while a graph is captured.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ Tensors = Mapping[str, Tensor | None]
 
 
 def takes(tensor: Tensor) -> bool:
-    """Whether the CUDA kernels take calls of this tensor's device and type.
+    """Whether the CUDA kernels can run on this tensor's device and type.
 
-    Says once when they would, had they been compiled.
+    When they could but are not compiled, that is said once.
     """
     return is_on_gpu(tensor) and tensor.dtype in DTYPES and _has_library()
 
@@ -73,7 +73,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, this is the current device: launches go to the current one."""
+    """A context in which this device is the current one, to which launches go."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -83,7 +83,7 @@ def _stream(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class BoundScan:
-    """One call with its memory: ``launch()`` computes y and, unless None, final_state again."""
+    """One call with its memory: ``launch()`` computes y again, and final_state unless None."""
 
     y: Tensor
     final_state: Tensor | None
@@ -93,7 +93,7 @@ class BoundScan:
     inputs: Tensors  # what params points to
 
     def launch(self) -> None:
-        """Put the kernels on the current stream. Raises EngineError for what is refused."""
+        """Put the kernels on the current stream. EngineError when the library refuses the call."""
         device = self.y.device
         memory = _address_of(self.workspace), self.workspace.numel(), _stream(device)
         with _current(device):
@@ -103,9 +103,9 @@ class BoundScan:
 def bind_scan(
     tensors: Tensors, options: Mapping[str, Any], *, tactic: str = "auto", with_state: bool = True
 ) -> BoundScan:
-    """A call that can be launched many times; tensors and options by the operator's names.
+    """A call that can be launched many times; tensors and options have the operator's names.
 
-    tactic: a key of `native_cuda.TACTICS`. Shapes and types were checked by the caller.
+    tactic: a key of `native_cuda.TACTICS`. The caller has checked shapes and types.
     """
     x = _prepare(tensors)
     _check_order_once(tensors["order"])
@@ -165,7 +165,7 @@ def _float32(tensor: Tensor | None) -> Tensor | None:
 
 
 def _prepare(tensors: Tensors) -> dict[str, Any]:
-    """Every tensor as the C interface reads it, without its history."""
+    """Every tensor in the form that the C interface reads, detached from autograd."""
     device = _present(tensors, "dt").device
     ready: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -205,7 +205,7 @@ def _address_of(tensor: Tensor | None) -> int | None:
 
 
 def _workspace(size: int, device: torch.device) -> Tensor:
-    """Bytes that begin where a workspace may, which on a GPU all of torch's memory does."""
+    """Bytes with the alignment that a workspace needs; on a GPU all memory of torch has it."""
     alignment = native_cuda.WORKSPACE_ALIGNMENT
     memory = torch.empty(size + alignment, dtype=torch.uint8, device=device)
     skipped = -memory.data_ptr() % alignment

@@ -1,8 +1,7 @@
 """The selective scan as a plain torch loop over steps: differentiable, any float type, any device.
 
-It is the float64 path of the torch operator and what serves a machine without the compiled
-library. Semantics: docs/operator.md. Letters: B batch, L length, K directions, D channels,
-N states, G groups.
+The torch operator uses it for float64 and on machines without the compiled library. Semantics:
+docs/operator.md. Letters: B batch, L length, K directions, D channels, N states, G groups.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 
 
 def visited_tokens(order: Tensor | None, length: int, reverse: Sequence[int]) -> Tensor:
-    """(K, L) int64 tokens visited at each step: the order map, then the reverse flags."""
+    """(K, L) int64: the token visited at each step, after the order map and the reverse flags."""
     base = torch.arange(length) if order is None else order.long()
     rows = base.expand(len(reverse), length)
     flipped = [row.flip(0) if flag else row for row, flag in zip(rows, reverse, strict=True)]

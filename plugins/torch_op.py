@@ -109,7 +109,7 @@ def _checked(arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _runs_native(u: Tensor) -> bool:
-    """Whether the compiled CPU kernels take this call; says once when they are missing."""
+    """Whether the compiled CPU kernels can run this call; says once when they are missing."""
     return u.device.type == "cpu" and u.dtype in NATIVE_TYPES and _has_library()
 
 
@@ -227,7 +227,7 @@ _scan.register_autograd(_backward, setup_context=_save)
 
 
 def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
-    """What ``torch.onnx.export(custom_translation_table=...)`` needs to write one scan node.
+    """The ``custom_translation_table`` with which torch.onnx.export writes one scan node per call.
 
     The node names both outputs always, because a model-local function with two outputs cannot be
     called with one, and carries the two attributes by which TensorRT finds the plugin.
@@ -252,7 +252,7 @@ def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
 
 @functools.cache
 def _onnx_operator() -> Any:
-    """The onnxscript operator of the node (``Opset(...).SelectiveScan`` would need a registry)."""
+    """The node as an onnxscript operator (``Opset(...).SelectiveScan`` would need a registry)."""
     import onnx
     import onnxscript
 

@@ -35,9 +35,9 @@ PathLike = str | Path
 class Result:
     """The poses of a run.
 
-    poses: every person of every frame, in order. meta: what poses.json says of the run: source,
-    bundle, skeletons, units. folder: where its files are; when no ``out`` was given, a temporary
-    one that is removed together with the Result.
+    poses: every person of every frame, in order. meta: the facts that poses.json records about the
+    run: source, bundle, skeletons, units. folder: where the files are; when no ``out`` was given,
+    it is a temporary folder that is removed together with the Result.
     """
 
     poses: tuple[Pose, ...]
@@ -69,14 +69,18 @@ class Result:
 
 
 def open_bundle(path: PathLike | None = None) -> Bundle:
-    """The bundle in a folder that mp-export wrote, or the one that ships; BundleError."""
+    """The bundle in the folder ``path``, or the one that ships with the package.
+
+    BundleError when the folder holds no valid bundle.
+    """
     return read_bundle(loading.shipped_bundle() if path is None else path)
 
 
 def open_source(source: PathLike, *, frame_range: str | None = None) -> Source:
-    """The frames of a video, a folder of images, a camera or a stream; VideoError.
+    """The frames of a video, a folder of images, a camera or a stream.
 
-    frame_range: ``A:B`` keeps frames A to B-1. Close it, or use it in a ``with`` block.
+    frame_range: ``A:B`` keeps frames A to B-1. Close the source, or use it in a ``with`` block.
+    VideoError when it cannot be opened.
     """
     return source_from_uri(str(source), frame_range=frame_range)
 
@@ -91,9 +95,9 @@ def open_pipeline(
 ) -> Pipeline:
     """The pipeline of a bundle for frames of ``size`` (height, width).
 
-    bundle: one that is open, its folder, or None for the one that ships. options: what the run
+    bundle: an open bundle, the folder of one, or None for the one that ships. options: what the run
     asks for; where: backend, device and threads; detector: an ONNX file of a person detector.
-    Close it, or use it in a ``with`` block. BundleError, EngineError.
+    Close the pipeline, or use it in a ``with`` block. Raises BundleError and EngineError.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     found = None if detector is None else Path(detector)

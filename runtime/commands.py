@@ -1,4 +1,4 @@
-"""What every command line does alike: headings in the help, one-line errors, exit codes."""
+"""What every command line has in common: headings in the help, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GroupedCommand(click.Command):
 def run_command(
     command: click.Command, args: list[str] | None, name: str, *, interrupted: str = "interrupted"
 ) -> None:
-    """Run it: our errors are one line and exit 1, usage errors exit 2, Ctrl-C exits 130."""
+    """Run a command: our errors are one line and exit 1, usage errors exit 2, Ctrl-C exits 130."""
     try:
         code = command.main(args, prog_name=name, standalone_mode=False)
     except MambaPoseError as err:

@@ -38,10 +38,10 @@ def open_pipeline(
     *,
     detector: Path | None = None,
 ) -> Pipeline:
-    """The pipeline of a bundle for frames of that size.
+    """The pipeline of a bundle for frames of ``size``.
 
-    detector: an ONNX file that replaces the bundle's own, if any. What the bundle knows of the
-    weights (trained, unit of the lifter) replaces what ``options`` says of them.
+    detector: an ONNX file to use instead of the bundle's detector, if it has one. ``trained`` and
+    ``lift_unit`` of the options are replaced by what the bundle says about its weights.
     """
     options = options or RunOptions()
     engines: dict[str, Engine] = {}
@@ -68,7 +68,7 @@ def open_pipeline(
 def opened_flow(
     bundle: Bundle, *, portrait: bool, where: Where | None = None
 ) -> Iterator[FlowStage]:
-    """The flow stage of a bundle for pictures of that orientation; BundleError without one."""
+    """The flow stage of a bundle for pictures of one orientation; BundleError when it has none."""
     if "flow" not in bundle.stages:
         raise BundleError(
             f"a bundle with a flow stage was wanted, {bundle.path} holds: "
@@ -83,9 +83,10 @@ def opened_flow(
 
 
 def needed_graphs(bundle: Bundle, size: Size, options: RunOptions) -> list[tuple[str, str, str]]:
-    """(engine name, stage, graph) of every graph that a clip of pictures of that size needs.
+    """(engine name, stage, graph) of every graph that is needed for a clip of that size.
 
-    A map of the whole frame that no network takes in, or that was not asked for, is left out.
+    Flow and depth are left out when no other network has them as an input, or when ``options``
+    turns them off.
     """
     bundle.graph("pose2d", "main")  # the one stage that must be there
     present = [STAGES[name] for name in STAGES if name in bundle.stages]
@@ -107,8 +108,9 @@ def needed_graphs(bundle: Bundle, size: Size, options: RunOptions) -> list[tuple
 
 
 def clip_graphs(bundle: Bundle, stage: str, *, portrait: bool) -> dict[str, str]:
-    """Graph of the network's form -> its name in the bundle, of the clip's orientation.
+    """Base name of each graph of the stage -> the graph's name in the bundle for this orientation.
 
+    A bundle may hold a graph once for landscape and once for portrait (``encode@192x256``).
     BundleError tells which graphs there are when one is missing.
     """
     entry = bundle.stage(stage)
@@ -131,9 +133,9 @@ def _suits(size: Size, *, portrait: bool) -> bool:
 
 
 def lift_unit(bundle: Bundle) -> str:
-    """The unit of the lifter's answer: BODY_HEIGHTS, also without a lifter, or IMAGE_UNITS.
+    """The unit of the lifter's 3D joints: BODY_HEIGHTS or IMAGE_UNITS.
 
-    BundleError when the bundle does not say.
+    BODY_HEIGHTS when the bundle has no lifter. BundleError when the bundle does not say.
     """
     if "lift3d" not in bundle.stages:
         return BODY_HEIGHTS

@@ -3,8 +3,8 @@
     scene cut? -> who to look at -> flow, depth (whole frame) -> crops -> pose2d -> decode -> lift3d
 
 Without a detector the pose network also finds the person (``one_person.py``). A pose network that
-looks at several frames answers some frames late (``clip_pose.py``); all that follows is done when
-it does, so boxes come from poses that are as old.
+looks at several frames gives the poses of a frame some frames late (``clip_pose.py``). Everything
+after it is then late by as much, so the boxes come from poses that are that old.
 
 Memory is constant: the last feature map, the last depth map, T + hop frames of joints or the state
 of a causal lifter, the results that wait for their 3D (without their pictures), and frames that
@@ -55,10 +55,11 @@ SEARCH_BATCH = 4
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run asks for. None means what the bundle's schedule says.
+    """What a run asks for. A field that is None takes the value of the bundle's schedule.
 
-    height: of the person in metres, for metric 3D. lookahead: frames that 3D may wait for, 0 for
-    live. trained: whether pose2d's scores mean anything; lift_unit: of the lifter's answer.
+    height: the person's height in metres, for metric 3D. lookahead: how many later frames the 3D
+    may wait for, 0 for live. trained: whether pose2d's scores mean anything; lift_unit: the unit of
+    the lifter's 3D joints.
     """
 
     flow: bool = True
@@ -75,18 +76,17 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """The people of one frame. Results that waited for their 3D come without the picture: the
-    frame's image is empty, (0, 0, 3).
-    """
+    """The people of one frame. After a wait for the 3D joints the frame's image is (0, 0, 3)."""
 
     frame: Frame
     poses: list[Pose]
 
 
 class Pipeline:
-    """Runs the engines of the stages, called as ``engine_name`` says: ``pose2d`` must be there.
+    """Runs the engines of the stages on frames and yields the poses.
 
-    Flow and depth are not run where no network takes them in. The pipeline closes the engines.
+    engines: by the names that ``engine_name`` gives; ``pose2d`` must be among them. Flow and depth
+    do not run when no other network has them as an input. The pipeline closes the engines.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Pipeline:
 
     @property
     def lifts_later(self) -> bool:
-        """Whether the 3D joints of a frame may be known only after later frames."""
+        """Whether the 3D joints of a frame may have to wait for later frames."""
         return self.lifter is not None and self.lifter.lookahead > 0
 
     def run(
@@ -130,10 +130,10 @@ class Pipeline:
         frames: Iterable[Frame],
         on_frame: Callable[[FrameResult], None] | None = None,
     ) -> Iterator[FrameResult]:
-        """Results in order, each as soon as it is complete.
+        """The results in order, each as soon as it is complete.
 
-        on_frame: called in order with every frame's picture and poses: 2D ones, before their 3D
-        is known, unless no 3D waits for later frames (``lifts_later``).
+        on_frame: called in order with the picture and poses of every frame. When 3D joints wait for
+        later frames (``lifts_later``), it gets the 2D poses, before their 3D is known.
         """
         waiting: deque[FrameResult] = deque()
         for result, seen in self._results_2d(frames):
@@ -152,11 +152,14 @@ class Pipeline:
 
     @property
     def lookahead(self) -> int:
-        """Later frames that the 2D poses of a frame wait for."""
+        """How many later frames the 2D poses of a frame wait for."""
         return self._pose.lookahead
 
     def memory(self) -> dict[str, dict[str, int]]:
-        """Per stage, what its backend knows, in bytes; graphs of a stage share their weights."""
+        """Stage -> what its backend reports about memory, in bytes.
+
+        The graphs of a stage share their weights, so the largest value of its graphs counts.
+        """
         found: dict[str, dict[str, int]] = {}
         for name, engine in self.engines.items():
             stage = found.setdefault(name.partition(".")[0], {})
@@ -181,7 +184,7 @@ class Pipeline:
         self.close()
 
     def _results_2d(self, frames: Iterable[Frame]) -> Iterator[tuple[FrameResult, Seen]]:
-        """Every frame in order with its 2D poses, and what the lifter wants of them."""
+        """Every frame in order with its 2D poses, and the same people as input for the lifter."""
         for frame in frames:
             with self.times.measure("frame"):
                 found = self._watch(frame)
@@ -189,7 +192,10 @@ class Pipeline:
         yield from self._rest()
 
     def _watch(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
-        """The frames that this one completes: itself, unless the pose network looks ahead."""
+        """The results that are complete once this frame has been seen.
+
+        That is the frame's own result, unless the pose network looks ahead.
+        """
         done = self._follow_scene(frame)
         self._detect(frame)
         size = Size(*frame.image.shape[:2])
@@ -213,11 +219,11 @@ class Pipeline:
         return done + [self._posed(*answer) for answer in self._pose.add(watched, inputs)]
 
     def _rest(self) -> list[tuple[FrameResult, Seen]]:
-        """The frames that still wait for their 2D poses."""
+        """The results of the frames that still wait for their 2D poses."""
         return [self._posed(*answer) for answer in self._pose.finish()]
 
     def _posed(self, watched: Watched, heatmaps: Array | None) -> tuple[FrameResult, Seen]:
-        """A frame with its poses, after the boxes have moved to them."""
+        """The result of a frame from its heatmaps; the boxes move to the poses."""
         frame, subjects = watched.frame, watched.subjects
         if heatmaps is None:
             return FrameResult(frame, []), _nobody()
@@ -231,8 +237,9 @@ class Pipeline:
         return FrameResult(frame, poses), seen
 
     def _poses_in(self, frame: Frame, dense: Dense, boxes: Boxes) -> tuple[FloatArray, FloatArray]:
-        """Joints (N, 17, 2) px of the frame and scores (N, 17) of what is in boxes (N, 4), a few
-        boxes at a time and without counting as runs of the stages.
+        """Joints (N, 17, 2) in frame px and scores (N, 17) of whatever is in the boxes (N, 4).
+
+        The boxes run a few at a time, and their time does not count as that of the stages.
         """
         parts = []
         for first in range(0, len(boxes), SEARCH_BATCH):
@@ -243,7 +250,7 @@ class Pipeline:
         return np.concatenate(xy), np.concatenate(score)
 
     def _follow_scene(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
-        """The frames of the old scene that a cut completes."""
+        """The results of the old scene that still waited, when this frame begins a new scene."""
         done: list[tuple[FrameResult, Seen]] = []
         cut, follows = self._cuts.starts(frame)
         if cut:
@@ -301,9 +308,9 @@ class Pipeline:
 def _lifter(
     engine: Engine | None, schedule: Schedule, options: RunOptions, times: StageTimes
 ) -> Lifter | CausalLifter | None:
-    """What lifts: windows or, where the graph is a step, frame by frame; None without a lifter.
+    """The lifter of an engine: over windows, or frame by frame where the graph is a step.
 
-    EngineError for a look-ahead that it cannot have.
+    None without a lifter. EngineError when it cannot have the look-ahead that was asked for.
     """
     lookahead = options.lookahead
     if engine is None:
@@ -329,12 +336,12 @@ def _lifter(
 
 
 def engine_name(stage: str, graph: str) -> str:
-    """What a Pipeline calls the engine of a graph: ``depth``, ``flow.encode``."""
+    """The name under which a Pipeline takes the engine of a graph: ``depth``, ``flow.encode``."""
     return stage if graph == "main" else f"{stage}.{graph}"
 
 
 def graphs_of(stage: str, engines: Mapping[str, Engine]) -> dict[str, Engine]:
-    """Graph -> engine of one stage."""
+    """Graph name -> engine, for one stage."""
     return {
         name.partition(".")[2] or "main": engine
         for name, engine in engines.items()
@@ -363,7 +370,7 @@ def _poses(
 def _seen(
     ids: tuple[int, ...], xy: FloatArray, score: FloatArray, dense: Dense, size: Size
 ) -> Seen:
-    """What the lifter wants of a frame of that size."""
+    """The people of a frame of that size as the lifter takes them in."""
     joints = h36m_from_coco(xy)
     flow = depth = None
     if dense.depth is not None:
@@ -382,7 +389,7 @@ def _without_image(result: FrameResult) -> FrameResult:
 def _lifted(
     waiting: deque[FrameResult], answers: list[tuple[int, dict[int, FloatArray]]]
 ) -> list[FrameResult]:
-    """The results at the head of ``waiting`` that ``answers`` complete."""
+    """The results at the head of ``waiting``, completed by the 3D joints in ``answers``."""
     done = []
     for _, xyz in answers:
         result = waiting.popleft()

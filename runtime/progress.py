@@ -15,11 +15,11 @@ COUNTER_EVERY_S = 0.2  # often enough to look alive; free
 
 
 class Progress:
-    """Counts steps and reports them on ``stream`` (stderr), which it leaves on a fresh line.
+    """Counts steps and shows them on ``stream`` (stderr); the cursor is left on a fresh line.
 
-    total: steps to expect, or None when nobody knows (cameras, pipes). On a terminal a bar with
-    the time left, or a running counter without a total; otherwise plain lines, at most one every
-    ten seconds and one at the end; nothing when quiet.
+    total: steps to expect, or None when nobody knows (cameras, pipes). On a terminal it is a bar
+    with the time left, or a running counter without a total. Elsewhere it is plain lines, at most
+    one every ten seconds and one at the end. When quiet nothing is shown.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress:
             self._bar.__enter__()
 
     def step(self, count: int = 1) -> None:
-        """Count more steps as done and report if it is time to."""
+        """Count ``count`` more steps as done, and show it when it is time to."""
         self.done += count
         if self._quiet:
             return
@@ -61,7 +61,7 @@ class Progress:
             self._say("\r" if self._terminal else "", "" if self._terminal else "\n")
 
     def close(self) -> None:
-        """Report the end (once) and give the terminal back."""
+        """Show the end (once) and leave the terminal on a fresh line."""
         if self._closed:
             return
         self._closed = True

@@ -45,7 +45,10 @@ UNTRAINED = "untrained weights"
 
 @dataclass(frozen=True)
 class Run:
-    """What the command line asks for. None means the bundle's schedule, or all cores."""
+    """What the command line asks for.
+
+    A field that is None takes the value of the bundle's schedule; threads None means all cores.
+    """
 
     source: str
     bundle: Path
@@ -68,7 +71,7 @@ class Run:
 
     @property
     def options(self) -> RunOptions:
-        """The pipeline's share of it."""
+        """The options among these that the pipeline needs."""
         return RunOptions(
             flow=self.flow,
             depth=self.depth,
@@ -130,7 +133,7 @@ def run_video(run: Run) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. problem: what broke the video off, or None."""
+    """How a run ended. problem: why the video broke off, or None."""
 
     frames: int = 0
     seconds: float = 0.0
@@ -147,7 +150,7 @@ def record(
     pipeline: Pipeline,
     notes: list[str],
 ) -> Outcome:
-    """Run every frame into journal, overlay and run.json."""
+    """How the run ended, after every frame went into the journal, the overlay and run.json."""
     meta = run_meta(bundle, pipeline, source, run.source, height=run.height)
     start = time.perf_counter()
     broken: list[VideoError] = []
@@ -193,8 +196,9 @@ def record(
 
 
 def whole_frames(frames: Iterable[Frame], broken: list[VideoError]) -> Iterator[Frame]:
-    """The frames up to the first that cannot be read; its error goes into ``broken``, or is
-    raised when there is no frame before it.
+    """The frames up to the first that cannot be read.
+
+    Its error is put into ``broken``, or raised when there is no frame before it.
     """
     count = 0
     try:
@@ -239,7 +243,7 @@ def _report(
 
 
 def recover_results(out: Path, formats: tuple[str, ...], *, quiet: bool = False) -> None:
-    """``--recover``: the results of an interrupted run, from its journal."""
+    """Write the results of an interrupted run from its journal, for ``--recover``."""
     destination = destination_of(out, formats)
     written = destination.write_results()
     if not quiet:
@@ -250,13 +254,13 @@ def recover_results(out: Path, formats: tuple[str, ...], *, quiet: bool = False)
 
 
 def say(run: Run, notes: Iterable[str]) -> None:
-    """Print notes to stderr, unless the run is quiet; what makes results worthless in red."""
+    """Print notes to stderr unless the run is quiet; notes that make results worthless are red."""
     for note in () if run.quiet else notes:
         click.secho(f"note: {note}", err=True, fg="red" if note.startswith(UNTRAINED) else None)
 
 
 def tell_results(run: Run, destination: Destination, paths: list[Path], outcome: Outcome) -> None:
-    """The last lines: what was written where."""
+    """Print the last lines of a run: which results were written where."""
     if run.quiet:
         return
     overlay = [] if destination.overlay is None else [destination.overlay]

@@ -28,13 +28,13 @@ class Schedule:
     hop: int = 27
 
     def size(self, field: str) -> Size:
-        """The size of that field: ``flow_size``, ``depth_size``, ``pose_size``."""
+        """The size in the field of that name: ``flow_size``, ``depth_size``, ``pose_size``."""
         found: Size = getattr(self, field)
         return found
 
     @property
     def lookahead(self) -> int:
-        """Frames the 3D result of a frame waits for, at most."""
+        """How many later frames the 3D result of a frame waits for, at most."""
         return self.clip_frames - (self.clip_frames - self.hop) // 2 - 1
 
 

@@ -22,7 +22,7 @@ class StageTimes:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the time the block takes."""
+        """A context that adds the time its block takes to the stage."""
         start = time.perf_counter()
         yield
         self.add(stage, time.perf_counter() - start)

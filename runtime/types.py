@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
     @property
     def portrait(self) -> bool:
-        """Higher than wide."""
+        """Whether it is higher than wide."""
         return self.height > self.width
 
     @property
@@ -70,8 +70,10 @@ class GraphName(NamedTuple):
 
 @dataclass(frozen=True)
 class Where:
-    """What runs the graphs. backend: ``auto`` or its name; device: ``cpu`` or ``cuda``; threads:
-    None for all cores that this process may use.
+    """Where graphs run.
+
+    backend: its name, or ``auto``; device: ``cpu`` or ``cuda``; threads: None for all cores that
+    this process may use.
     """
 
     backend: str = "auto"
@@ -80,13 +82,13 @@ class Where:
 
     @property
     def thread_count(self) -> int:
-        """The threads of an engine: those asked for, else one for each core of this process."""
+        """How many threads an engine uses: those asked for, else one per core of this process."""
         return self.threads or len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """The people to look at in one frame. ids: of each; boxes: (N, 4) xyxy px."""
+    """The people to look at in one frame. ids: one for each person; boxes: (N, 4) xyxy px."""
 
     ids: tuple[int, ...]
     boxes: Boxes

@@ -1,4 +1,4 @@
-"""A lifter's card as Markdown, from its JSON alone."""
+"""The text of a lifter's card as Markdown, made from the card's JSON alone."""
 
 from __future__ import annotations
 

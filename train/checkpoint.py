@@ -1,4 +1,4 @@
-"""What every training run has: rates, the running mean of the weights, the optimiser, its file."""
+"""What every training run has: rates, a running mean of the weights, an optimiser, a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNDECAYED = ("A_log", "A_b_log", "A_logs", "dt_projs_bias", "embed")
 
 
 class RunPlan(Protocol):
-    """The part of a plan that rates and means depend on."""
+    """The fields of a plan that learning rates and the mean of the weights depend on."""
 
     @property
     def rate(self) -> float: ...
@@ -35,7 +35,7 @@ class RunPlan(Protocol):
 
 
 class Optimiser(Protocol):
-    """What a loop needs of an optimiser; torch's have it."""
+    """What a training loop needs from an optimiser; those of torch have it."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -47,10 +47,10 @@ class Optimiser(Protocol):
 
 @dataclass
 class RunState:
-    """A run: its plan, the network, the running mean of its weights, the optimiser, the counts.
+    """A training run: its plan, network, running mean of the weights, optimiser and counts.
 
-    decay: the step at which the rate starts to fall and the number of steps to zero; notes: the
-    commands so far, and the run this one started from.
+    decay: the step at which the rate starts to fall, and in how many steps it falls to zero; notes:
+    the commands so far, and the run that this one started from.
     """
 
     plan: Any
@@ -63,7 +63,7 @@ class RunState:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def rate(self) -> float:
-        """The learning rate of the next step: a ramp, a plateau, and a straight line to zero."""
+        """The learning rate of the next step: a rise, a plateau, and a straight fall to zero."""
         rate: float = float(self.plan.rate) * min(1.0, (self.step + 1) / max(self.plan.warmup, 1))
         if self.decay is not None:
             start, steps = self.decay
@@ -75,7 +75,10 @@ class RunState:
         return self.decay is not None and self.step >= sum(self.decay)
 
     def update_average(self) -> None:
-        """Move the mean by one step; young runs forget faster. Counters are copied."""
+        """Move the mean of the weights by one step; young runs forget faster.
+
+        Counters are copied, not averaged.
+        """
         keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
@@ -85,11 +88,14 @@ class RunState:
                     self.average[name].copy_(tensor)
 
     def count(self, samples: int) -> None:
-        """A step has seen so many more samples."""
+        """Add the ``samples`` that one step has seen."""
         raise NotImplementedError
 
     def content(self, plan: Mapping[str, Any], **counts: int) -> dict[str, Any]:
-        """What a checkpoint holds; plan: as plain values; counts: of this kind of run."""
+        """The content of a checkpoint.
+
+        plan: the plan as plain values; counts: the counts that this kind of run keeps.
+        """
         return {
             "format_version": FORMAT_VERSION,
             "plan": dict(plan),
@@ -107,7 +113,7 @@ class RunState:
     def restore(
         self, content: Mapping[str, Any], counts: Sequence[str], what: tuple[str, Path]
     ) -> None:
-        """Take over a checkpoint's content; what: network and file, for the ExportError."""
+        """Set this run to a checkpoint's content; what: network and file, for the ExportError."""
         device = next(self.model.parameters()).device
         if "optimiser" not in content:
             raise ExportError(
@@ -131,7 +137,7 @@ class RunState:
 
 @contextmanager
 def mean_weights(state: RunState) -> Iterator[nn.Module]:
-    """The network with its mean weights, in eval mode; the weights in training come back."""
+    """A context with the network in eval mode and its mean weights; the current ones come back."""
     kept = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     state.model.load_state_dict(state.average)
     state.model.eval()
@@ -143,7 +149,7 @@ def mean_weights(state: RunState) -> Iterator[nn.Module]:
 
 
 def adamw(plan: RunPlan, model: nn.Module, without: Collection[str] = ()) -> torch.optim.Optimizer:
-    """AdamW of all parameters but ``without``; biases, norms and UNDECAYED are not decayed."""
+    """AdamW for all parameters but ``without``; it does not decay biases, norms and UNDECAYED."""
     whole: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -159,13 +165,13 @@ def adamw(plan: RunPlan, model: nn.Module, without: Collection[str] = ()) -> tor
 
 
 def command_here(module: str, step: int, device: str) -> dict[str, Any]:
-    """What a card says of how a file was made: the command that runs now, at a step."""
+    """What a card records about how a file was made: the command now running, and the step."""
     words = " ".join([f"python -m mambapose.train.{module}", *sys.argv[1:]])
     return {"step": step, "command": words, "device": device, "torch": str(torch.__version__)}
 
 
 def write_checkpoint(content: Mapping[str, Any], folder: Path) -> Path:
-    """Write the checkpoint beside the old one and rename it."""
+    """The path of the checkpoint, which is written beside the old one and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CHECKPOINT
     beside = path.with_suffix(".part")

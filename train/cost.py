@@ -1,4 +1,4 @@
-"""Measuring what a step costs: time, memory, and cases in processes of their own."""
+"""Measuring what a training step costs: time, memory, and cases in processes of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def timed(call: Callable[[], None], device: str) -> float:
-    """Milliseconds; on a CPU of the processor, which others on the machine take no part of."""
+    """Milliseconds of a call; on a CPU only the time that this process got of the processor."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     start = clock()
     call()
@@ -24,7 +24,10 @@ def timed(call: Callable[[], None], device: str) -> float:
 
 
 def peak_mib(device: str, *, forget: bool = False) -> float:
-    """Most memory since it was last forgotten: of the GPU, else of the process (Linux)."""
+    """The most memory in use since the last call with ``forget``.
+
+    Of the GPU, or of the process on a CPU (Linux).
+    """
     if device == "cuda":
         if forget:
             torch.cuda.reset_peak_memory_stats()
@@ -44,7 +47,7 @@ def in_fresh_process(module: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def append_row(file: Path | None, row: dict[str, Any]) -> None:
-    """Add the row to a file of JSON lines, if one is wanted."""
+    """Add the row to a file of JSON lines, if there is one."""
     if file is not None:
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")

@@ -1,4 +1,4 @@
-"""The curve of a training run: one JSON line a minute, and one for every look at held-out clips."""
+"""The curve of a training run: a JSON line every minute and for every held-out measurement."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ KEPT = ("step", "hours", "total", "position", "scaled", "velocity", "windows_per
 
 
 def append_curve(folder: Path, row: dict[str, Any]) -> None:
-    """One JSON line, flushed."""
+    """Append one JSON line to the curve."""
     with (folder / CURVE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def cut_curve(folder: Path, step: int) -> None:
-    """Drop what an interrupted run wrote after its last checkpoint."""
+    """Remove what an interrupted run wrote to its curve after the last checkpoint."""
     path = folder / CURVE
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -28,14 +28,17 @@ def cut_curve(folder: Path, step: int) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's curve; folder: the run's, or its checkpoint. None where none is."""
+    """The lines of a run's curve, an empty list when it has none.
+
+    folder: that of the run, or the file of its checkpoint.
+    """
     path = (folder if folder.is_dir() else folder.parent) / CURVE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def after(rows: Sequence[Mapping[str, Any]], steps: int, seconds: float) -> list[dict[str, Any]]:
-    """A curve as that of a run which others of so many steps and seconds came before."""
+    """The rows of a curve, continued from earlier runs that took so many steps and seconds."""
     hours = seconds / 3600
     return [
         {**row, "step": row["step"] + steps}
@@ -45,7 +48,7 @@ def after(rows: Sequence[Mapping[str, Any]], steps: int, seconds: float) -> list
 
 
 def thinned(rows: Sequence[Mapping[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
-    """At most about ``points`` rows, evenly, the last one among them."""
+    """About ``points`` rows at most, evenly chosen, the last one among them."""
     if not rows:
         return []
     every = max(1, -(-len(rows) // points))
@@ -53,8 +56,10 @@ def thinned(rows: Sequence[Mapping[str, Any]], points: int = POINTS) -> list[dic
 
 
 def curves(folder: Path, points: int = POINTS) -> dict[str, list[dict[str, Any]]]:
-    """The training curve and the looks at held-out activities of a run, thinned; empty where
-    ``folder`` has none."""
+    """The training curve of a run and its measurements on held-out activities, thinned.
+
+    Both are empty when ``folder`` has no curve.
+    """
     rows = rows_of(folder)
     training = [{key: row[key] for key in KEPT if key in row} for row in rows if "total" in row]
     held_out = [

@@ -1,8 +1,8 @@
 """The mean of the weights of training runs: python -m mambapose.train.mean --help.
 
 Runs that began with the same weights end in different places of the same valley; the mean lies
-lower in it than they do (Wortsman et al., "Model soups", ICML 2022), and asks nothing more of
-whoever runs the network. Several cores so train one network without waiting for each other.
+lower in it than they do (Wortsman et al., "Model soups", ICML 2022), and costs no more to run than
+one of them. So several cores can train one network without waiting for each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OF_A_RUN = ("model", "optimiser", "random")
 
 
 def mean_of(averages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensor by tensor; counters are those of the last. ExportError when shapes differ."""
+    """The mean of each tensor; counters are those of the last. ExportError when shapes differ."""
     last = averages[-1]
     shapes = [{name: tensor.shape for name, tensor in one.items()} for one in averages]
     if any(one != shapes[-1] for one in shapes):
@@ -42,9 +42,10 @@ def mean_of(averages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
-    """A checkpoint with the mean weights of runs, which is the last of them otherwise.
+    """The content of the last run's checkpoint, with the mean weights of all runs in it.
 
-    Its history holds the other runs too, each once: one that the last started from is there.
+    Its history also has the other runs, each once: a run that the last one started from is in it
+    already.
     """
     contents = [read(folder) for folder in folders]
     networks = {content["plan"]["network"] for content in contents}
@@ -60,7 +61,7 @@ def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of a run and of those before it, the first one first."""
+    """The commands of a run and of those before it, the first one first."""
     if "samples" in content:
         return pose2d_state.commands(content)
     return list(content["notes"].get("commands", []))
@@ -72,7 +73,7 @@ def _is_in_history(content: Mapping[str, Any], later: Mapping[str, Any]) -> bool
 
 
 def _add_to_history(folder: Path, content: Mapping[str, Any], later: dict[str, Any]) -> None:
-    """As if ``later`` had come after that run, which began where ``later`` did."""
+    """Record ``later`` as if it had come after that run; both started from the same weights."""
     notes = dict(later["notes"])
     known, others = _commands(later), _commands(content)
     own = [command for command in others if command not in known]

@@ -20,7 +20,7 @@ NARROWEST = 16  # rows and columns from which on a matrix is Muon's
 
 
 class MuonAdamW:
-    """What a training loop needs of ``torch.optim.Optimizer``.
+    """Both optimisers with the interface of ``torch.optim.Optimizer`` that a training loop needs.
 
     ends: beginnings of the names of the first and last layers, which AdamW trains. ExportError
     when nothing is left for Muon.
@@ -52,7 +52,10 @@ class MuonAdamW:
         self._adamw.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:
-        """The matrices share their memory with the parameters; gradients are handed over."""
+        """One step of both optimisers; the gradients are handed to Muon's matrices first.
+
+        The matrices share their memory with the parameters.
+        """
         for parameter, view in zip(self._whole, self._matrices, strict=True):
             view.grad = None if parameter.grad is None else matrix(parameter.grad, parameter)
         self._muon.step()
@@ -62,14 +65,16 @@ class MuonAdamW:
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """KeyError when the state is of another optimiser."""
+        """Restore the state; KeyError when it is that of another optimiser."""
         self._muon.load_state_dict(state_dict["muon"])
         self._adamw.load_state_dict(state_dict["adamw"])
 
 
 def matrix(values: Tensor, like: Tensor) -> Tensor:
-    """(outputs, everything else) of (outputs, inputs) or (outputs, inputs, h, w), in the order of
-    the memory of ``like``, so that a tensor of that layout gives a view."""
+    """(outputs, everything else) from (outputs, inputs) or (outputs, inputs, h, w).
+
+    Its order is that of the memory of ``like``, so that a tensor of that layout gives a view.
+    """
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.flatten(1)

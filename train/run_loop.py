@@ -1,4 +1,4 @@
-"""What every training loop does: batches made ahead, a step of the optimiser, when to stop."""
+"""What every training loop does: make batches ahead, step the optimiser, decide when to stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 
 
 class _Numbered(torch.utils.data.Dataset[Made], Generic[Made]):
-    """Batches of consecutive numbers; every process opens what makes them itself."""
+    """Batches of consecutive numbers; each process opens the sources of its batches itself."""
 
     def __init__(self, opened: Callable[[], Callable[[int], Made]], first: int) -> None:
         self._opened, self._first = opened, first
@@ -43,7 +43,7 @@ class _Order(torch.utils.data.Sampler[int]):
 
 
 def _leave_stopping_to_parent(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal."""
+    """Ignore Ctrl-C in a worker, because it reaches every process of the terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -52,7 +52,7 @@ def made_ahead(
 ) -> Iterator[Made]:
     """Batches from number ``first`` on, made ahead in ``workers`` processes when there are any.
 
-    opened: gives the function from a number to its batch; called once in every process.
+    opened: returns the function from a number to its batch; called once in every process.
     """
     source = _Numbered(opened, first)
     if not workers:
@@ -66,7 +66,10 @@ def made_ahead(
 
 @dataclass
 class Minute:
-    """Sums since the last line; samples: crops or windows, frames: of all windows."""
+    """Sums since the last line of the curve.
+
+    samples: number of crops or windows; frames: number of frames in all windows.
+    """
 
     started: float = field(default_factory=time.monotonic)
     steps: int = 0
@@ -75,7 +78,7 @@ class Minute:
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, parts: Mapping[str, float], samples: int, frames: int = 0) -> None:
-        """A step with its losses, and how much it saw."""
+        """Add one step: its losses, and how many samples and frames it saw."""
         self.steps += 1
         self.samples += samples
         self.frames += frames
@@ -83,7 +86,7 @@ class Minute:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def row(self, state: RunState, digits: int) -> dict[str, Any]:
-        """What every curve has."""
+        """The fields that every line of a curve has."""
         means = {
             name: round(value / max(self.steps, 1), digits) for name, value in self.sums.items()
         }
@@ -97,12 +100,15 @@ class Minute:
         }
 
     def per_second(self, count: int) -> float:
-        """The count over the time since the minute began."""
+        """The count divided by the seconds since the minute began."""
         return count / max(time.monotonic() - self.started, 1e-9)
 
 
 def descend(state: RunState, loss: Tensor, samples: int) -> float:
-    """One step of the optimiser down ``loss``, and what counts it; the norm of the gradient."""
+    """The norm of the gradient of ``loss``, after one step of the optimiser.
+
+    Also counts the step and its samples, and updates the mean weights.
+    """
     for group in state.optimiser.param_groups:
         group["lr"] = state.rate()
     state.optimiser.zero_grad(set_to_none=True)
@@ -121,13 +127,13 @@ def descend(state: RunState, loss: Tensor, samples: int) -> float:
 
 @functools.cache
 def scan_in_float32(device: str) -> None:
-    """Under autocast the scan stays in float32, as in the published training."""
+    """Keep the scan in float32 under autocast, as in the published training."""
     torch.library.register_autocast("mambapose::selective_scan", device, torch.float32)
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a termination was asked for."""
+    """A context with a list to which the signal's number is added on Ctrl-C or termination."""
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
@@ -153,10 +159,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Work:
-    """What is a run's own in ``loop``.
+    """The parts of ``loop`` that differ between runs.
 
-    step: gives its losses, samples and frames; report: a line of the curve; save: the checkpoint;
-    look: at what is held out, if anything is.
+    step: trains one step and returns its losses, samples and frames; report: writes a line of the
+    curve; save: writes the checkpoint; look: measures on held-out material, if there is any.
     """
 
     step: Callable[[], tuple[Mapping[str, float], int, int]]
@@ -166,9 +172,9 @@ class Work:
 
 
 def loop(state: RunState, limits: Limits, work: Work) -> int:
-    """Train until a limit and save; the number of the signal that ended it, or 0.
+    """The number of the signal that ended the training, or 0; trains until a limit, then saves.
 
-    A look does not count as time of the run.
+    The time that ``work.look`` takes does not count as time of the run.
     """
     begun = saved = measured = last = time.monotonic()
     until = None if limits.steps is None else state.step + limits.steps

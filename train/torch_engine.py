@@ -1,4 +1,4 @@
-"""A network of torch that answers as an engine of the runtime does."""
+"""A torch network with the interface of an engine of the runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from mambapose.runtime.types import Array, GraphSpec, TensorSpec
 
 
 class TorchEngine:
-    """answer: a function of tensors in the order of ``inputs`` (name -> shape), on ``device``."""
+    """Runs a function of tensors as an engine.
+
+    answer: the function, with arguments in the order of ``inputs`` (name -> shape), on ``device``.
+    """
 
     def __init__(
         self,
@@ -24,7 +27,7 @@ class TorchEngine:
         self._answer, self._device = answer, device
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The output by name, float32."""
+        """The output by its name, in float32."""
         with torch.inference_mode():
             tensors = [torch.from_numpy(inputs[i.name]).to(self._device) for i in self.spec.inputs]
             answer = self._answer(*tensors).float().cpu().numpy()

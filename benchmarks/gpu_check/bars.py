@@ -23,8 +23,8 @@ BAR_TYPE = "fp16"
 class Row:
     """One candidate on one shape: microseconds in a CUDA graph and launched from Python.
 
-    candidate: "auto" or another tactic of ours, MAMBA, or another yardstick; form: what the plan
-    of ours was.
+    candidate: "auto" or another tactic of ours, MAMBA, or another yardstick; form: the launch plan
+    in words, for our own candidates.
     """
 
     name: str
@@ -45,7 +45,7 @@ def _times(rows: Iterable[Row], name: str, dtype: str) -> dict[str, Row]:
 def judged(rows: Sequence[Row], errors: Mapping[str, float]) -> list[Bar]:
     """Every bar; those whose yardstick was not measured are left out (see `unmeasured`).
 
-    errors: the worst error of the forward pass by type.
+    errors: type -> the worst error of the forward pass.
     """
     bars = []
     for name in MODEL_BARS:
@@ -74,7 +74,7 @@ def _ratio_bar(theirs: Row, ours: Row, limit: float | None) -> Bar:
 
 
 def unmeasured(bars: Iterable[Bar]) -> list[str]:
-    """What could not be judged because nothing was measured for it."""
+    """The bars that could not be judged because nothing was measured for them."""
     found = {(bar.what, bar.isa) for bar in bars if bar.limit is not None}
     wanted = (f"faster than {MAMBA}", "times the floor", "largest error")
     return [what for what in wanted if (what, BAR_TYPE) not in found]
@@ -101,7 +101,7 @@ def table(rows: Iterable[Row]) -> list[str]:
 
 
 def results_file(folder: Path, device: str) -> Path:
-    """Where the lines of this device are kept."""
+    """The file of this device's results."""
     return folder / f"gpu_{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.jsonl"
 
 
@@ -112,7 +112,7 @@ def write_json_lines(
     checks: Iterable[Mapping[str, Any]],
     machine: Mapping[str, Any],
 ) -> None:
-    """Append what one run found, a line for each number, each with the machine it is of."""
+    """Append what one run found: a line for each number, together with the machine."""
     lines: list[dict[str, Any]] = [{"bench": "gpu-time", **asdict(row)} for row in rows]
     lines += [{"bench": "gpu-bar", **asdict(bar), "ok": bar.ok} for bar in bars]
     lines += [{"bench": "gpu-check", **check} for check in checks]

@@ -1,7 +1,7 @@
 """The CUDA library compiled by nvcc for one GPU architecture, straight from the sources.
 
 CMake's target ``mambapose_cuda`` makes the same library for installation; this way needs nothing
-but nvcc and a C++ compiler, and keeps what the assembler says about registers and spills.
+but nvcc and a C++ compiler, and keeps what the assembler reports about registers and spills.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(command: Sequence[str | Path]) -> str:
 
 
 def build_library(nvcc: Path, architecture: int, folder: Path, workers: int = 4) -> Path:
-    """libmambapose_cuda.so for one architecture in the folder, compiled anew."""
+    """The path of a newly compiled libmambapose_cuda.so for one architecture, in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = [*kernel_sources(), *host_sources()]
     objects = [folder / f"{source.name}.o" for source in sources]
@@ -72,7 +72,7 @@ def build_library(nvcc: Path, architecture: int, folder: Path, workers: int = 4)
 
 
 def build_probe(nvcc: Path, architecture: int, folder: Path) -> Path:
-    """The program that measures the clock and the rate of exponentials, as a library."""
+    """The path of the program that measures clock and rate of exponentials, built as a library."""
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libprobe.so"
     run([nvcc, *FLAGS, *machine_code(architecture), "-shared", PROBE, "-o", library])

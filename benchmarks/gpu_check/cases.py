@@ -27,10 +27,11 @@ RATES = (-1e-6, -1.0, -16.0, -1e4)
 
 @dataclass(frozen=True)
 class Case:
-    """One call. optional: letters D, z, b (dt_bias), s (initial state); constant: B, C or both.
+    """One call of the operator.
 
-    order: "", "shared", "rows" or "transpose"; layout: "dense", "slices" of one wider tensor, or
-    "offset" by one element; values: "normal" or what `_special_values` knows.
+    optional: letters D, z, b (dt_bias), s (initial state); constant: B, C or both. order: "",
+    "shared", "rows" or "transpose"; layout: "dense", "slices" of one wider tensor, or "offset" by
+    one element; values: "normal" or one that `_special_values` knows.
     """
 
     B: int = 1
@@ -70,7 +71,7 @@ FOUR = Case(K=4, reverse=(0, 0, 1, 1), merge="sum", optional="Db", order="rows")
 
 
 def all_cases(rng: np.random.Generator, random_count: int = 60) -> Iterator[Case]:
-    """The test list: sizes, flags, layouts, orders, segments, values, and random mixtures."""
+    """Every case: sizes, flags, layouts, orders, segments, values, and random mixtures."""
     yield from _sizes()
     yield from small_cases()
     yield from (random_case(rng) for _ in range(random_count))
@@ -91,7 +92,7 @@ def _sizes() -> Iterator[Case]:
 
 
 def small_cases() -> Iterator[Case]:
-    """Everything but the sizes, on tensors small enough for any machine."""
+    """Every case but those about sizes, on tensors small enough for any machine."""
     for batch in (1, 2, 5):
         yield replace(PAIR, B=batch)
     for groups in (1, 2, 16):
@@ -123,7 +124,7 @@ def small_cases() -> Iterator[Case]:
 
 
 def random_case(rng: np.random.Generator) -> Case:
-    """Any mixture of sizes and flags that the specification allows."""
+    """A random mixture of sizes and flags that the specification allows."""
 
     def pick(*values: Any) -> Any:
         return values[int(rng.integers(len(values)))]
@@ -185,7 +186,7 @@ def _tensor(array: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
 
 
 def _special_values(x: dict[str, Any], values: str, rng: np.random.Generator) -> None:
-    """Change normal arguments into those of a corner of the number range."""
+    """Change normal arguments in place to values at an end of the number range."""
     if values == "steps":
         x["dt"] = rng.choice(STEP_SIZES, x["dt"].shape)
         x["u"] = x["u"] / 10

@@ -98,7 +98,7 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def sanitize(nvcc: Path, library: Path) -> bool:
-    """Print what each tool says; False when one found an error."""
+    """Whether no tool found an error; prints what each tool reports."""
     from mambapose.benchmarks.gpu_check import sanitize as tools
 
     tool = tools.find_tool(nvcc)
@@ -115,7 +115,7 @@ def sanitize(nvcc: Path, library: Path) -> bool:
 def measure(
     device: Device, mamba_ssm: Path | None, folder: Path, nvcc: Path, quick: bool
 ) -> list[Row]:
-    """Every candidate on every shape."""
+    """The times of every candidate on every shape."""
     from mambapose.benchmarks.gpu_check import measure as measured
     from mambapose.benchmarks.gpu_check import yardstick
 
@@ -127,7 +127,7 @@ def measure(
 
 
 def machine(device: Device, nvcc: Path, seed: int, commit: str | None) -> dict[str, Any]:
-    """What is written beside the numbers."""
+    """The machine and the versions, which are written beside the numbers."""
     import torch
 
     from mambapose.benchmarks import report
@@ -141,7 +141,7 @@ def machine(device: Device, nvcc: Path, seed: int, commit: str | None) -> dict[s
 
 
 def run(options: argparse.Namespace) -> bool:
-    """All steps; False when something is wrong or a bar is missed."""
+    """Whether everything is right and every bar is kept, after all steps."""
     nvcc, capability = require_gpu()
     from mambapose.benchmarks.gpu_check import bars, timing
     from mambapose.benchmarks.scan import table as bar_table

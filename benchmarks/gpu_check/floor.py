@@ -1,4 +1,4 @@
-"""The least time a scan can take on a GPU: its bytes at the memory's rate, or its exponentials.
+"""The least time a scan can take on a GPU: for moving its bytes, or for its exponentials.
 
 Every input is read once and y written once. The units for special functions give 16 results per
 clock on each multiprocessor (all GPUs from sm_80 on).
@@ -17,7 +17,7 @@ SPECIAL_PER_CLOCK = 16
 
 @dataclass(frozen=True)
 class Device:
-    """What was measured of this GPU. bandwidth: bytes read plus bytes written, per second."""
+    """What was measured about this GPU. bandwidth: bytes read plus bytes written, per second."""
 
     name: str
     capability: int
@@ -27,19 +27,25 @@ class Device:
     bandwidth: float
 
     def asdict(self) -> dict[str, float | int | str]:
-        """For the JSON lines."""
+        """The fields for the JSON lines."""
         return asdict(self)
 
 
 def exponentials(shape: Shape) -> int:
-    """One per state update; the softplus takes two special functions, the gate two."""
+    """How many special functions a scan computes.
+
+    One for each update of a state; the softplus takes two, the gate two.
+    """
     steps = shape.B * shape.L * shape.D
     gated = 0 if shape.grid else 2 * steps
     return steps * shape.K * (shape.N + 2) + gated
 
 
 def bytes_moved(shape: Shape, dtype: torch.dtype) -> int:
-    """Of u, dt, B, C, z and y in this type, of A, D, bias in float32, of the order in int32."""
+    """How many bytes a scan moves.
+
+    u, dt, B, C, z and y are in this type, A, D and the bias in float32, the order in int32.
+    """
     rows = shape.B * shape.L
     wide = shape.K * shape.D
     columns = wide + 2 * shape.K * shape.N + shape.D  # dt, B and C, y
@@ -49,7 +55,7 @@ def bytes_moved(shape: Shape, dtype: torch.dtype) -> int:
 
 
 def floor_us(shape: Shape, dtype: torch.dtype, device: Device) -> float:
-    """The larger of the two times, in microseconds."""
+    """The least time in microseconds: the larger of the two."""
     special = device.multiprocessors * SPECIAL_PER_CLOCK * device.clock_hz
     by_exponentials = exponentials(shape) / special
     by_bytes = bytes_moved(shape, dtype) / device.bandwidth

@@ -1,4 +1,4 @@
-"""Which candidates are timed on which shape, and that they compute the same scan."""
+"""Which candidates are timed on which shape, and the check that they compute the same scan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOP_REPEATS = 3
 
 
 def all_rows(device: Device, theirs: yardstick.MambaSsm | None, quick: bool) -> list[Row]:
-    """Every shape in both types, then the training step."""
+    """The times on every shape in both types, then of the training step."""
     repeats = 5 if quick else timing.REPEATS
     rows = []
     for shape in SHAPES:
@@ -32,7 +32,7 @@ def all_rows(device: Device, theirs: yardstick.MambaSsm | None, quick: bool) -> 
 def shape_rows(
     shape: Shape, dtype: str, device: Device, theirs: yardstick.MambaSsm | None, repeats: int
 ) -> list[Row]:
-    """Our tactics, mamba-ssm and the torch loop on one shape."""
+    """The times of our tactics, of mamba-ssm and of the torch loop on one shape."""
     kind = TYPES[dtype]
     floor = floor_us(shape, kind, device)
 
@@ -61,7 +61,7 @@ def shape_rows(
 
 
 def plan_text(plan: LaunchPlan) -> str:
-    """Lanes by states per lane, chunks, and whether directions are fused."""
+    """The launch plan in words: lanes by states per lane, chunks, whether directions are fused."""
     names = {number: name for name, number in TACTICS.items()}
     fused = ", fused" if plan.fused else ""
     return f"{names[plan.tactic]} {plan.lanes}x{plan.statesPerLane}, {plan.chunks} chunks{fused}"
@@ -81,7 +81,10 @@ def _same_scan(shape: Shape, dtype: str, call: Callable[[], Tensor]) -> None:
 
 
 def training_rows(shape: Shape, theirs: yardstick.MambaSsm | None, repeats: int) -> list[Row]:
-    """Forward and backward in float32, not captured: autograd allocates as it goes."""
+    """The times of forward and backward in float32.
+
+    They are not captured in a graph, because autograd allocates memory on the way.
+    """
     calls = dict(timing.training_calls(shape))
     if theirs is not None:
         calls["mamba-ssm, scans alone"] = yardstick.training_call(theirs, shape)

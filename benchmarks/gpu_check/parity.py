@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64: forward over all tactics and types, gradients, properties.
+"""The CUDA kernels against float64: forward in all tactics and types, gradients, properties.
 
 Memory the kernels write to is filled with NaN first, and their workspace with ones, so that
 nothing they leave out can pass. Every launch is repeated and must give the same bits.
@@ -34,7 +34,7 @@ Tensors = dict[str, Tensor | None]
 
 @dataclass
 class Result:
-    """What was compared: the worst error relative to the largest value, and every failure."""
+    """One comparison: the worst error relative to the largest value, and every failure."""
 
     check: str
     limit: float
@@ -45,11 +45,11 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """True when something was compared and all of it kept to the limit."""
+        """Whether something was compared and all of it kept within the limit."""
         return self.cases > 0 and not self.failures
 
     def add(self, error: float, where: str, limit: float | None = None) -> None:
-        """Count a comparison; not-a-number fails."""
+        """Count one comparison; an error that is not a number is a failure."""
         limit = self.limit if limit is None else limit
         self.cases += 1
         self.worst = max(self.worst, error) if error == error else float("inf")
@@ -57,27 +57,28 @@ class Result:
             self.failures.append(f"{where}: error {error:.2e}, limit {limit:.1e}")
 
     def refuse(self, problem: Exception, where: str) -> None:
-        """Count a call that a tactic does not take; the automatic choice takes all."""
+        """Count a call that a tactic refuses; for the automatic choice that is a failure."""
         self.refused += 1
         if self.check.endswith("auto"):
             self.failures.append(f"{where}: {problem}")
 
     def row(self) -> dict[str, Any]:
-        """For the JSON lines."""
+        """The fields for the JSON lines."""
         return {"check": self.check, "cases": self.cases,
                 "refused": self.refused, "worst": self.worst,
                 "limit": self.limit, "failures": len(self.failures), "ok": self.ok}  # fmt: skip
 
 
 def case_seed(seed: int, case: Case) -> int:
-    """The seed of one case: it can be run again without the others."""
+    """The seed of one case, so that the case can be run again without the others."""
     return zlib.crc32(f"{seed} {case}".encode())
 
 
 def largest_error(found: Tensor, wanted: NDArray[Any], dtype: torch.dtype) -> float:
-    """The largest difference relative to the largest wanted value; NaN when one is found.
+    """The largest difference relative to the largest wanted value; NaN when a value is NaN.
 
-    What exceeds the type counts as its largest value, and one step of its smallest numbers is free.
+    A value beyond the range of the type counts as the type's largest value, and a difference of one
+    step of its smallest numbers counts as none.
     """
     largest = torch.finfo(dtype).max
     values = found.detach().double().cpu().numpy().clip(-largest, largest)
@@ -90,7 +91,7 @@ def largest_error(found: Tensor, wanted: NDArray[Any], dtype: torch.dtype) -> fl
 
 
 def reference(tensors: Tensors, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(y, final_state) of the oracle, of the values the tensors hold."""
+    """(y, final_state) of the oracle, computed from the values that the tensors hold."""
     arrays = {
         name: None
         if t is None
@@ -103,7 +104,7 @@ def reference(tensors: Tensors, options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def poison(bound: torch_cuda.BoundScan) -> None:
-    """NaN where the call writes, ones in every bit of its workspace."""
+    """Fill the outputs of a call with NaN and every bit of its workspace with one."""
     bound.y.fill_(float("nan"))
     if bound.final_state is not None:
         bound.final_state.fill_(float("nan"))
@@ -111,7 +112,7 @@ def poison(bound: torch_cuda.BoundScan) -> None:
 
 
 def bits(bound: torch_cuda.BoundScan) -> list[Tensor]:
-    """Copies of both results as integers: equal bits are equal, NaN included."""
+    """Copies of both results as integers, so that NaN equals NaN when their bits do."""
     results = [bound.y, *([] if bound.final_state is None else [bound.final_state])]
     kinds = {2: torch.int16, 4: torch.int32}
     return [result.clone().view(kinds[result.element_size()]) for result in results]
@@ -204,7 +205,10 @@ def _result_shapes(case: Case) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def gradients(cases: Iterable[Case], dtype_name: str, device: str, seed: int) -> Result:
-    """All gradients of a weighted sum of both results, twice, and then only one of them."""
+    """The check of all gradients of a weighted sum of both results, run twice.
+
+    After that one of the gradients is computed alone and must have the same bits.
+    """
     result = Result(f"gradients {dtype_name}", GRADIENT_LIMITS[dtype_name])
     for case in cases:
         rng = np.random.default_rng(case_seed(seed, case))
@@ -228,7 +232,7 @@ def gradients(cases: Iterable[Case], dtype_name: str, device: str, seed: int) ->
 
 
 def properties(device: str, seed: int) -> list[Result]:
-    """What must hold between calls: states carry over, NaN stays, graphs replay."""
+    """The checks across calls: states carry over, NaN stays in its channel, graphs replay."""
     checks: list[Callable[[str, int], Result]] = [split_lengths, strangers]
     if device != "cpu":
         checks += [torch_operator, graph_replay]
@@ -236,7 +240,7 @@ def properties(device: str, seed: int) -> list[Result]:
 
 
 def split_lengths(device: str, seed: int) -> Result:
-    """The length cut in two at every point, the state carried over, equals one pass."""
+    """The check that a length cut in two anywhere, its state carried over, equals one pass."""
     result = Result("length split anywhere", 1e-6)
     case = Case(L=33, D=20, optional="Dz")
     x = placed(arguments(case, np.random.default_rng(seed), torch.float32), "dense", device)
@@ -258,7 +262,7 @@ def split_lengths(device: str, seed: int) -> Result:
 
 
 def strangers(device: str, seed: int) -> Result:
-    """NaN and infinity in one channel leave the bits of all others alone."""
+    """The check that NaN and infinity in one channel leave the bits of all others unchanged."""
     result = Result("NaN stays in its channel", 0.0)
     for value in (float("nan"), float("inf"), float("-inf")):
         for tactic in TACTICS:
@@ -280,7 +284,7 @@ def strangers(device: str, seed: int) -> Result:
 
 
 def torch_operator(device: str, seed: int) -> Result:
-    """The operator of torch runs these kernels, and autograd goes through them."""
+    """The check that the torch operator runs these kernels and autograd goes through them."""
     result = Result("torch operator", GRADIENT_LIMITS["fp32"])
     for case in GRADIENT_CASES[:5]:
         tensors = arguments(case, np.random.default_rng(case_seed(seed, case)), torch.float32)
@@ -301,7 +305,10 @@ def torch_operator(device: str, seed: int) -> Result:
 
 
 def graph_replay(device: str, seed: int) -> Result:
-    """A captured call, replayed on new values in the same memory, gives a plain call's bits."""
+    """The check that a captured call gives a plain call's bits when replayed on new values.
+
+    The new values lie in the same memory.
+    """
     result = Result("CUDA graph replay", 0.0)
     for case in (PAIR, FOUR, Case(L=2049, D=128)):
         for dtype_name, dtype in TYPES.items():

@@ -44,7 +44,7 @@ class Kernel:
 
 
 def parsed(log: str) -> list[Kernel]:
-    """The kernels that an assembler's verbose log tells of."""
+    """The kernels that an assembler's verbose log describes."""
     found: list[Kernel] = []
     entry: tuple[str, int] | None = None
     stack, spills = 0, 0
@@ -88,7 +88,7 @@ def compiled(
 
 
 def readable(names: Iterable[str]) -> dict[str, str]:
-    """Mangled names as the source writes them, without arguments and namespaces."""
+    """Mangled name -> the name as the source writes it, without arguments and namespaces."""
     mangled = sorted(set(names))
     tool = shutil.which("c++filt")
     if tool is None:
@@ -124,7 +124,7 @@ def table(kernels: Sequence[Kernel]) -> list[str]:
 
 
 def _order(name: str) -> list[tuple[int, str]]:
-    """Names sorted with their numbers as numbers."""
+    """A sort key that compares the numbers in a name as numbers."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.findall(r"\d+|\D+", name)]
 
 
@@ -147,7 +147,7 @@ def marked(text: str) -> tuple[int, int]:
 
 
 def with_table(text: str, lines: Sequence[str]) -> str:
-    """The page with another table between its marks."""
+    """The page with this table in place of the one between its marks."""
     begin, end = marked(text)
     return "\n".join([text[:begin], "", *lines, "", text[end:]])
 

@@ -2,8 +2,8 @@
 
 The case runs in a process of its own that knows neither torch nor its allocator: every tensor is an
 allocation of the driver, so that one byte outside of it is an error. That process is ``python -m
-mambapose.benchmarks.gpu_check.sanitize case``; ``memory`` only touches memory and tells whether the
-tool works on this machine at all.
+mambapose.benchmarks.gpu_check.sanitize case``; with ``memory`` it only touches memory, which shows
+whether the tool works on this machine at all.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ Array = NDArray[Any]
 
 
 class Memory(Protocol):
-    """Memory that kernels see."""
+    """Memory that kernels can use."""
 
     def allocate(self, size: int) -> int:
-        """The address of bytes that nothing has written."""
+        """The address of bytes that nothing has written to."""
 
     def put(self, array: Array) -> int:
         """The address of a copy of the array."""
 
     def get(self, address: int, array: Array) -> None:
-        """Fill the array, after all work is done."""
+        """Fill the array from the address, after all work is done."""
 
 
 class DriverMemory:
@@ -64,13 +64,13 @@ class DriverMemory:
             raise EngineError(f"{name} of the CUDA driver failed with error {status}")
 
     def allocate(self, size: int) -> int:
-        """The address of a new allocation of just this size."""
+        """The address of a new allocation of exactly this size."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return address.value
 
     def put(self, array: Array) -> int:
-        """The address of a copy of the array, an allocation of just its size."""
+        """The address of a copy of the array, in an allocation of exactly its size."""
         address = self.allocate(array.nbytes)
         self._call(
             "cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data),
@@ -99,7 +99,10 @@ def find_tool(nvcc: Path | None = None) -> Path | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """ok: clean; None: the tool does not work here. said: its last line."""
+    """What one tool found.
+
+    ok: True for clean, None when the tool does not work here; said: its last line.
+    """
 
     tool: str
     ok: bool | None
@@ -107,7 +110,7 @@ class Verdict:
 
 
 def run_tools(tool: Path, library: Path) -> list[Verdict]:
-    """The verdict of each tool on the case; the first one is a trial on memory alone."""
+    """The verdict of each tool on the case; the first one is a trial that only touches memory."""
     trial = _run(tool, "memcheck", "memory", library)
     if not trial.ok:
         return [Verdict("compute-sanitizer", None, trial.said)]
@@ -134,7 +137,7 @@ def _run(tool: Path, name: str, what: str, library: Path) -> Verdict:
 
 
 def small_arguments() -> dict[str, Array]:
-    """A pair of directions with every input but the state; sizes that no tile divides."""
+    """Arguments for two directions, with every input but the state; no tile divides the sizes."""
     rng = np.random.default_rng(5)
     B, L, D, N, K = 2, 75, 20, 16, 2
 
@@ -150,7 +153,10 @@ def small_arguments() -> dict[str, Array]:
 
 
 def run_case(memory: Memory) -> float:
-    """Every tactic, then all gradients; the largest error of y relative to its largest value."""
+    """The largest error of y relative to its largest value, over every tactic.
+
+    After that all gradients run once.
+    """
     x = small_arguments()
     wanted, _ = selective_scan_reference(**x, **ATTRIBUTES)  # type: ignore[arg-type]
     multiprocessors = native_cuda.device().multiprocessors

@@ -43,7 +43,7 @@ def _event() -> torch.cuda.Event:
 
 
 def _elapsed_us(work: Call, calls: int, repeats: int) -> list[float]:
-    """Microseconds per call of each repeat, by events on the current stream."""
+    """Microseconds per call for each repeat, by events on the current stream."""
     found = []
     for _ in range(repeats):
         begin, end = (_event() for _ in range(2))
@@ -56,7 +56,10 @@ def _elapsed_us(work: Call, calls: int, repeats: int) -> list[float]:
 
 
 def time_calls(calls: Sequence[Call], *, capture: bool = True, repeats: int = REPEATS) -> Timed:
-    """The median over repeats of a row of calls that take turns with their input sets."""
+    """The median time over the repeats.
+
+    The calls, each with an input set of its own, take turns within a repeat.
+    """
     rounds = max(1, CALLS_PER_GRAPH // len(calls)) if capture else 1
 
     def row() -> None:
@@ -86,7 +89,7 @@ def _spread(times: Sequence[float]) -> float:
 
 
 def our_calls(shape: Shape, dtype: torch.dtype, tactic: str) -> list[torch_cuda.BoundScan]:
-    """Bound calls of the CUDA kernels on several input sets; the state is not asked for."""
+    """Bound calls of the CUDA kernels on several input sets, without the final state."""
     return [
         torch_cuda.bind_scan(
             inputs(shape, dtype, seed), options(shape), tactic=tactic, with_state=False
@@ -96,13 +99,13 @@ def our_calls(shape: Shape, dtype: torch.dtype, tactic: str) -> list[torch_cuda.
 
 
 def loop_call(shape: Shape, dtype: torch.dtype) -> Call:
-    """The torch operator without compiled kernels."""
+    """A call of the torch operator without compiled kernels."""
     x = inputs(shape, dtype)
     return lambda: scan_loop(*x.values(), *options(shape).values())  # type: ignore[arg-type]
 
 
 def copy_bandwidth() -> float:
-    """Bytes read plus bytes written per second by the best of several large device copies."""
+    """Bytes read plus bytes written per second in the best of several large device copies."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     times = _elapsed_us(lambda: target.copy_(source), 1, 12)
@@ -130,7 +133,7 @@ def measured_device(probe: Path) -> Device:
 
 
 def training_calls(shape: Shape) -> Mapping[str, Call]:
-    """Forward and backward of the operator in float32: by the CUDA kernels and by the loop."""
+    """Forward and backward of the operator in float32, by the CUDA kernels and by the loop."""
     import mambapose.plugins.torch_op  # noqa: F401  registers the operator
 
     def leaves() -> list[Any]:

@@ -48,7 +48,7 @@ class MambaSsm:
     version: str
 
     def scan(self, *arguments: Any) -> Tensor:
-        """y of u, delta, A, B, C, D, z, delta_bias; gated when z is given."""
+        """y from u, delta, A, B, C, D, z, delta_bias; gated when z is given."""
         results = self.module.fwd(*arguments, True)
         gated: Tensor = results[2] if arguments[6] is not None else results[0]
         return gated
@@ -193,7 +193,7 @@ def _cross_call(theirs: MambaSsm, shape: Shape, x: dict[str, Any]) -> Callable[[
 
 
 def _visited(shape: Shape, x: dict[str, Any]) -> Tensor:
-    """(K, L) the token of each step, reverse flags applied."""
+    """(K, L) the token visited at each step, after the reverse flags."""
     rows = x["order"]
     if rows is None:
         rows = torch.arange(shape.L, device=x["u"].device).expand(shape.K, -1)
@@ -210,7 +210,7 @@ def _walk(rows: Tensor, walked: Tensor, columns: int) -> Tensor:
 def _one_launch(
     theirs: MambaSsm, shape: Shape, x: dict[str, Any], walked: Tensor
 ) -> Callable[..., Tensor]:
-    """All directions as channel groups of one launch; dt, B and C come from the model walked."""
+    """All directions as channel groups of one launch; dt, B and C are already in walking order."""
     dt = _walk(x["dt"], walked, shape.D).flatten(1, 2)
     matrices = [_walk(x[name], walked, shape.N) for name in ("B", "C")]
 
@@ -223,7 +223,7 @@ def _one_launch(
 def bare_call(
     theirs: MambaSsm, shape: Shape, dtype: torch.dtype, seed: int = 0
 ) -> Callable[[], Tensor]:
-    """One launch over all directions, every input already flipped, turned and copied."""
+    """One launch over all directions, whose inputs are already flipped, turned and copied."""
     x = inputs(shape, dtype, seed)
     walked = _visited(shape, x)
     wide = x["u"] if shape.grid is None else x["u"].repeat(1, 1, shape.K)  # type: ignore[union-attr]
@@ -236,7 +236,7 @@ def bare_call(
 
 
 def training_call(theirs: MambaSsm, shape: Shape) -> Callable[[], Any]:
-    """Their forward and backward kernels over all directions in one launch each, no copies."""
+    """Their forward and backward kernels, one launch each over all directions, without copies."""
     x = inputs(shape, torch.float32)
     walked = _visited(shape, x)
     wide, gate = x["u"], x["z"]

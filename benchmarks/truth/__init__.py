@@ -1,1 +1,1 @@
-"""Material whose joints are known, and how far an answer is from them; numpy alone."""
+"""Material whose joints are known, and the distance of poses from them; NumPy alone."""

@@ -1,9 +1,9 @@
-"""Motion to people: bone lengths, mirror, mixed limbs, faces, and the joints of both skeletons.
+"""Motion capture made into people: bone lengths, mirror images, mixed limbs, faces, skeletons.
 
 Axes are the camera's from here on: x right, y down, z away. The unit is the body height, so that
-bones are shares of it. Human3.6M joints are defined as the runtime makes them of a detector's
-COCO joints, in three dimensions: the pelvis is the middle of the hips, the neck lies a quarter of
-the way from the nose to the shoulders.
+bones are shares of it. Human3.6M joints are defined in three dimensions by the rule by which the
+runtime makes them from a detector's COCO joints: the pelvis is the middle of the hips, the neck
+lies a quarter of the way from the nose to the shoulders.
 Letters: B windows, T frames, J = 17 joints.
 """
 
@@ -50,7 +50,7 @@ for _left, _right in H36M17.pairs:
 
 
 def camera_axes(xyz: NDArray[np.floating]) -> FloatArray:
-    """Joints with y up as joints with y down: half a turn about x, so handedness stays."""
+    """Joints with y down from joints with y up, by half a turn about x, which keeps handedness."""
     out: FloatArray = (xyz * np.array([1.0, -1.0, -1.0])).astype(np.float32)
     return out
 
@@ -68,15 +68,18 @@ def redefined(xyz: FloatArray) -> FloatArray:
 
 
 def leg_and_trunk(xyz: FloatArray) -> float:
-    """Median length of hip-knee-ankle and hips-shoulders in a clip (T, 17, 3): what a body height
-    is estimated from where no head is known. Joints that are not numbers are left out."""
+    """Median length of hip-knee-ankle and hips-shoulders in a clip (T, 17, 3).
+
+    A body height is estimated from it where no head is known. Joints that are not numbers are left
+    out.
+    """
     bones = np.linalg.norm(xyz[:, [1, 2, 4, 5]] - xyz[:, [2, 3, 5, 6]], axis=-1)
     trunk = np.linalg.norm(xyz[:, [1, 4]].mean(1) - xyz[:, [11, 14]].mean(1), axis=-1)
     return float(np.nanmedian(bones.sum(axis=1) / 2) + np.nanmedian(trunk))
 
 
 def bones_from_joints(xyz: FloatArray) -> FloatArray:
-    """(..., 17, 3) the vector to each joint from its parent; that of joint 0 is its place."""
+    """(..., 17, 3) the vector to each joint from its parent; for joint 0 it is its place."""
     bones: FloatArray = xyz - xyz[..., list(PARENT), :]
     bones[..., 0, :] = xyz[..., 0, :]
     return bones
@@ -91,14 +94,14 @@ def joints_from_bones(bones: FloatArray) -> FloatArray:
 
 
 def lengths_drawn(rng: np.random.Generator, count: int) -> FloatArray:
-    """(B, 17) lengths of ``count`` people of height 1."""
+    """(B, 17) random bone lengths of ``count`` people of height 1."""
     spread = np.exp(rng.normal(size=(count, len(FAMILY_SPREAD))) * FAMILY_SPREAD)
     drawn: FloatArray = (LENGTHS * spread[:, FAMILY]).astype(np.float32)
     return drawn
 
 
 def resized(bones: FloatArray, lengths: FloatArray) -> FloatArray:
-    """Bones (B, T, 17, 3) of the mean lengths (B, 17); the path of joint 0 scales with the legs."""
+    """Bones (B, T, 17, 3) scaled to mean lengths (B, 17); joint 0's path scales with the legs."""
     found = np.linalg.norm(bones, axis=-1).mean(axis=1)
     found[:, 0] = found[:, [2, 3, 5, 6]].sum(axis=1)
     wanted = lengths.copy()
@@ -126,7 +129,10 @@ def rotations_from_vectors(vectors: NDArray[np.floating]) -> FloatArray:
 
 
 def frames_from_axes(left: FloatArray, up: FloatArray) -> FloatArray:
-    """(..., 3, 3) with the columns left, up, forward: up is kept, left made square to it."""
+    """(..., 3, 3) with the columns left, up, forward.
+
+    up keeps its direction; left is made perpendicular to it.
+    """
     up = up / np.maximum(np.linalg.norm(up, axis=-1, keepdims=True), 1e-6)
     left = left - (left * up).sum(-1, keepdims=True) * up
     left = left / np.maximum(np.linalg.norm(left, axis=-1, keepdims=True), 1e-6)
@@ -153,7 +159,7 @@ TAKEN: tuple[tuple[tuple[int, ...], Callable[[FloatArray], FloatArray], float], 
 
 
 def varied(rng: np.random.Generator, bones: FloatArray) -> FloatArray:
-    """Bones (B, T, 17, 3) of new poses: limbs of another window, and limbs turned as a whole."""
+    """Bones (B, T, 17, 3) of new poses: some limbs from another window, some turned as a whole."""
     out: FloatArray = bones.copy()
     count = len(bones)
     for joints, frames, share in TAKEN:
@@ -171,7 +177,7 @@ def varied(rng: np.random.Generator, bones: FloatArray) -> FloatArray:
 
 
 def turned_bodies(rng: np.random.Generator, bones: FloatArray) -> FloatArray:
-    """Bones seen from anywhere around: any yaw, a slight lean, seldom lying or upside down."""
+    """Bones turned at random: any yaw, a slight lean, seldom lying or upside down."""
     count = len(bones)
     lean = np.where(rng.random(count) < 0.06, 1.0, 0.07)[:, None]
     tilt = rotations_from_vectors(rng.normal(size=(count, 3)) * lean * np.array([1, 0, 1]))
@@ -181,7 +187,7 @@ def turned_bodies(rng: np.random.Generator, bones: FloatArray) -> FloatArray:
 
 
 def coco_from_bones(rng: np.random.Generator, bones: FloatArray, xyz: FloatArray) -> FloatArray:
-    """(B, T, 17, 3) COCO joints: limbs as they are, a face on a head that looks around."""
+    """(B, T, 17, 3) COCO joints: the limbs unchanged, and a face on a head that looks around."""
     count, frames = xyz.shape[:2]
     up = bones[..., 9, :] + bones[..., 10, :]
     head = frames_from_axes(bones[..., 11, :] - bones[..., 14, :], up)
@@ -199,7 +205,7 @@ def coco_from_bones(rng: np.random.Generator, bones: FloatArray, xyz: FloatArray
 
 
 def h36m_from_body(xyz: FloatArray, coco: FloatArray) -> FloatArray:
-    """Joints with the neck where the runtime has it: a quarter from the nose to the shoulders."""
+    """Joints with the neck where the runtime puts it: a quarter from the nose to the shoulders."""
     out: FloatArray = xyz.copy()
     shoulders = coco[..., 5:7, :].mean(axis=-2)
     out[..., 9, :] = coco[..., 0, :] - (coco[..., 0, :] - shoulders) / 4

@@ -1,7 +1,7 @@
 """Random cameras, projection to a picture, and what a body hides of itself.
 
 Camera axes: x right, y down, z away from the camera. Picture coordinates are the lifters' own
-(``runtime.stages.lifting.normalised``): both axes in half widths from the centre.
+(``runtime.stages.joints.normalised``): both axes in half widths from the centre.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ NEAREST = 0.45
 
 @dataclass(frozen=True)
 class Cameras:
-    """One camera per window. rotation: (B, 3, 3); place: (B, 3), where the origin of the body
-    comes to lie; focal: (B,) focal lengths in half widths."""
+    """One camera per window.
+
+    rotation: (B, 3, 3); place: (B, 3), where the origin of the body is in camera axes; focal: (B,)
+    focal lengths in half widths.
+    """
 
     rotation: FloatArray
     place: FloatArray
     focal: FloatArray
 
     def view(self, xyz: FloatArray) -> FloatArray:
-        """(B, T, N, 3) in camera axes of points (B, T, N, 3) of the bodies."""
+        """(B, T, N, 3) points (B, T, N, 3) of the bodies in camera axes."""
         seen: FloatArray = xyz @ np.swapaxes(self.rotation, -1, -2)[:, None]
         return seen + self.place[:, None, None]
 
@@ -91,7 +94,7 @@ SPHERES = tuple(
 
 
 def spheres_from_joints(xyz: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Centres (B, T, S, 3) and radii (S) of the spheres that fill the bodies."""
+    """Centres (B, T, S, 3) and radii (S) of the spheres that make up the bodies."""
     first, second, share, radius = (np.array(column) for column in zip(*SPHERES, strict=True))
     start, end = xyz[..., first, :], xyz[..., second, :]
     centres: FloatArray = (start + (end - start) * share[:, None]).astype(np.float32)

@@ -1,8 +1,8 @@
 """How good a lifter is, whatever runs it: held-out activities and real video, without torch.
 
 Held-out activities are seen by fixed random cameras through the simulated detector of training.
-Real video decides: OpenPose's joints of pose2sim-single go through the runtime's own windows and
-are compared with joints triangulated from four cameras.
+Real video has the last word: OpenPose's joints of pose2sim-single go through the runtime's own
+windows and are compared with joints triangulated from four cameras.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ Fault = Callable[[np.random.Generator, dict[str, FloatArray]], None]
 
 
 class Network(Protocol):
-    """What is measured: an engine of the runtime, or anything that answers like one."""
+    """What is measured: an engine of the runtime, or anything with the same interface."""
 
     spec: GraphSpec
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """``xyz`` (N, T, 17, 3) of the inputs that the spec names."""
+        """``xyz`` (N, T, 17, 3) for the inputs that the spec names."""
         ...
 
 
 def _blurred(share: float) -> Fault:
-    """White noise of a share of the body height on every joint."""
+    """A fault: white noise on every joint, as a share of the body height."""
 
     def apply(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
         joints = inputs["keypoints"]
@@ -57,7 +57,7 @@ def _blurred(share: float) -> Fault:
 
 
 def _occluded(joints: tuple[int, ...]) -> Fault:
-    """Joints that are guessed at the pelvis, with a low score."""
+    """A fault: these joints are guessed at the pelvis, with a low score."""
 
     def apply(_: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
         chosen = list(joints)
@@ -68,7 +68,7 @@ def _occluded(joints: tuple[int, ...]) -> Fault:
 
 
 def _outliers(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
-    """One joint in twenty somewhere else in the person's box, as sure as before."""
+    """Put one joint in twenty anywhere in the person's box, with the score it had."""
     joints = inputs["keypoints"]
     low, high = joints.min(axis=2, keepdims=True), joints.max(axis=2, keepdims=True)
     anywhere = low + (high - low) * rng.random(joints.shape, np.float32)
@@ -77,7 +77,7 @@ def _outliers(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
 
 
 def _swapped_sides(rng: np.random.Generator, inputs: dict[str, FloatArray]) -> None:
-    """Left and right changed in every fifth frame."""
+    """Exchange left and right in one frame of five."""
     chosen = rng.random(inputs["score"].shape[:2]) < 0.2
     for name in ("keypoints", "score"):
         inputs[name][chosen] = inputs[name][chosen][:, body.MIRROR]
@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[Fault | None, float]] = {
 
 
 def window_frames(network: Network) -> int:
-    """T of a network's window."""
+    """T of a network's window; SEQUENCE for one that works frame by frame."""
     if goes_on(network):
         return SEQUENCE
     (keypoints,) = (item for item in network.spec.inputs if item.name == "keypoints")
@@ -106,7 +106,7 @@ def window_frames(network: Network) -> int:
 
 
 def answers(network: Network, inputs: Mapping[str, Array]) -> FloatArray:
-    """(N, T, 17, 3) of inputs that may hold more than the network takes."""
+    """(N, T, 17, 3) 3D joints; ``inputs`` may hold more than the network takes."""
     if goes_on(network):
         return _followed(network, inputs)
     names = [item.name for item in network.spec.inputs]
@@ -120,7 +120,7 @@ def goes_on(network: Network) -> bool:
 
 
 def _followed(network: Network, inputs: Mapping[str, Array]) -> FloatArray:
-    """(N, T, 17, 3) of sequences given frame by frame."""
+    """(N, T, 17, 3) 3D joints of sequences that the network is given frame by frame."""
     lifter = CausalLifter(network)  # type: ignore[arg-type]
     keypoints, score = inputs["keypoints"], inputs["score"].astype(np.float32)
     ids = tuple(range(len(keypoints)))
@@ -143,9 +143,9 @@ def held_out_metrics(
     fault: Fault | None = None,
     rate_hz: float = 30.0,
 ) -> dict[str, dict[str, float]]:
-    """Metrics by activity and, as ``mean``, of all poses; every window from ``views`` cameras.
+    """Metrics by activity and, as ``mean``, over all poses; every window from ``views`` cameras.
 
-    The cameras and the detector's faults depend on the clip's place in the list alone, so all
+    The cameras and the detector's faults depend only on the clip's place in the list, so all
     networks see the same. quick: one camera, QUICK_WINDOWS windows of each activity.
     """
     motions, frames = Motions(clips), window_frames(network)
@@ -195,9 +195,10 @@ def pose2sim_metrics(
 ) -> dict[str, dict[str, float]]:
     """Metrics by camera on pose2sim-single, lifted with the runtime's windows.
 
-    A joint OpenPose did not find is interpolated over time, with score 0: the runtime's detectors
-    answer with a place for every joint. The truth is in axes of the camera, in body heights
-    estimated from its leg and trunk. unit: of the network's answer, as for the Lifter.
+    A joint that OpenPose did not find is interpolated over time and has score 0, because the
+    runtime's detectors give a place for every joint. The truth is in axes of the camera, in body
+    heights estimated from its leg and trunk. unit: the unit of the network's 3D joints, as for the
+    Lifter.
     """
     result = {}
     for view in pose2sim_views(folder):
@@ -213,7 +214,10 @@ def lifted_video(
     unit: str = BODY_HEIGHTS,
     hop: int = HOP,
 ) -> FloatArray:
-    """(F, 17, 3) by the runtime's lifter of one person's COCO rows (F, 17, 3) x, y, score."""
+    """(F, 17, 3) 3D joints by the runtime's lifter, from one person's COCO rows.
+
+    rows: (F, 17, 3) x, y, score.
+    """
     rows = without_gaps(rows)
     lifter: Lifter | CausalLifter = (
         CausalLifter(network) if goes_on(network) else Lifter(network, hop, unit)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ def measured_h36m(xyz: NDArray[np.floating]) -> Array:
 
 
 def measured_coco(xyz: NDArray[np.floating]) -> Array:
-    """(..., 13, 3) the same of COCO poses; the hip centre is the middle of the hips."""
+    """(..., 13, 3) the same joints of COCO poses; the hip centre is the middle of the hips."""
     limbs = xyz.astype(np.float64)[..., COCO_LIMBS, :]
     centre = limbs[..., [0, 3], :].mean(axis=-2, keepdims=True)
     return np.concatenate([np.zeros_like(centre), limbs - centre], axis=-2)
@@ -53,10 +53,10 @@ def acceleration(found: Array, truth: Array) -> Array:
 
 
 def summary(found: Array, truth: Array) -> dict[str, float]:
-    """All metrics in mm of poses (..., T, 13, 3) in body heights; poses of the truth that are
-    not finite are left out.
+    """All metrics in mm of poses (..., T, 13, 3) in body heights.
 
-    acceleration_mm: of the error, jitter_mm: of the answer alone, per frame squared.
+    Poses whose truth is not finite are left out. Per frame squared, acceleration_mm is that of the
+    error and jitter_mm that of ``found`` alone.
     """
     good = np.isfinite(truth).all(axis=(-2, -1))
     bend = acceleration(found, truth)

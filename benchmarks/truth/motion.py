@@ -46,7 +46,10 @@ SPLITS = ("activities", "asf", "exp", "all")
 
 @dataclass(frozen=True)
 class MotionClip:
-    """xyz: (T, 17, 3) metres, y up, 60 Hz; skeleton: ``asf`` or ``exp``."""
+    """A clip of motion capture.
+
+    xyz: (T, 17, 3) metres, y up, 60 Hz; skeleton: ``asf`` or ``exp``.
+    """
 
     name: str
     activity: str
@@ -56,7 +59,7 @@ class MotionClip:
 
 @dataclass(frozen=True)
 class Split:
-    """What is trained on and what is only measured."""
+    """The clips that a lifter is trained on, and those that it is only measured on."""
 
     name: str
     train: tuple[MotionClip, ...]
@@ -66,8 +69,8 @@ class Split:
 def clips_from_file(path: Path) -> tuple[MotionClip, ...]:
     """Every clip of the file, or of the file in the folder ``path``, in the order of its names.
 
-    A clip that repeats another is left out. Raises ExportError in one sentence for anything else
-    than clips of finite joints.
+    A clip that repeats another is left out. ExportError when the file holds anything but clips of
+    finite joints.
     """
     path = path / FILE if path.is_dir() else path
     try:
@@ -117,7 +120,7 @@ def _labels(name: str) -> tuple[str, str]:
 
 
 def repaired(xyz: FloatArray) -> FloatArray:
-    """The clip with two lumbar segments: where one is missing, the upper body moves up by it."""
+    """The clip with two lumbar segments: where one is missing, the upper body is moved up."""
     lumbar = xyz[:, 7] - xyz[:, 0]
     if float(np.median(np.linalg.norm(lumbar, axis=-1))) >= SHORT_SPINE_M:
         return xyz
@@ -127,7 +130,10 @@ def repaired(xyz: FloatArray) -> FloatArray:
 
 
 def _without_repeats(clips: list[MotionClip]) -> list[MotionClip]:
-    """One capture is in the file under two names (asf_02_01, exp_walking__walking_1)."""
+    """The clips without a second copy of a capture that is in the file under two names.
+
+    Such a pair is asf_02_01 and exp_walking__walking_1.
+    """
     kept: list[MotionClip] = []
     for clip in clips:
         same = [other for other in kept if len(other.xyz) == len(clip.xyz)]
@@ -142,8 +148,11 @@ def _shanks(clip: MotionClip) -> FloatArray:
 
 
 def split_from_clips(clips: tuple[MotionClip, ...], name: str = "activities") -> Split:
-    """``activities`` holds HELD_OUT out; ``asf`` and ``exp`` train on that skeleton alone and are
-    measured on the other; ``all`` trains on everything, so nothing of the file can measure it.
+    """The split of that name.
+
+    ``activities`` keeps HELD_OUT for measuring; ``asf`` and ``exp`` train on that skeleton alone
+    and are measured on the other; ``all`` trains on everything, so nothing in the file can measure
+    it.
     """
     if name not in SPLITS:
         raise ExportError(f"a split of {', '.join(SPLITS)} was wanted, found {name}")

@@ -1,4 +1,4 @@
-"""The real video that decides: one person balancing, seen by two cameras.
+"""The real video on which networks are judged: one person balancing, seen by two cameras.
 
 From perfanalytics/pose2sim (BSD-3-Clause): 100 frames each of cam01.mp4 and cam02.mp4, OpenPose's
 joints in both, joints triangulated from four cameras, and their calibration. Nothing is trained on
@@ -34,10 +34,10 @@ Array = NDArray[np.float64]
 class View:
     """What one camera saw. F frames.
 
-    size: of the pictures; rows: (F, 17, 3) OpenPose's x, y, score, COCO order, gaps as they are;
-    valid: (F, 17) joints that are measured; boxes: (F, 4) xyxy px around those; height: (F,) px of
-    the person, were it standing where its hips are; xyz: (F, 13, 3) the joints of lift_metrics,
-    hip centre at 0, camera axes, body heights, NaN where unknown.
+    size: of the pictures; rows: (F, 17, 3) OpenPose's x, y, score in COCO order, gaps not filled;
+    valid: (F, 17) joints that are measured; boxes: (F, 4) xyxy px around those; height: (F,) px
+    that the person would have standing where its hips are; xyz: (F, 13, 3) the joints of
+    lift_metrics, hip centre at 0, camera axes, body heights, NaN where unknown.
     """
 
     name: str
@@ -114,7 +114,7 @@ def without_gaps(rows: Array) -> Array:
 
 
 def interpolated(values: Array) -> Array:
-    """Values (F, C) over time, NaN replaced by straight lines between those known."""
+    """Values (F, C) over time, with NaN replaced by straight lines between the known ones."""
     out: Array = values.copy()
     at = np.arange(len(values))
     for column in out.T:
@@ -124,15 +124,21 @@ def interpolated(values: Array) -> Array:
 
 
 def coco_height(world: Array) -> float:
-    """Metres of height of a COCO clip (F, 17, 3), from its leg and trunk as in training."""
+    """The person's height in metres, from leg and trunk of a COCO clip (F, 17, 3).
+
+    The rule is that of training.
+    """
     h36m = np.full_like(world, np.nan)
     h36m[:, H36M_COPIED] = world[:, COCO_COPIED]
     return float(body.leg_and_trunk(h36m.astype(np.float32))) / body.TRUNK_AND_LEG
 
 
 def camera_from_toml(path: Path, camera: str) -> dict[str, Array]:
-    """size, rotation vector, translation and matrix of a camera; the few lines of TOML that the
-    calibration has are read here, because Python has no reader before 3.11."""
+    """Size, rotation vector, translation and matrix of a camera.
+
+    The few lines of TOML in the calibration are read here, because Python has no reader before
+    3.11.
+    """
     wanted = f"[{camera[:3]}_{camera[3:]}]"
     values: dict[str, Array] = {}
     section = ""

@@ -26,11 +26,13 @@ for _left, _right in COCO17.pairs:
 
 @dataclass(frozen=True)
 class PoseMetrics:
-    """median, mean: error as a share of body height (mean of the joints answered);
+    """Accuracy of 2D joints.
+
+    median, mean: error as a share of body height (mean: of the joints that were found);
     pck10, pck20: share of joints within 0.1 and 0.2 torso lengths; pck20_side_ignored: the same
     with the nearer joint of its left-right pair as the truth; collapsed: share of the pairs more
     than 0.1 body heights apart whose predicted distance is under 0.25x the true one; joints,
-    pairs: how many were measured; per_joint: (17,) medians. Without any joint or pair: NaN.
+    pairs: how many were measured; per_joint: (17,) medians. NaN without any joint or pair.
     """
 
     median: float
@@ -56,8 +58,9 @@ def pose_metrics(
 ) -> PoseMetrics:
     """Metrics of joints (F, 17, 2) px in COCO order against the truth in the same pixels.
 
-    valid: (F, 17) joints whose truth is known and wanted; height: (F,) px of the standing person
-    where it is. A predicted joint that is not a number is a miss of any distance.
+    valid: (F, 17) joints whose truth is known and which are measured; height: (F,) px that the
+    person would have standing at that place. A predicted joint that is not a number is a miss of
+    any distance.
     """
     found, known = predicted.astype(np.float64), truth.astype(np.float64)
     valid = valid & np.isfinite(known).all(axis=-1)
@@ -86,8 +89,8 @@ def pose_metrics(
 def torso_lengths(truth: Array, valid: NDArray[np.bool_], height: Array) -> Array:
     """(F,) px from the middle of the shoulders to the middle of the hips.
 
-    Where one of the four is not valid: the median share of the height in the other frames; where
-    there are none, 0.3 (0.288 from shoulder to hip: Drillis and Contini, 1966).
+    Where one of the four is not valid: the height times the median ratio of the other frames; where
+    there are none, times 0.3 (0.288 from shoulder to hip: Drillis and Contini, 1966).
     """
     trunk = [*SHOULDERS, *HIPS]
     whole = valid[:, trunk].all(axis=1)
@@ -98,7 +101,7 @@ def torso_lengths(truth: Array, valid: NDArray[np.bool_], height: Array) -> Arra
 
 
 def _distance(found: Array, known: Array) -> Array:
-    """(F, 17) px; infinite where there is no answer."""
+    """(F, 17) px; infinite where a joint was not found."""
     gap = np.linalg.norm(found - known, axis=-1)
     return np.where(np.isfinite(found).all(axis=-1), gap, np.inf)
 
@@ -120,5 +123,5 @@ def _mean(function: Any, values: NDArray[Any]) -> float:
 
 
 def as_row(metrics: PoseMetrics) -> dict[str, float]:
-    """The metrics of a row, rounded for a file."""
+    """The fields of the metrics, rounded for a file."""
     return {name: round(getattr(metrics, name), 4) for name in ROW}

@@ -1,7 +1,7 @@
 """What a detector makes of a person: noise, outliers, swapped sides, lost joints, lost frames.
 
-Errors are shares of the body height in the picture. The levels span what OpenPose shows on real
-video (0.5 to 1 %) and what small networks trained on rendered people do (3 to 5 %, both joints of
+Errors are shares of the body height in the picture. The levels range from those of OpenPose on real
+video (0.5 to 1 %) to those of small networks trained on rendered people (3 to 5 %, both joints of
 a pair on one limb). Noise that lasts is an autoregressive process; whatever comes in bursts is
 such a process above a threshold.
 """
@@ -31,7 +31,7 @@ EASE = np.array([0.6, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 1.1, 1.1, 1.2, 1.2, 1.2, 1.2
 def wandering(
     rng: np.random.Generator, shape: tuple[int, ...], steps: NDArray[np.floating[Any]]
 ) -> FloatArray:
-    """(B, T, ...) unit Gaussian noise that forgets itself over ``steps`` (B) frames."""
+    """(B, T, ...) unit Gaussian noise whose correlation fades over ``steps`` (B) frames."""
     keep = np.exp(-1 / np.maximum(steps, 1e-3)).astype(np.float32)
     keep = keep.reshape(-1, *(1 for _ in shape[2:]))
     fresh = np.sqrt(1 - keep**2)
@@ -46,7 +46,7 @@ def bursts(
 ) -> BoolArray:
     """(B, T, ...) flags that come in runs, in about ``share`` of the windows.
 
-    thresholds: of a unit Gaussian, the range drawn from for a window that has any.
+    thresholds: the range from which a window with runs draws its threshold on unit Gaussian noise.
     """
     count = shape[0]
     level = np.where(rng.random(count) < share, rng.uniform(*thresholds, count), np.inf)
@@ -61,7 +61,7 @@ def detected(
     """COCO joints (B, T, 17, 2) and scores (B, T, 17) as a detector reports them.
 
     flat: where the joints are; scale: (B, T) body height in the picture; hidden: (B, T, 17)
-    joints behind the body itself.
+    joints behind the person's own body.
     """
     count, frames = flat.shape[:2]
     level = np.exp(rng.uniform(np.log(LEVEL[0]), np.log(LEVEL[1]), count)).astype(np.float32)
@@ -85,7 +85,7 @@ def detected(
 
 
 def _outliers(rng: np.random.Generator, grid: tuple[int, ...], trust: FloatArray) -> FloatArray:
-    """Joints found far off for some frames."""
+    """Offsets of joints that are found far off for some frames."""
     found = bursts(rng, grid[:3], 0.6, (2.0, 3.4))
     trust[found] *= rng.uniform(0.25, 1.0, int(found.sum())).astype(np.float32)
     far = 0.12 * wandering(rng, grid, rng.uniform(2, 20, grid[0]))
@@ -95,7 +95,7 @@ def _outliers(rng: np.random.Generator, grid: tuple[int, ...], trust: FloatArray
 def _lost(
     rng: np.random.Generator, grid: tuple[int, ...], hidden: BoolArray, trust: FloatArray
 ) -> FloatArray:
-    """Joints the detector does not find: its guess is poor and its score low."""
+    """Offsets of joints the detector does not find: its guess is poor and its score low."""
     count = grid[0]
     found = bursts(rng, grid[:3], 0.25, (1.0, 2.5))
     found |= hidden & bursts(rng, grid[:3], 0.4, (0.0, 2.0))
@@ -108,7 +108,7 @@ def _lost(
 
 
 def _collapsed(rng: np.random.Generator, place: FloatArray, trust: FloatArray) -> FloatArray:
-    """Both joints of a pair on one limb."""
+    """Move both joints of some pairs onto one limb."""
     out: FloatArray = place.copy()
     found = bursts(rng, (*place.shape[:2], len(LEFT)), 0.25, (0.3, 2.2))
     to_left = rng.random((len(place), 1, len(LEFT))) < 0.5
@@ -123,7 +123,7 @@ def _collapsed(rng: np.random.Generator, place: FloatArray, trust: FloatArray) -
 
 
 def _swapped(rng: np.random.Generator, place: FloatArray, trust: FloatArray) -> FloatArray:
-    """Left and right of some limbs, or of the whole body, changed for some frames."""
+    """Exchange left and right of some limbs, or of the whole body, for some frames."""
     out: FloatArray = place.copy()
     for name, share in (("all", 0.07), ("arms", 0.07), ("legs", 0.1)):
         left = np.array(LIMBS[name])
@@ -136,7 +136,7 @@ def _swapped(rng: np.random.Generator, place: FloatArray, trust: FloatArray) -> 
 
 
 def frames_seen(rng: np.random.Generator, count: int, frames: int) -> BoolArray:
-    """(B, T) in which frames the person is found at all: gaps, and videos that begin or end."""
+    """(B, T) whether the person is found at all: with gaps, and videos that begin or end."""
     seen = ~bursts(rng, (count, frames), 0.15, (0.8, 2.0))
     at = np.arange(frames)
     ends = rng.random((count, 2)) < 0.08
@@ -147,8 +147,11 @@ def frames_seen(rng: np.random.Generator, count: int, frames: int) -> BoolArray:
 
 
 def filled(rows: FloatArray, seen: BoolArray) -> FloatArray:
-    """Rows (B, T, ...) of the frames seen, others as the runtime fills them: in a straight line
-    between the frames around a gap, repeated before the first and after the last."""
+    """Rows (B, T, ...) in which the frames not seen are filled as the runtime fills them.
+
+    That is a straight line between the frames around a gap; before the first frame seen and after
+    the last they are repeated.
+    """
     frames = seen.shape[1]
     at = np.arange(frames)
     left = np.maximum.accumulate(np.where(seen, at, -1), axis=1)
@@ -171,8 +174,8 @@ def cues_at(
 ) -> Mapping[str, FloatArray]:
     """``depth`` (B, T-1, N) and ``flow`` (B, T-1, N, 2) of frames 1.. at ``flat`` (B, T, N, 2).
 
-    depth: inverse depth of the surface there in an unknown unit; flow: from frame t to where the
-    surface was in frame t-1, as the runtime's flow points. Behind the person is a wall.
+    depth: inverse depth of the surface at that place, in an unknown unit; flow: from frame t to
+    where the surface was in frame t-1, as the runtime's flow points. Behind the person is a wall.
     """
     count, frames = flat.shape[:2]
     later = spheres[:, 1:]

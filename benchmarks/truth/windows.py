@@ -31,16 +31,19 @@ SELF_HIDDEN = 0.10  # body heights between a joint and the surface in front of i
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: keypoints (B, T, 17, 2), score and depth (B, T, 17), flow (B, T, 17, 2) and
+    """Inputs of a lifter and their truth, all float32.
+
+    inputs: keypoints (B, T, 17, 2), score and depth (B, T, 17), flow (B, T, 17, 2) and
     present (B, 3), in the runtime's units; xyz: (B, T, 17, 3) the truth, root-relative, y down,
-    in body heights; all float32."""
+    in body heights.
+    """
 
     inputs: Mapping[str, FloatArray]
     xyz: FloatArray
 
 
 class Motions:
-    """Clips in camera axes, joined, from which windows at any rate are read."""
+    """Clips in camera axes, joined to one array, from which windows at any rate are read."""
 
     def __init__(self, clips: Sequence[MotionClip]) -> None:
         if not clips:
@@ -89,7 +92,7 @@ class Motions:
         step: NDArray[np.floating],
         frames: int,
     ) -> FloatArray:
-        """(B, T, 17, 3) the joints at start, start + step, ..; times beyond a clip are its ends."""
+        """(B, T, 17, 3) joints at start, start + step, ...; beyond its ends a clip stands still."""
         last = self.lengths[clip][:, None] - 1
         at = np.clip(start[:, None] + step[:, None] * np.arange(frames), 0, last)
         low = np.minimum(at.astype(np.int64), last - 1)
@@ -102,8 +105,11 @@ class Motions:
 def seen_batch(
     rng: np.random.Generator, xyz: FloatArray, present: FloatArray, *, noisy: bool
 ) -> Batch:
-    """People (B, T+1, 17, 3) of height 1 before random cameras; the first frame is there for the
-    flow only. noisy: with the faults of a detector, else exact joints, all seen."""
+    """The batch of people (B, T+1, 17, 3) of height 1 before random cameras.
+
+    The first frame serves the flow only. noisy: with the faults of a detector, else exact joints
+    that are all seen.
+    """
     xyz = xyz - xyz[:, :, :1].mean(axis=1, keepdims=True)
     bones = body.bones_from_joints(xyz)
     coco = body.coco_from_bones(rng, bones, xyz)
@@ -143,7 +149,7 @@ def _add_cues(
     present: FloatArray,
     rows: FloatArray,
 ) -> None:
-    """Write depth and flow into the rows of windows that have one of them."""
+    """Write depth and flow into the rows, for windows in which one of them is present."""
     spheres, radii = solid
     some = np.flatnonzero(present[:, 1:].any(axis=1))
     if not len(some):
@@ -157,8 +163,10 @@ def _add_cues(
 def windows_from_clip(
     motions: Motions, clip: int, frames: int, rate_hz: float = 30.0
 ) -> FloatArray:
-    """(B, T+1, 17, 3) the clip from end to end in its own proportions, of height 1; the last
-    window ends with the clip."""
+    """(B, T+1, 17, 3) windows over a whole clip, with its own proportions, scaled to height 1.
+
+    The last window ends with the clip.
+    """
     step = RATE_HZ / rate_hz
     span = step * (frames - 1)
     last = max(float(motions.lengths[clip]) - 1 - span, 0.0)

@@ -13,12 +13,12 @@ A row names the module of this package that builds it. Every such module offers
 
 A module may also offer
 
-    apply_facts(model, facts)                   what a checkpoint says of itself (export/weights.py)
-                                                changes the network; without it, weights that
-                                                speak of joints are refused
-    load_encoder(model, path) -> bool           True after the file turned out to be that of the
-                                                encoder alone and was loaded: with --untrained the
-                                                rest stays random
+    apply_facts(model, facts)                   sets up the network as the facts ask that the
+                                                checkpoint states (export/weights.py); without
+                                                it, weights that state ``joints`` are refused
+    load_encoder(model, path) -> bool           True when the file was one of the encoder alone and
+                                                has been loaded: with --untrained the other weights
+                                                stay random
 
 ``size`` is (H, W) for image stages and T for lifters.
 """
@@ -33,10 +33,12 @@ from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 
 @dataclass(frozen=True)
 class Network:
-    """stage: flow, depth, pose2d or lift3d. module: name inside mambapose.export.models.
+    """One network that can be exported.
 
-    params: true parameter count, checked by a test. unit: of a lifter's answer, None for others.
-    causal: a lifter that answers frame by frame, from a state it carries, and has no window.
+    stage: flow, depth, pose2d or lift3d. module: name inside mambapose.export.models. params: true
+    parameter count, checked by a test. unit: the unit of a lifter's 3D joints, None for other
+    networks. causal: whether a lifter works frame by frame, from a state that it carries on, not
+    over a window.
     """
 
     name: str

@@ -29,7 +29,7 @@ GRID_OFFSET = 0.1  # the official guard against a floor one cell short; it moves
 
 @dataclass(frozen=True)
 class Variant:
-    """Backbone width, blocks and heads; head widths; the blocks whose outputs are tapped."""
+    """Backbone width, blocks and heads; head widths; the blocks whose outputs the head reads."""
 
     width: int
     depth: int
@@ -50,7 +50,7 @@ VARIANTS = {
 
 
 class Backbone(nn.Module):
-    """DINOv2 without registers. ``mask_token`` is in the files and of no use here."""
+    """DINOv2 without registers. ``mask_token`` is in the official files but is not used here."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         return torch.cat([first, resized.flatten(2).transpose(1, 2)], dim=1)
 
     def tapped(self, tokens: Tensor) -> list[Tensor]:
-        """Embedded tokens (1, L, D) -> the four tapped outputs (1, L, D), each normalised."""
+        """Tokens (1, L, D) -> the outputs (1, L, D) of the four tapped blocks, each normalised."""
         found = []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
@@ -102,7 +102,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Coarse map plus finer map (or None), refined and resized to ``size``.
+    """Adds a finer map (or None) to a coarse map, refines the sum and resizes it to ``size``.
 
     The 1x1 convolution runs before the resize, where it is up to 4 times cheaper: both are linear
     and bilinear weights add up to 1, so the order does not matter.
@@ -221,7 +221,7 @@ def build(*, seed: int = 0, size: str, version: int) -> DepthAnything:
 
 
 def graphs(model: DepthAnything, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """``main`` for images of ``size`` (H, W), which its name carries.
+    """The graph ``main@HxW`` for images of ``size`` (H, W).
 
     ExportError unless both sides are multiples of 14.
     """

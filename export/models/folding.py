@@ -14,8 +14,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class Foldable(nn.Module, ABC):
     """A module whose forward works on constants computed from its (official) parameters.
 
-    Training and the state dict know the parameters; an exported graph knows the constants only,
-    so that no arithmetic on weights is left in it (``freeze``).
+    Training and the state dict see the parameters; an exported graph has the constants only, so
+    that it does no arithmetic on weights (``freeze``).
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Foldable(nn.Module, ABC):
         """A NamedTuple of tensors, computed from the parameters."""
 
     def constants(self) -> Any:
-        """What ``fold`` returns, from the frozen copies when there are any."""
+        """The result of ``fold``, or the frozen copies of it when there are any."""
         if self._kind is None:
             return self.fold()
         return self._kind(*(getattr(self, f"folded_{name}") for name in self._kind._fields))
@@ -45,7 +45,7 @@ class Foldable(nn.Module, ABC):
 
 
 def bias_of(layer: nn.Conv1d | nn.Conv2d) -> Tensor:
-    """The bias of a convolution that has one: torch declares it as one that may be missing."""
+    """The bias of a convolution that has one; torch declares the type as one that may be None."""
     assert layer.bias is not None
     return layer.bias
 

@@ -11,7 +11,7 @@ from torch import Tensor
 def gelu(x: Tensor) -> Tensor:
     """x * (1 + erf(x / sqrt 2)) / 2, as ``torch.nn.functional.gelu`` computes it.
 
-    What the exporter makes of torch's own function is five nodes in an order that no pattern of
-    ONNX Runtime 1.31.1 matches, five passes over the widest tensor of a block.
+    torch's own function is exported as five nodes in an order that no pattern of ONNX Runtime
+    1.31.1 matches: five passes over the widest tensor of a block.
     """
     return x * (1.0 + torch.erf(x / math.sqrt(2.0))) * 0.5

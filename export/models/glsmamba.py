@@ -91,7 +91,7 @@ class GlsMamba(nn.Module):
 
 
 class Encode(nn.Module):
-    """rgb (N, H, W, 3) uint8 -> features (N, P, d) float32 of one frame, places included."""
+    """rgb (N, H, W, 3) uint8 -> features (N, P, d) float32 of one frame, with place embeddings."""
 
     positions: Tensor
     places: Tensor
@@ -152,7 +152,10 @@ class Window(nn.Module):
 
 
 def sine_cosine_places(grid: tuple[int, int], width: int) -> Tensor:
-    """(P, d): sines and cosines of the row, then of the column, a quarter of the channels each."""
+    """(P, d) place embeddings: sines and cosines of the row, then of the column.
+
+    Each of the four has a quarter of the channels.
+    """
     step = math.log(WAVELENGTH) / (width // 4)
     rate = torch.exp(-step * torch.arange(width // 4, dtype=torch.float64))
     row, column = (torch.arange(side, dtype=torch.float64)[:, None] * rate for side in grid)
@@ -182,9 +185,10 @@ def build(
 def graphs(
     model: GlsMamba, size: tuple[int, int] = vitpose.CROP
 ) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """``encode`` and ``main`` for crops of ``size`` (H, W), free in the number of people N.
+    """``encode`` and ``main`` for crops of ``size`` (H, W) and any number N of people.
 
-    ExportError unless the tokens of a crop, a quarter of its sides, make whole windows.
+    ExportError unless the grid of tokens (a quarter of each side of the crop) divides into whole
+    windows.
     """
     check_size("pose2d", size)
     grid = (size[0] * SCALE // vitpose.PATCH, size[1] * SCALE // vitpose.PATCH)
@@ -207,10 +211,11 @@ def graphs(
 
 
 def load_encoder(model: GlsMamba, path: Path) -> bool:
-    """True after a file of ViTPose, official or transformers', gave the encoder its weights.
+    """True after the encoder got its weights from a file of ViTPose, official or transformers'.
 
-    Its deconvolutions are taken too when it has them; everything else stays as it was. False, and
-    nothing changed, for a file of anything else. ExportError when it is ViTPose of another size.
+    The file's deconvolutions are taken too when it has them; all other weights stay as they were.
+    False, and nothing is changed, for any other file. ExportError when it is ViTPose of another
+    size.
     """
     state = read_state_dict(path)
     if not any(key in state for key in VITPOSE_KEYS):
@@ -227,5 +232,5 @@ def load_encoder(model: GlsMamba, path: Path) -> bool:
 
 
 def key_tables(model: GlsMamba) -> list[KeyTable]:
-    """No second naming scheme of the whole network exists."""
+    """An empty list: no second naming scheme of the whole network exists."""
     return []

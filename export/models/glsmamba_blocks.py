@@ -102,7 +102,7 @@ class Routes(Foldable):
 
 
 class ChannelAttention(nn.Module):
-    """Weighs every channel of every frame by what all frames hold: (B, T, P, d) -> the same."""
+    """Weighs every channel of every frame by a summary of all frames: (B, T, P, d) -> the same."""
 
     def __init__(self, width: int, frames: int) -> None:
         super().__init__()
@@ -130,15 +130,15 @@ class Stream(nn.Module):
 
 
 class ModulatedMerge(nn.Module):
-    """The three kinds of scan (B, T, P, 3D) as one (B, T, P, D): our STMM.
+    """The three kinds of scan (B, T, P, 3D) merged to one (B, T, P, D); it takes the place of STMM.
 
     merged = unified + m_s * conv_s(spatial) + m_t * conv_t(temporal)
 
     conv_s is a 3x3 depthwise convolution in every frame, conv_t one over three frames at every
-    pixel; m are sigmoids of all three kinds, one for every token and GROUP channels. The paper has
-    deformable convolutions here, which TensorRT's parser refuses. A modulated one whose offsets are
-    zero is this, with one modulation for all taps: what gets lost is that a token may look at
-    places of its choice.
+    pixel; the m are sigmoids of all three kinds, one for every token and group of GROUP channels.
+    The paper has modulated deformable convolutions here, which TensorRT's parser refuses. This is
+    the special case in which all offsets are zero and all taps share one modulation: a token can no
+    longer look at places of its choice.
     """
 
     def __init__(self, inner: int) -> None:
@@ -162,7 +162,7 @@ def _modulated(x: Tensor, weights: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """What both blocks are around their scans; x: (B, T, P, d)."""
+    """The parts that both blocks have before and after their scans; x: (B, T, P, d)."""
 
     def __init__(self, width: int, directions: int) -> None:
         super().__init__()
@@ -179,12 +179,13 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def seen(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What is scanned, (B, L, D)."""
+        """The input of the scans, (B, L, D)."""
         return functional.silu(self.value(x, grid)).flatten(1, 2)
 
     def answer(self, x: Tensor, y: Tensor, inside: Tensor, grid: tuple[int, int]) -> Tensor:
-        """x plus the gated scans, then the FFN. y: (B, T, P, D); inside: what the scans began with,
-        (B, T, P, d).
+        """x plus the gated result of the scans, then the FFN.
+
+        y: (B, T, P, D) result of the scans; inside: (B, T, P, d) what their input was made from.
         """
         gate = functional.silu(self.gate_norm(self.gate(inside, grid)))
         x = x + self.out_proj(self.out_norm(y) * gate)
@@ -209,9 +210,10 @@ class GlobalBlock(Block):
 
 
 class LocalBlock(Block):
-    """Local Refinement Mamba: (B, T, P, d) -> (B, T, P, d), or the frames ``kept`` alone.
+    """Local Refinement Mamba: (B, T, P, d) -> (B, T, P, d), or only the frames ``kept``.
 
-    order: int32 (L), window by window; steps: of one window, after which the state starts anew.
+    order: int32 (L), window by window; steps: the number of steps in one window, after which the
+    state of the scan is reset.
     """
 
     def __init__(self, width: int) -> None:
@@ -232,10 +234,10 @@ class LocalBlock(Block):
 
 
 def pictures_of(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B*T, C, H, W) of tokens (B, T, P, C)."""
+    """Pictures (B*T, C, H, W) from tokens (B, T, P, C)."""
     return x.reshape(-1, *grid, x.shape[3]).permute(0, 3, 1, 2)
 
 
 def tokens_of(pictures: Tensor, shape: torch.Size) -> Tensor:
-    """Tokens of the first three sides of ``shape`` (B, T, P, ..) from (B*T, C, H, W)."""
+    """Tokens from pictures (B*T, C, H, W); ``shape`` begins with their B, T and P."""
     return pictures.permute(0, 2, 3, 1).reshape(*shape[:3], -1)

@@ -7,8 +7,9 @@ The public description names six scans, two of each kind:
     temporal  one pixel after the other, each through all frames: y3, y6
 
 It does not say whether y4 to y6 are y1 to y3 backwards or transposed. ``ORDERS`` is our reading:
-"horizontal and vertical" for the panorama, backwards for the other two, because columns frame by
-frame would be the panorama's columns over again. Another reading is another table here.
+"horizontal and vertical" for the panorama, backwards for the other two, because a scan along the
+columns of each frame in turn would visit the tokens as the columns of the panorama do. To try
+another reading, write another table here.
 
 Letters: T frames, H W tokens of a frame, L = T*H*W; token t*H*W + h*W + w lies in frame t, row h,
 column w.
@@ -28,7 +29,10 @@ AXES = "thw"
 
 @dataclass(frozen=True)
 class Order:
-    """One scan. axes: of frame t, row h and column w, the slowest first; backward: from the end."""
+    """One scan over the tokens.
+
+    axes: "t" frame, "h" row and "w" column, the slowest first; backward: from the end.
+    """
 
     kind: str
     axes: str
@@ -63,10 +67,10 @@ def reverse_flags(orders: Sequence[Order] = ORDERS) -> tuple[int, ...]:
 
 
 def window_table(frames: int, grid: tuple[int, int], window: tuple[int, int]) -> NDArray[np.int32]:
-    """(L,) int32: window after window, and in each its tokens frame by frame, row by row.
+    """(L,) int32 tokens, one window after another; inside a window frame by frame, row by row.
 
     window: (H, W) tokens; a window reaches through all frames, so frames*H*W steps are one window.
-    grid: (H, W), whole windows of both sides.
+    grid: (H, W) tokens of a frame; both sides must be whole numbers of windows.
     """
     (height, width), (rows, columns) = grid, window
     tokens = np.arange(frames * height * width, dtype=np.int32)

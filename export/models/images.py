@@ -1,4 +1,4 @@
-"""The uint8 edge of the image networks: what happens before their first layer, in the graph."""
+"""The uint8 inputs of the image networks: what the graph does before their first layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Normalise(nn.Module):
     """uint8 RGB (N, H, W, 3) to float32 (N, 3, H, W): (x / 255 - mean) / std per channel.
 
-    The cast comes first: TensorRT takes uint8 at a graph's edge and nowhere else.
+    The cast comes first, because TensorRT takes uint8 only as the input or output of a graph.
     """
 
     shift: Tensor

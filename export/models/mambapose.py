@@ -41,7 +41,7 @@ _OTHER_VIM = "give the weights of a square-image Vim of the same width and depth
 
 
 class PatchConstants(NamedTuple):
-    """The patch convolution as one matrix per modality, all scaling of the inputs included."""
+    """The patch convolution as one matrix per modality, including all scaling of the inputs."""
 
     colour: Tensor  # (16*16*3, d), for uint8 values
     flow: Tensor  # (2*16*16, d), for pixels
@@ -118,10 +118,10 @@ class MambaPose(Encoder):
 
 
 def standardised(depth: Tensor) -> Tensor:
-    """Zero mean and unit deviation per crop: scale and offset of a depth map are unknown.
+    """Zero mean and unit deviation per crop, because scale and offset of a depth map are unknown.
 
-    Nothing but zeros comes of zeros. The smallest variance is a maximum, not a summand: the ONNX
-    exporter takes a summand of 1e-12 for zero and drops it.
+    Zeros stay zeros. The smallest variance is applied as a maximum, not added: the ONNX exporter
+    takes a summand of 1e-12 for zero and drops it.
     """
     axes = tuple(range(1, depth.ndim))
     mean = depth.mean(axes, keepdim=True)
@@ -132,7 +132,7 @@ def standardised(depth: Tensor) -> Tensor:
 
 
 def at_size(model: MambaPose, size: tuple[int, int]) -> MambaPose:
-    """A copy of the network for crops of another size (H, W), its positions resized."""
+    """A copy of the network for crops of another size (H, W), with resized position embeddings."""
     check_size("pose2d", size)
     resized = copy.deepcopy(model)
     grid = (size[0] // PATCH, size[1] // PATCH)
@@ -145,10 +145,10 @@ def at_size(model: MambaPose, size: tuple[int, int]) -> MambaPose:
 def encoder_from_vim(model: MambaPose, state: Mapping[str, Tensor]) -> None:
     """Starts the encoder from an official Vim state dict of the same width and depth.
 
-    Layers and last norm are copied, the colour channels of the patch convolution too; its flow and
-    depth channels start at zero, so that the network first sees what Vim saw. The position of the
-    class token is dropped and the square grid of the rest resized. Class token and head have no
-    use here. ExportError names the first tensor that is absent or has another shape.
+    Layers and last norm are copied, and so are the colour channels of the patch convolution; its
+    flow and depth channels start at zero, so that the network first sees what Vim saw. The position
+    of the class token is dropped and the other positions, a square grid, are resized. Class token
+    and head are not used. ExportError names the first tensor that is absent or has another shape.
     """
     width = model.pos_embed.shape[2]
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -210,5 +210,5 @@ def graphs(model: MambaPose, size: tuple[int, int]) -> dict[str, tuple[nn.Module
 
 
 def key_tables(model: MambaPose) -> list[KeyTable]:
-    """No second naming scheme exists."""
+    """An empty list: no second naming scheme exists."""
     return []

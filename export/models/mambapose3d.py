@@ -1,4 +1,4 @@
-"""mambapose3d: PoseMamba-S that also sees how sure, how far and how fast each joint is.
+"""mambapose3d: PoseMamba-S with more inputs per joint: its score, depth and flow.
 
 Our own definition, not a published network: the blocks are PoseMamba's and keep its keys, the
 first layer takes nine channels per joint in place of two, and a cue that is absent is replaced by a
@@ -6,7 +6,7 @@ learned embedding, so one checkpoint lifts with any of them missing. The unit of
 body height, root-relative, because that is what it is trained on.
 
 Joints enter relative to the centre of their frame, in units of the person's size in the clip;
-where the centre is and how large the person are channels of their own. Without that, the pose of a
+the centre's place and the person's size are channels of their own. Without that, the pose of a
 small person is a tiny part of what a token holds, and training stayed on the mean pose
 (docs/decisions/0007).
 
@@ -32,7 +32,7 @@ PLACES = 0.5  # deviation of the first joint embeddings: as much as a joint's ow
 
 
 class MambaPose3D(PoseMamba):
-    """Joints and up to three cues of each -> (B, T, J, 3)."""
+    """2D joints with up to three cues each (score, depth, flow) -> (B, T, J, 3)."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__(width, depth, CHANNELS)
@@ -92,5 +92,5 @@ def graphs(
 
 
 def key_tables(model: MambaPose3D) -> list[KeyTable]:
-    """No second naming scheme exists."""
+    """An empty list: no second naming scheme exists."""
     return []

@@ -54,15 +54,19 @@ FLOW_LIMIT = 4.0  # patches of motion beyond which a flow is no better than its 
 
 
 class Answer(NamedTuple):
-    """logits: (B, 17, 32*24 + 1), the last of "not in this crop"; sides: (B, 8, 2), left minus
-    right of eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, in ``SIDE_UNIT_PX``."""
+    """The network's output before it becomes heatmaps.
+
+    logits: (B, 17, 32*24 + 1), one per cell and a last one for "not in this crop"; sides:
+    (B, 8, 2), left minus right of eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, in
+    ``SIDE_UNIT_PX``.
+    """
 
     logits: Tensor
     sides: Tensor
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution and batch normalisation; exported as one convolution."""
+    """A convolution and a batch normalisation, exported as one convolution."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(
@@ -71,7 +75,7 @@ class ConvNorm(nn.Sequential):
         )
 
     def layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-        """The two, before they are fused."""
+        """The convolution and the normalisation, as they are before they are fused."""
         conv, norm = self
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -91,7 +95,7 @@ class Residual(nn.Module):
 
 
 class Level(nn.Module):
-    """Half the size, more channels: (B, C, 2h, 2w) -> (B, C', h, w)."""
+    """Halves the map and adds channels: (B, C, 2h, 2w) -> (B, C', h, w)."""
 
     def __init__(self, inputs: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -154,7 +158,7 @@ class MambaPoseNano(nn.Module):
         self.register_buffer("share", share, persistent=False)
 
     def planes(self, rgb: Tensor, flow: Tensor, depth: Tensor, present: Tensor) -> Tensor:
-        """(B, 6, h, w), what the first layer sees, of pictures of the size it works on.
+        """(B, 6, h, w) the input of the first layer, from pictures of the network's own size.
 
         rgb: (B, 3, h, w), 0..255; flow: (B, 2, h, w) pixels of the whole crop; depth: (B, 1, h, w).
         """
@@ -164,7 +168,7 @@ class MambaPoseNano(nn.Module):
         return torch.cat([(rgb - self.mean) / self.std, flow, depth], 1)
 
     def answer(self, planes: Tensor, present: Tensor) -> Answer:
-        """Logits and sides of planes (B, 6, h, w) and present (B, 2)."""
+        """Logits and sides from planes (B, 6, h, w) and present (B, 2)."""
         absent = (present <= 0.5).to(planes.dtype) @ self.missing_embed
         x = functional.relu(self.stem(planes) + absent[:, :, None, None])
         maps = []
@@ -188,16 +192,17 @@ class MambaPoseNano(nn.Module):
         return Answer(logits, sides.unflatten(1, (SIDES, 2)))
 
     def heatmaps(self, logits: Tensor) -> Tensor:
-        """(B, 17, 64, 48) of logits (B, 17, 32*24 + 1)."""
+        """Heatmaps (B, 17, 64, 48) from logits (B, 17, 32*24 + 1)."""
         cells = torch.softmax(logits, -1)[:, :, :-1].unflatten(2, self.grid)
         return self.down @ self.apart(cells) @ self.across
 
     def apart(self, cells: Tensor) -> Tensor:
-        """Posteriors (B, 17, 32, 24) of joints that seldom are where their partner is.
+        """Posteriors (B, 17, 32, 24) after the two joints of a limb's pair gave way to each other.
 
         With the factor 1 - GIVE_WAY * exp(-d^2 / 2 sigma^2) for a pair at distance d, these are the
-        exact marginals of both: each loses where the other is, and is scaled back to its sum. Two
-        joints answered on one limb, one of them in doubt, so part; two that are sure stay.
+        exact marginals of both joints: each loses where the other is, and is scaled back to its
+        sum. So when both joints were found on one limb and one of them is in doubt, they part; two
+        that are sure stay where they are.
         """
         near = self.near_rows @ cells.index_select(1, self.partner) @ self.near_columns
         kept = cells * (1 - self.share * near)
@@ -218,11 +223,11 @@ class MambaPoseNano(nn.Module):
 
 
 def spreads(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(64, 32) and (24, 48): probabilities of cells -> heatmap rows and columns.
+    """Matrices (64, 32) and (24, 48) that turn cell probabilities into heatmap rows and columns.
 
     Pixels of a heatmap sit where UDP has them (first and last on those of the crop), cells where
-    the convolutions have them. The blur takes the target's sigma to that of a heatmap; a certain
-    and exact answer peaks at 1.
+    the convolutions have them. The blur widens the training target's sigma to that of a heatmap; an
+    output that is certain and exact has a peak of 1.
     """
     matrices = []
     for cells, pixels in zip(grid, HEATMAPS, strict=True):
@@ -243,8 +248,10 @@ def nearness(cells: int) -> Tensor:
 
 
 def partners() -> tuple[Tensor, Tensor]:
-    """(17,) the other joint of a limb's pair and (17, 1, 1) how far one gives way to it, 0 where
-    there is none."""
+    """(17,) the other joint of a limb's pair and (17, 1, 1) how far a joint gives way to it.
+
+    The second is 0 for a joint that has no partner.
+    """
     partner, share = torch.arange(JOINTS), torch.zeros(JOINTS, 1, 1)
     for left, right in LIMBS:
         partner[left], partner[right] = right, left
@@ -267,7 +274,7 @@ def fused(model: MambaPoseNano) -> MambaPoseNano:
 
 
 def graphs(model: MambaPoseNano, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """The one graph of the stage, any number of people. ExportError for another size."""
+    """The one graph of the stage, for any number of people. ExportError for another size."""
     if size != IMAGE:
         raise ExportError(
             f"crops of {IMAGE[0]}x{IMAGE[1]} were wanted, the only size of mambapose-nano, found "
@@ -285,5 +292,5 @@ def graphs(model: MambaPoseNano, size: tuple[int, int]) -> dict[str, tuple[nn.Mo
 
 
 def key_tables(model: MambaPoseNano) -> list[KeyTable]:
-    """No second naming scheme exists."""
+    """An empty list: no second naming scheme exists."""
     return []

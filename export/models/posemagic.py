@@ -59,7 +59,7 @@ STATE = ("scan_state", "conv_state", "graph_state")  # of all layers, in the ord
 
 
 class Carried(NamedTuple):
-    """What a layer keeps of the frames before; zeros at the start.
+    """What a layer remembers of the frames before; all zeros at the start.
 
     scan: (B*J, D, N) state of the scan; conv: (B*J, 3, D) last inputs of the convolution in front
     of it; graph: (B, 2, J, d) last inputs of the graph convolution.
@@ -86,7 +86,7 @@ class OneWayConstants(NamedTuple):
 
 
 class OneWayMixer(Foldable):
-    """The one-way Mamba mixer: (B, L, d) -> (B, L, d), and what the next steps need of these."""
+    """The one-way Mamba mixer: (B, L, d) -> (B, L, d), and the state that the next steps need."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class OneWayMixer(Foldable):
     def forward(
         self, x: Tensor, conv: Tensor | None = None, scan: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, d), and the next conv (B, 3, D) and scan (B, D, N); None is the start."""
+        """(B, L, d), and conv (B, 3, D) and scan (B, D, N) for the next call; None starts anew."""
         c: OneWayConstants = self.constants()
         value = x @ c.value
         if conv is None:
@@ -153,7 +153,7 @@ class BothWays(nn.Module):
 
 
 class OneWay(nn.Module):
-    """The same with the one-way mixer, and what it carries."""
+    """x + the one-way mixer of norm(x), and the state that it carries on."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class GraphConvolution(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, inputs: Tensor, neighbours: Tensor) -> Tensor:
-        """inputs: norm(x), which the neighbours are made of; all of x's shape."""
+        """x plus the convolution, of x's shape; inputs: norm(x), of which neighbours are made."""
         mixed = functional.relu(self.own(inputs) + self.others(neighbours))
         return x + self.scale * mixed
 
@@ -199,7 +199,7 @@ class Layer(nn.Module):
         self.register_buffer("joined", skeleton(), persistent=False)
 
     def forward(self, x: Tensor, carried: Carried | None) -> tuple[Tensor, Carried | None]:
-        """(B, T, J, d), and what the next frames need; None from the window form."""
+        """(B, T, J, d), and the state that the next frames need; None in the window form."""
         batch, frames = x.shape[:2]
         scanned = self.joints(x.flatten(0, 1)).unflatten(0, (batch, frames))
         rows = scanned.transpose(1, 2).flatten(0, 1)  # (B*J, T, d)
@@ -227,8 +227,10 @@ class Layer(nn.Module):
 
 
 def skeleton() -> Tensor:
-    """(J, J) the bones and every joint itself, each row and column divided by the root of its sum
-    (Kipf and Welling, 2017)."""
+    """(J, J) the adjacency of the bones, with every joint joined to itself.
+
+    Each row and column is divided by the root of its sum (Kipf and Welling, 2017).
+    """
     joined = torch.eye(JOINTS)
     for one, other in H36M17.edges:
         joined[one, other] = joined[other, one] = 1
@@ -253,15 +255,15 @@ class PoseMagic(nn.Module):
         self.head = nn.Linear(out_width, 3)
 
     def forward(self, keypoints: Tensor, score: Tensor) -> Tensor:
-        """(B, T, J, 3) of a whole sequence."""
+        """(B, T, J, 3) 3D joints of a whole sequence."""
         return self.follow(keypoints, score, [None] * len(self.layers))[0]
 
     def follow(
         self, keypoints: Tensor, score: Tensor, carried: list[Carried | None]
     ) -> tuple[Tensor, list[Carried | None]]:
-        """(B, T, J, 3) of the next frames, and what each layer carries on from there.
+        """(B, T, J, 3) 3D joints of the next frames, and the state of each layer after them.
 
-        carried: of each layer, None at the start; the window form carries nothing.
+        carried: the state of each layer before them, None at the start; the window form has none.
         """
         inside, centre, size = person_coordinates(keypoints, per_frame=self.causal)
         whole = torch.cat([centre, size.expand_as(centre[..., :1])], -1)
@@ -275,7 +277,7 @@ class PoseMagic(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """One frame: joints, scores and the state of everything before -> xyz and the state after."""
+    """One frame: joints, scores and the state before it -> xyz and the state after it."""
 
     at_origin: Tensor
 
@@ -309,7 +311,7 @@ class StepGraph(nn.Module):
         )
 
     def whole(self, keypoints: Tensor, score: Tensor) -> Tensor:
-        """(N, T, J, 3) of a sequence (N, T, J, 2) at once: what the steps have to give."""
+        """(N, T, J, 3) from a sequence (N, T, J, 2) at once: what the single steps must equal."""
         xyz: Tensor = self.model(keypoints, score)
         return torch.where(self.at_origin, 0.0, xyz)
 
@@ -346,7 +348,7 @@ def graphs(
 
 
 def step_spec(width: int, depth: int) -> GraphSpec:
-    """The contract of the step; the state of all layers is three tensors."""
+    """The inputs and outputs of the step; the state of all layers is three tensors."""
     shapes = (
         (depth, JOINTS, 2 * width, STATES),
         (depth, JOINTS, TAPS - 1, 2 * width),
@@ -369,5 +371,5 @@ def step_spec(width: int, depth: int) -> GraphSpec:
 
 
 def key_tables(model: PoseMagic) -> list[KeyTable]:
-    """No second naming scheme exists."""
+    """An empty list: no second naming scheme exists."""
     return []

@@ -48,7 +48,10 @@ MIRROR = (0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13)
 
 
 class LimbScanConstants(NamedTuple):
-    """Parameters of the operator; fields ending in 0 belong to the walk, in 1 to plain tokens."""
+    """Parameters of the operator.
+
+    Names that end in 0 are for the tokens with the limb walk added, in 1 for the plain tokens.
+    """
 
     value: Tensor  # (D, d, 1, 1)
     gate: Tensor  # (d, D)
@@ -135,10 +138,10 @@ class LimbScan(Foldable):
 
 
 def frame_by_frame(frames: int) -> Tensor:
-    """(T*J) int32: the token visited at each step is the one of the same number.
+    """(T*J) int32 order in which step k visits token k.
 
-    A scan without an order does the same, but as another signature: ONNX Runtime before 1.27 and
-    NVIDIA's parser know one function body for all nodes of a model.
+    A scan without an order does the same but has another signature, and ONNX Runtime before 1.27
+    and NVIDIA's parser know only one function body for all scan nodes of a model.
     """
     return torch.arange(frames * JOINTS, dtype=torch.int32)
 
@@ -180,10 +183,11 @@ class Block(nn.Module):
 def person_coordinates(
     keypoints: Tensor, *, per_frame: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joints (B, T, J, 2) of a picture as a person's own: relative to the centre of their frame, in
-    units of the person's size in the clip; the centres (B, T, 1, 2) and the sizes (B, 1, 1, 1).
+    """Joints in the person's own coordinates, the centres (B, T, 1, 2) and the sizes (B, 1, 1, 1).
 
-    per_frame: in units of the size in the same frame, sizes (B, T, 1, 1): no frame knows another.
+    keypoints: (B, T, J, 2) in a picture; the result is relative to the centre of each frame's
+    joints, in units of the person's size in the clip. per_frame: in units of the size in the same
+    frame instead, with sizes (B, T, 1, 1), so that no frame depends on another.
     """
     centre = keypoints.mean(2, keepdim=True)
     inside = keypoints - centre
@@ -195,8 +199,8 @@ def person_coordinates(
 class PoseMamba(nn.Module):
     """(B, T, J, channels) -> (B, T, J, 3), T at most 243; joint 0 is not yet at the origin.
 
-    centred: the weights were trained on ``person_coordinates``, not on joints of the picture as
-    the published ones; the network then changes them first.
+    centred: the weights were trained on ``person_coordinates``, so the network converts its input
+    to them first. The published weights were trained on joints of the picture.
     """
 
     def __init__(self, width: int, depth: int, channels: int = 2, *, centred: bool = False) -> None:
@@ -274,7 +278,7 @@ class LiftGraph(nn.Module):
 
 
 def _swapped(x: Tensor) -> Tensor:
-    """Left joints in the places of right ones; x: (N, T, J, ...)."""
+    """x with left and right joints exchanged; x: (N, T, J, ...)."""
     return x.index_select(2, torch.tensor(MIRROR))
 
 
@@ -298,7 +302,7 @@ def graphs(
 def lift_graph(
     model: PoseMamba, inputs: tuple[TensorSpec, ...], frames: int, flip: bool
 ) -> tuple[nn.Module, GraphSpec]:
-    """A frozen lifter with its contract; ExportError when the clip outgrows the embedding."""
+    """A frozen lifter with its contract; ExportError when the clip is longer than the embedding."""
     check_clip(frames)
     frozen = freeze(model)
     embedding = frozen.Temporal_pos_embed
@@ -308,10 +312,10 @@ def lift_graph(
 
 
 def apply_facts(model: PoseMamba, facts: Facts) -> None:
-    """Make the network see the joints that its weights were trained on."""
+    """Set up the network for the kind of joints that its weights were trained on."""
     model.centred = facts.joints is not None
 
 
 def key_tables(model: PoseMamba) -> list[KeyTable]:
-    """No second naming scheme exists."""
+    """An empty list: no second naming scheme exists."""
     return []

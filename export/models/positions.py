@@ -1,4 +1,4 @@
-"""Position embeddings learned on one grid of patches, for another."""
+"""Position embeddings that were learned on one grid of patches, resized for another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch.nn import functional
 
 
 def resized_positions(embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """(1, h*w, d) positions of one grid (h, w) for another, bicubic; the same tensor when equal."""
+    """(1, h*w, d) positions of the grid ``old`` (h, w), resized to the grid ``new``, bicubic.
+
+    The same tensor when the grids are equal.
+    """
     if old == new:
         return embed
     image = embed.transpose(1, 2).unflatten(2, old)

@@ -153,7 +153,7 @@ def build(*, seed: int = 0, variant: str) -> Raft:
 
 
 def graphs(model: Raft, size: tuple[int, int]) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """The four graphs for images of ``size`` (H, W), which their names carry.
+    """The four graphs for images of ``size`` (H, W), which is part of their names.
 
     ExportError unless both sides are multiples of 8 and at least 128.
     """

@@ -18,7 +18,7 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """Widths of one size of RAFT. stem and stages are those of both encoders."""
+    """The widths of one size of RAFT. stem and stages apply to both encoders."""
 
     bottleneck: bool
     stem: int
@@ -213,7 +213,7 @@ class UpdateBlock(nn.Module):
 
 
 class Raft(nn.Module):
-    """The weights of RAFT under their official names; the graphs below compute with them."""
+    """The weights of RAFT under their official names; the graphs in raft.py compute with them."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()

@@ -12,7 +12,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def seeded(build: Callable[[], ModuleT], seed: int) -> ModuleT:
-    """What ``build`` makes under this seed, in eval mode; torch's own random state is untouched."""
+    """The module that ``build`` makes under this seed, in eval mode.
+
+    torch's own random state is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()

@@ -1,4 +1,4 @@
-"""What the Mamba networks share: the scan call, the decay, initial values.
+"""What the Mamba networks share: the call of the scan, the decay, initial values.
 
 Letters: B batch, L tokens, D channels of one direction, N states, R rank of the step size.
 """
@@ -98,11 +98,11 @@ def route_constants(
     skips: Tensor,
     routes: Sequence[int],
 ) -> dict[str, Tensor]:
-    """The parameters of K routes over the same tokens, side by side: what one scan node takes.
+    """The parameters of K routes over the same tokens, joined for one scan node.
 
-    Of M routes: x_proj (M, R + 2N, D), dt_projs (M, D, R), dt_bias (M, D), decay_logs (M*D, N),
+    Given M routes: x_proj (M, R + 2N, D), dt_projs (M, D, R), dt_bias (M, D), decay_logs (M*D, N),
     skips (M*D); routes: the K of them that are wanted. Returns ``rank`` (D, K*R), ``b`` and ``c``
-    (D, K*N), ``dt`` (K*R, K*D) block by block, ``dt_bias``, ``decay`` and ``skip``.
+    (D, K*N), block diagonal ``dt`` (K*R, K*D), ``dt_bias``, ``decay`` and ``skip``.
     """
     chosen = list(routes)
     count, inner, rank = dt_projs.shape
@@ -121,17 +121,17 @@ def route_constants(
 
 
 def decay_from_log(a_log: Tensor) -> Tensor:
-    """The negative decay rate of the operator, never below float32."""
+    """The negative decay rate for the operator, in float32 or better."""
     return -torch.exp(a_log if a_log.dtype == torch.float64 else a_log.float())
 
 
 def initial_decay_log(channels: int) -> Tensor:
-    """(channels, N): log of 1..N in every row, as Mamba starts."""
+    """(channels, N) the initial values of Mamba: log of 1..N in every row."""
     return torch.log(torch.arange(1, STATES + 1, dtype=torch.float32)).repeat(channels, 1)
 
 
 def initial_dt_bias(*shape: int) -> Tensor:
-    """What softplus turns into step sizes spread evenly on a log scale over ``DT_RANGE``."""
+    """Biases whose softplus gives step sizes spread evenly on a log scale over ``DT_RANGE``."""
     low, high = (math.log(end) for end in DT_RANGE)
     step = torch.exp(torch.rand(*shape) * (high - low) + low).clamp(min=DT_FLOOR)
     return step + torch.log(-torch.expm1(-step))

@@ -23,7 +23,7 @@ KERNEL = 3
 
 
 class HeadConstants(NamedTuple):
-    """For a grid of h x w tokens."""
+    """The head's constants for a grid of h x w tokens."""
 
     taps: Tensor  # (d, 17*3*3): joint, vertical tap, horizontal tap
     across: Tensor  # (w*3, 4w): column and horizontal tap -> column of the heatmap
@@ -62,7 +62,7 @@ class SimpleHead(Foldable):
 
 
 def shifted_enlargement(side: int) -> Tensor:
-    """(3, 4*side, side): enlargement by four, then moved by -1, 0, 1, zero beyond the edge.
+    """(3, 4*side, side) matrices that enlarge by four, then move by -1, 0, 1; zero beyond the edge.
 
     Row i of matrix k gives what the k-th tap of a padded convolution sees at position i.
     """

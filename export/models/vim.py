@@ -125,8 +125,8 @@ class Mixer(Foldable):
 def _convolved(row: Tensor, pads: tuple[int, int], taps: Tensor, bias: Tensor) -> Tensor:
     """(B, L, D) tokens after depthwise convolution and SiLU of a row (B, D, 1, L).
 
-    Training on a CPU adds moved copies: torch's gradient of a depthwise convolution takes longer
-    there than the rest of the layer's products.
+    Training on a CPU adds shifted copies instead: torch's gradient of a depthwise convolution takes
+    longer there than the rest of the layer's products.
     """
     padded = functional.pad(row, pads)
     if row.requires_grad and row.device.type == "cpu":

@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         self.last_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """(1, h*w, D): slot 0, once the class token's, is added to every token."""
+        """(1, h*w, D) positions; slot 0, once that of a class token, is added to every token."""
         first, cells = self.pos_embed.detach().split([1, GRID[0] * GRID[1]], dim=1)
         positions: Tensor = resized_positions(cells, GRID, grid) + first
         return positions
@@ -144,7 +144,7 @@ def build(*, seed: int = 0, size: str, head: str) -> VitPose:
 
 
 def graphs(model: VitPose, size: tuple[int, int] = CROP) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """``main`` for crops of ``size`` (H, W), free in the number of people N.
+    """``main`` for crops of ``size`` (H, W) and any number N of people.
 
     ViTPose is trained at 256x192; for another size its positions are resized. ExportError unless
     both sides are multiples of 16.
@@ -176,5 +176,5 @@ _TRANSFORMERS = (
 
 
 def key_tables(model: VitPose) -> list[KeyTable]:
-    """transformers' names -> ours."""
+    """The table from transformers' names to ours."""
     return [key_table(model.state_dict(), _TRANSFORMERS)]

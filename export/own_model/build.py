@@ -1,9 +1,9 @@
 """``mp-export --model``: a network from the user's own code to a bundle.
 
 The bundle is like any other: ``mp-check`` runs it against the stored outputs of torch, ``mp-bench``
-measures it. In the stage ``model`` it stands alone; as flow, depth, pose2d or lift3d it has to
-answer what the pipeline asks (inputs and outputs in ``runtime/stages/table.py``) and takes its
-place there, among the networks that ship.
+measures it. In the stage ``model`` the network stands alone. As flow, depth, pose2d or lift3d it
+must have the inputs and outputs that the pipeline uses (``runtime/stages/table.py``), and the
+bundle holds it together with the networks that ship for the other stages.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class OwnModel:
-    """What the user asked for. model: ``package.module:name``; outputs: their names, if any; stage:
-    of the bundle; weights: a checkpoint, or None for those the network was built with; rewrite:
-    flips and copies become orders of the scans.
+    """What the user asked for.
+
+    model: ``package.module:name``; outputs: names of the outputs, if any were given; stage: the
+    stage of the bundle; weights: a checkpoint, or None to keep those the network was built with;
+    rewrite: turn flips and copies into orders of the scans.
     """
 
     model: str
@@ -75,7 +77,7 @@ class OwnModel:
 
 
 class Positional(nn.Module):
-    """The network with its outputs as a tuple in the order of the contract."""
+    """The user's network with its outputs as a tuple in the order of the contract."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class Positional(nn.Module):
 
 
 def positional(model: nn.Module, inputs: tuple[TensorSpec, ...]) -> Positional:
-    """Positional whose inputs have names: torch.export gives free sides to those only."""
+    """A Positional whose inputs have names, because torch.export gives free sides only to those."""
 
     class Named(Positional):
         def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -101,9 +103,9 @@ def positional(model: nn.Module, inputs: tuple[TensorSpec, ...]) -> Positional:
 def build_own_model(
     asked: OwnModel, target: Target, out: Path, *, folder: Path, overwrite: bool, tell: Tell
 ) -> Bundle:
-    """The bundle of the network, written to ``out`` whole or not at all.
+    """The bundle of the network; the folder ``out`` is written completely or not at all.
 
-    folder: of the user's code. ExportError and BundleError as the steps raise them.
+    folder: the user's code. Raises the ExportErrors and BundleErrors of its steps.
     """
     with user_code(folder) as noted:
         fill = partial(_fill, asked, target, noted, tell)
@@ -142,7 +144,7 @@ def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: 
 
 
 def _schedule(usual: Schedule, stage: str, spec: GraphSpec) -> Schedule:
-    """The target's schedule with the size of the network's input."""
+    """The target's schedule, with the size that the network's input has."""
     row, sides = STAGES[stage], spec.inputs[0].shape
     if row.clip:
         frames = int(sides[1])
@@ -155,9 +157,9 @@ def _schedule(usual: Schedule, stage: str, spec: GraphSpec) -> Schedule:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Whatever the user's code raises while torch goes through it becomes one sentence.
+    """A context that turns whatever the user's code raises under torch's tracing into one sentence.
 
-    Torch prints the graph it had until then; the sentence says more.
+    torch prints the graph that it had made by then, which is hidden: the sentence says more.
     """
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level, said = logger.level, io.StringIO()
@@ -178,7 +180,7 @@ def tracing() -> Iterator[None]:
 
 
 def _around(asked: OwnModel, target: Target, tell: Tell, folder: Path) -> dict[str, StageEntry]:
-    """The other stages of the pipeline, with the networks that ship; none around a lone model."""
+    """The other stages of the pipeline, with the networks that ship; none for stage ``model``."""
     if asked.stage == MODEL:
         return {}
     plan = make_plan(target, ExportOptions(seed=asked.seed))
@@ -190,7 +192,7 @@ def _around(asked: OwnModel, target: Target, tell: Tell, folder: Path) -> dict[s
 
 
 def _loaded(asked: OwnModel, model: nn.Module) -> Loaded:
-    """The network with the weights of the file, or as it was built."""
+    """The network with the weights of the file, or with those it was built with."""
     if asked.weights is None:
         return Loaded(model, WeightsEntry(None, None, trained=True, label=AS_BUILT))
     facts, weights = facts_of_weights(asked.weights)
@@ -199,7 +201,7 @@ def _loaded(asked: OwnModel, model: nn.Module) -> Loaded:
 
 
 def _rewritten(tell: Tell, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without flips and copies of tokens, and a line that counts them."""
+    """The model without flips and copies of tokens; ``tell`` receives a line that counts them."""
     try:
         model, removed = rewritten(model)
     except Exception as err:
@@ -222,7 +224,7 @@ def _tell_what_happened(entry: StageEntry, noted: StandIns, tell: Tell) -> None:
 
 
 def check_contract(stage: str, spec: GraphSpec) -> None:
-    """ExportError unless the network answers what the pipeline asks of the stage."""
+    """ExportError unless the network has the inputs and outputs that the pipeline's stage needs."""
     if stage == MODEL:
         return
     stages = [row.name for row in own_network_stages()]
@@ -249,7 +251,9 @@ def check_contract(stage: str, spec: GraphSpec) -> None:
 
 
 def _fits(found: TensorSpec, wanted: TensorSpec, sides: dict[str, int | str]) -> bool:
-    """Name, dtype, and every side: N free, other letters one number wherever they stand."""
+    """Whether name, dtype and every side agree: N is free, and any other letter is the same number
+    wherever it stands.
+    """
     if (found.name, found.dtype, len(found.shape)) != (
         wanted.name, wanted.dtype, len(wanted.shape),
     ):  # fmt: skip

@@ -1,11 +1,11 @@
-"""A network from the user's own code: found, built, and asked what it answers.
+"""A network from the user's own code: found, built, and its inputs and outputs determined.
 
     with user_code(folder) as noted:
         model = built("package.module:factory")
         spec = contract("name", model, inputs_from_texts(["x:float32:N,243,17,2"]))
 
-While the block runs, the folder comes first on the import path and packages that need CUDA are
-stood in for (plugins/standins.py).
+While the block runs, the folder comes first on the import path, and packages that need CUDA are
+replaced by stand-ins (plugins/standins.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ EXAMPLE = "x:float32:1,243,17,2"
 
 @contextlib.contextmanager
 def user_code(folder: Path) -> Iterator[StandIns]:
-    """The user's folder first on the import path, and stand-ins for what is missing here."""
+    """The stand-ins in use, while the user's folder comes first on the import path.
+
+    The stand-ins are for packages that are missing here.
+    """
     known = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
@@ -50,7 +53,10 @@ def user_code(folder: Path) -> Iterator[StandIns]:
 
 
 def inputs_from_texts(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
-    """NAME:DTYPE:SIDES strings; a side is a whole number, or a name such as N for a free one."""
+    """The inputs that NAME:DTYPE:SIDES strings describe.
+
+    A side is a whole number, or a name such as N for a free one.
+    """
     found = []
     for text in texts:
         name, _, rest = text.partition(":")
@@ -85,7 +91,7 @@ def built(reference: str) -> nn.Module:
     """The network that ``package.module:name`` stands for, in eval mode.
 
     name: a function or class that is called without arguments, or a network. ExportError, with the
-    line of the user's code where there is one.
+    line of the user's code when the error came from there.
     """
     module_name, colon, name = reference.partition(":")
     if not (module_name and colon and name):
@@ -145,8 +151,8 @@ def contract(
 ) -> GraphSpec:
     """Inputs and outputs of the network, found by calling it twice with zeros.
 
-    names: of the outputs; otherwise the keys of a dictionary, else ``y``, or ``y0``, ``y1``.
-    A side that follows a free side of the inputs is free under the same name.
+    names: the names of the outputs; without them the keys of a dictionary, else ``y``, or ``y0``,
+    ``y1``. An output side that changes with a free side of the inputs is free under the same name.
     """
     free = dict.fromkeys(s for spec in inputs for s in spec.shape if isinstance(s, str))
     sizes = {side: FREE + number for number, side in enumerate(free)}
@@ -171,7 +177,7 @@ def contract(
 
 
 def _follows(a: int, b: int, sizes: Mapping[str, int], output: str) -> str:
-    """The free side that has these two sizes."""
+    """The name of the free side that has the size ``a`` in one call and ``b`` in the other."""
     for side, size in sizes.items():
         if (a, b) == (size, size + 1):
             return side
@@ -210,10 +216,10 @@ def _outputs(
 
 
 def check_repeatable(model: nn.Module, spec: GraphSpec, inputs: Sequence[Tensor]) -> None:
-    """ExportError unless the same inputs give the contract's sizes, and the same values twice.
+    """ExportError unless the sizes are the contract's and two calls give the same values.
 
-    An exported graph keeps nothing between calls and draws no random numbers; torch would write
-    down what it saw of either as a constant.
+    An exported graph keeps nothing between calls and draws no random numbers; torch would record
+    what it saw of either as a constant.
     """
     before = _tensors_held(model)
     try:
@@ -254,7 +260,10 @@ def check_repeatable(model: nn.Module, spec: GraphSpec, inputs: Sequence[Tensor]
 
 
 def _tensors_held(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """Name -> the tensor, and how often it was changed in place; attributes count as well."""
+    """Name -> a tensor that the model holds, and how often it was changed in place.
+
+    Tensors that are plain attributes count as well.
+    """
     held: dict[str, tuple[Tensor, int]] = {}
     for path, module in model.named_modules():
         for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
@@ -264,7 +273,7 @@ def _tensors_held(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
 
 
 def flattened(answer: Any) -> dict[str, Tensor]:
-    """Name -> tensor of what a network returned: a tensor, a tuple or list, or a dictionary."""
+    """Name -> tensor for the result of a network: a tensor, a tuple or list, or a dictionary."""
     if isinstance(answer, Tensor):
         return {"y": answer}
     if isinstance(answer, Mapping):

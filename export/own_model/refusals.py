@@ -51,14 +51,15 @@ def explained(err: BaseException, program: Any = None) -> str | None:
 
 
 def traced(err: BaseException) -> str:
-    """For code that runs when it is called, and failed while torch made a graph of it."""
+    """The sentence about code that runs when it is called but failed while torch traced it."""
     return f"the network runs, making a graph of it failed: {failure(err, _WHILE_TRACED)}"
 
 
 def failure(err: BaseException, advice: str) -> str:
-    """What failed in the user's code, where, and what to do; advice: when nothing better is known.
+    """What failed in the user's code, where, and what to do.
 
-    What our own stand-ins and operators raise says itself what to do.
+    advice: what to do when nothing better is known. Errors of our own stand-ins and operators say
+    themselves what to do.
     """
     if isinstance(err, ImportError) and (lacking := lacking_import(err)) is not None:
         return lacking
@@ -95,7 +96,7 @@ def _chain(err: BaseException) -> Iterator[BaseException]:
 
 
 def _place_of(operator: str, program: Any) -> str:
-    """File and line of the call; decomposed operators have an underscore more."""
+    """File and line of the call of an operator; decomposed operators begin with an underscore."""
     wanted = operator.rpartition(".")[2].lstrip("_")
     for node in () if program is None else program.graph.nodes:
         if wanted in str(node.target) and (trace := node.meta.get("stack_trace")):
@@ -107,7 +108,7 @@ def _place_of(operator: str, program: Any) -> str:
 
 
 def reason(err: BaseException) -> str:
-    """``TypeError: what it says (file.py:12)``, one line."""
+    """The error on one line: ``TypeError: its message (file.py:12)``."""
     said = (str(err).strip() or "no reason given").splitlines()[0][:300]
     return f"{type(err).__name__}: {said} ({place(err)})"
 
@@ -121,7 +122,7 @@ def place(err: BaseException) -> str:
 
 
 def is_of_user_code(err: BaseException) -> bool:
-    """Whether the error came up through a file that is the user's own, not a package's."""
+    """Whether the error passed through a file of the user's own, not only through packages."""
     return any(
         not foreign_file(frame.filename) and "site-packages" not in frame.filename
         for frame in traceback.extract_tb(err.__traceback__)

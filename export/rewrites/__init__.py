@@ -1,9 +1,10 @@
-"""Graph rewrites for networks that are brought: flips and copies of tokens become orders of scans.
+"""Graph rewrites for networks of the user's own: flips and copies of tokens become orders of scans.
 
     model, removed = rewritten(model)      # before the scans get their function bodies
 
-Each rewrite fires only where its equality, stated at the head of its file, is proven on the graph:
-constant orders, known sizes, every reader of a result accounted for. All else stays as it is.
+Each rewrite rests on an equality, stated at the head of its file, and acts only where that equality
+is proven on the graph: constant orders, known sizes, every reader of a result accounted for.
+Everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 @dataclass(frozen=True)
 class Removed:
-    """What the rewrites took out of a graph. nodes: by rewrite; flips, copies: nodes of that kind
-    that are gone; before, after: nodes of the graph.
+    """What the rewrites took out of a graph.
+
+    nodes: rewrite -> number of nodes removed; flips, copies: how many nodes of that kind are gone;
+    before, after: number of nodes in the graph.
     """
 
     before: int
@@ -41,7 +44,7 @@ class Removed:
 
 
 def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
-    """The model after all rewrites; the given one, untouched, when none applies."""
+    """The model after all rewrites; the given model itself, unchanged, when none applies."""
     import onnx_ir as ir
 
     from mambapose.export.rewrites.chains import shorten_chains
@@ -71,7 +74,7 @@ def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Removed]:
 
 
 def kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes there are, how many flip an axis, and how many else move their elements."""
+    """How many nodes there are, how many flip an axis, and how many reorder or copy otherwise."""
     import onnx_ir as ir
 
     from mambapose.export.rewrites.movement import is_flip, is_movement

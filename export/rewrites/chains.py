@@ -15,7 +15,7 @@ from mambapose.export.rewrites.movement import Sizes, concrete, data_inputs, is_
 
 
 def shorten_chains(model: ir.Model) -> int:
-    """Rewrites chains of views; the number of nodes the graph lost."""
+    """Rewrites chains of views; returns by how many nodes the graph shrank."""
     before = len(model.graph)
     build = Builder(model.graph)
     for node in list(model.graph):
@@ -49,7 +49,10 @@ def _shorten(build: Builder, value: ir.Value) -> None:
 
 
 def _chain(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Nodes up to the value, the first one last made; with how many of them nobody else needs."""
+    """The nodes that lead to the value, the earliest first, each with a count.
+
+    The count says how many nodes from there on have no other reader, so that they would go.
+    """
     found: list[tuple[ir.Node, int]] = []
     node = value.producer()
     alone = True
@@ -68,7 +71,10 @@ def _is_single(node: ir.Node) -> bool:
 
 
 def _where(source: ir.Value | None, nodes: list[ir.Node], value: ir.Value) -> Array | None:
-    """Position in one batch element of the source of each element; None if batches mix."""
+    """For each element of the value its position in one batch element of the source.
+
+    None when elements of different batches mix.
+    """
     shape = sides(source)
     if not shape:
         return None

@@ -1,7 +1,7 @@
 """Rows in token order that could be computed, and the numbers of their columns.
 
-A source is a tensor of rows (N, L, C) in token order that no node holds yet; `emission` makes nodes
-of the columns that are asked for.
+A source is a tensor of rows (N, L, C) in token order that no node of the graph holds yet;
+`emission` makes nodes for the columns that are wanted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ Columns = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Given:
-    """A value of the graph. tokens: its axes that are the tokens, in order; the others are
-    columns. shape: without the batch.
+    """A value of the graph as a source.
+
+    tokens: the axes that are the tokens, in order; the other axes are columns. shape: without the
+    batch.
     """
 
     value: ir.Value
@@ -43,7 +45,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A node's operator on columns, and on one number per column where an operand is constant."""
+    """The operator of a node, applied to columns; a constant operand is one number per column."""
 
     node: ir.Node
     operands: tuple[Columns | Array, ...]
@@ -73,7 +75,10 @@ RowSource = Given | Pointwise | Linear | Stencil
 
 @dataclass(frozen=True)
 class Table:
-    """Sources and their columns, numbered as they are found. place: source and column of each."""
+    """The sources and their columns, numbered in the order in which they are found.
+
+    place: column number -> source and column within it.
+    """
 
     sizes: Sizes
     length: int
@@ -90,7 +95,7 @@ class Table:
 
 
 def new_columns(table: Table, source: RowSource, width: int) -> Array:
-    """The numbers of the new source's columns."""
+    """Add a source of ``width`` columns; returns the numbers of its columns."""
     first = len(table.place)
     table.place.extend((len(table.sources), column) for column in range(width))
     table.sources.append(source)

@@ -1,8 +1,8 @@
 """What depends on constants alone is computed at export: A = -exp(A_log), weights reshaped.
 
-The equality is that of constants. The exporter folds small ones itself and leaves the large ones,
-behind which the other rewrites would not see a weight. Left alone is an A that would not be finite
-and negative, which the operator refuses in a constant.
+The equality is that of constants. The exporter itself folds small constants only; large ones stay
+behind nodes, where the other rewrites would not recognise a weight. An A that would not be finite
+and negative is left alone, because the operator refuses it as a constant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_BATCH = Sizes("", 1)
 
 
 def fold_constants(model: ir.Model) -> int:
-    """Rewrites nodes that read constants only; the number of nodes the graph lost."""
+    """Computes nodes that read constants only; returns by how many nodes the graph shrank."""
     before = len(model.graph)
     build = Builder(model.graph)
     for node in list(model.graph):
@@ -37,7 +37,7 @@ def _is_decay(node: ir.Node, at: int) -> bool:
 
 
 def _numbers(node: ir.Node) -> Array | None:
-    """The node's only output, where it depends on constants and is not larger than they are."""
+    """The node's only output as numbers, if it comes from constants and is no larger than they."""
     if len(node.outputs) != 1 or node.domain:
         return None
     arrays = [constant(value) for value in node.inputs]

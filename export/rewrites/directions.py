@@ -1,8 +1,8 @@
 """Scans over the same tokens in several directions whose results are added become one node.
 
-The equality: the sum of y_k is what a node with merge "sum" answers, and with one gate for all of
-them sum_k (y_k * g) = (sum_k y_k) * g. Scans with different gates, sizes or options, and sums that
-take in anything else before they are complete, stay apart.
+The equality: a node with merge "sum" gives the sum of y_k, and with one gate for all of them
+sum_k (y_k * g) = (sum_k y_k) * g. Scans with different gates, sizes or options, and sums to which
+anything else is added before they are complete, are left apart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mambapose.export.rewrites.orders import apply, look
 
 
 def merge_directions(model: ir.Model) -> int:
-    """Rewrites groups of scans that are added; the number of nodes the graph lost."""
+    """Rewrites groups of added scans; returns by how many nodes the graph shrank."""
     before = len(model.graph)
     done: set[ir.Node] = set()
     for node in [node for node in model.graph if is_plain(node)]:

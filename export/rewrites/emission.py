@@ -1,8 +1,9 @@
-"""Columns of `tokens` as nodes: rows (N, L, C) of exactly the columns that are asked for.
+"""Columns of `tokens` as nodes: rows (N, L, C) of exactly the columns that are wanted.
 
-Columns are picked where they are cheapest: a matrix product loses columns of its matrix, a
-pointwise operator asks its operands for fewer. So the parts a scan reads come from products of
-their own, and nothing is split or joined that a product can write in place.
+Columns are selected where that is cheapest: in a matrix product by leaving out columns of its
+matrix, in a pointwise operator by wanting fewer columns of its operands. So the parts that a scan
+reads come from products of their own, and nothing is split or joined that a product can write in
+place.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NARROW = 64  # inputs of a product that may be mostly zeros, to spare a node tha
 
 
 def rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
-    """The (N, L, C) value of these columns, made once."""
+    """The (N, L, C) value of these columns; its nodes are made only once."""
     key = ("rows", columns)
     if key not in build.memo:
         build.memo[key] = _rows(build, table, columns)
@@ -54,7 +55,7 @@ def _rows(build: Builder, table: Table, columns: Columns) -> ir.Value:
 
 
 def _runs(table: Table, columns: Columns, sources: Sequence[RowSource]) -> list[list[int]]:
-    """Columns of one source together; of a value, as slices where a few slices do."""
+    """The columns grouped by source; those of one value as slices, if a few slices are enough."""
     by_source: list[list[int]] = []
     slices: list[list[int]] = []
     for at, column in enumerate(columns):
@@ -110,7 +111,7 @@ def _given(build: Builder, table: Table, source: Given, picks: Array) -> ir.Valu
 
 
 def known_rows(build: Builder, value: ir.Value, made: ir.Value) -> None:
-    """Says that the rows (N, L, C) of a value are there already, in token order."""
+    """Record that ``made`` already holds the rows (N, L, C) of a value, in token order."""
     build.memo["given", value, (1,)] = made
 
 
@@ -164,7 +165,7 @@ def _stencil(build: Builder, table: Table, source: Stencil, picks: Array) -> ir.
 
 
 def _turned(build: Builder, value: ir.Value, shape: Sequence[Side]) -> ir.Value:
-    """(N, C, L) of (N, L, C) and back; a turn of a turn is what was there before."""
+    """(N, C, L) from (N, L, C) and back; turning twice gives the first value again."""
     node = value.producer()
     if node is not None and node.op_type == "Transpose" and ints(node, "perm") == (0, 2, 1):
         assert node.inputs[0] is not None
@@ -181,9 +182,9 @@ Digits = list[tuple[int, int]]  # size and stride, the slowest first
 
 
 def digits(where: Array) -> Digits | None:
-    """How the positions count: sizes and strides of a view of contiguous memory.
+    """Sizes and strides of the positions, as those of a view of contiguous memory.
 
-    None where they are no change of axes of the whole memory.
+    None where the positions are not just a change of axes of the whole memory.
     """
     left, found = where.reshape(-1), []
     if left.size == 0 or left[0] != 0 or np.bincount(left, minlength=left.size).max() > 1:
@@ -214,7 +215,7 @@ def arranged(
     """The value's elements in another order and shape, by at most Reshape, Transpose, Reshape.
 
     where: position of each element in one batch element; shape: with the batch side, first or
-    merged into another. None, and nothing is made, when an order of axes cannot say it.
+    merged into another. None, and nothing is made, when permuting axes is not enough.
     """
     steps = _steps(value, where, shape)
     if steps is None:
@@ -234,7 +235,7 @@ def arranging(value: ir.Value, where: Array, shape: Sequence[Side]) -> int | Non
 
 @dataclass(frozen=True)
 class Steps:
-    """Shape before the axes change their order, that order (none: as they are), shape after it."""
+    """Shape before the axes are permuted, the permutation (None: not permuted), shape after it."""
 
     split: tuple[Side, ...]
     perm: tuple[int, ...]
@@ -247,7 +248,9 @@ class Steps:
 
 
 def _steps(value: ir.Value, where: Array, shape: Sequence[Side]) -> Steps | None:
-    """The fewest: on the axes as they are, towards the axes that are wanted, or on the digits."""
+    """The way with the fewest nodes, from three: on the axes as they are, through the axes that are
+    wanted, or on the digits.
+    """
     found, full = digits(where), sides(value)
     if found is None or full is None:
         return None
@@ -272,7 +275,7 @@ def _steps(value: ir.Value, where: Array, shape: Sequence[Side]) -> Steps | None
 
 
 def _blocks(axes: Sequence[Side], sizes: Sequence[int]) -> list[list[int]] | None:
-    """Which axes, one after the other, make up each size; None where they do not."""
+    """Which successive axes make up each of the sizes; None where they do not."""
     found: list[list[int]] = [[] for _ in sizes]
     at, product = 0, 1
     for axis, side in enumerate(axes):

@@ -1,4 +1,4 @@
-"""Flips around a scan become its ``reverse`` flag, any other one order of tokens its order map.
+"""Flips around a scan become its ``reverse`` flag; any other fixed order of tokens its order map.
 
 The equality, for a permutation P of the tokens, f and g that work on each token alone, S a scan
 and S_P the scan that visits the tokens in the order P:  P^-1 g(S(f(P x))) = g(S_P(f(x))).  A causal
@@ -16,7 +16,7 @@ from mambapose.export.rewrites.orders import apply, look
 
 
 def remove_flips(model: ir.Model) -> int:
-    """Rewrites scans of one direction; the number of nodes the graph lost."""
+    """Rewrites scans of one direction; returns by how many nodes the graph shrank."""
     before = len(model.graph)
     for node in [node for node in model.graph if is_plain(node) and lane_count(node) == 1]:
         found = look([node], summed=False)

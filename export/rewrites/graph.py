@@ -1,4 +1,4 @@
-"""The little that the rewrites need of onnx_ir: shapes, constants, new nodes, replaced values."""
+"""The few operations on onnx_ir that the rewrites share: shapes, constants, new nodes, values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "rewritten"  # of the names of new values
 
 @dataclass(frozen=True)
 class Builder:
-    """Where new nodes go. memo: what was made already, by a key of the maker's choice."""
+    """Where new nodes are put. memo: what was made already, by keys that the makers choose."""
 
     graph: ir.Graph
     memo: dict[Any, ir.Value] = field(default_factory=dict)
@@ -50,7 +50,7 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> tuple[int, ...]:
-    """An attribute of whole numbers, also of a single one."""
+    """An attribute of whole numbers as a tuple, also when it is a single number."""
     entry = node.attributes.get(name)
     if entry is None:
         return tuple(default)
@@ -80,7 +80,7 @@ def added(
 def described(
     build: Builder, value: ir.Value, shape: Sequence[Side], dtype: ir.DataType | None
 ) -> ir.Value:
-    """The value with a name, a type and a shape."""
+    """The value, after it got a name, a type and a shape."""
     value.name = _free_name(build)
     value.shape = ir.Shape(list(shape))
     value.type = ir.TensorType(dtype if dtype is not None else ir.DataType.FLOAT)
@@ -88,7 +88,7 @@ def described(
 
 
 def stored(build: Builder, array: Array) -> ir.Value:
-    """An initialiser with these numbers; equal ones once."""
+    """An initialiser with these numbers; equal arrays share one."""
     array = np.array(array)
     key = ("stored", array.dtype.str, array.shape, array.tobytes())
     if key not in build.memo:
@@ -102,14 +102,14 @@ def stored(build: Builder, array: Array) -> ir.Value:
 
 
 def _free_name(build: Builder) -> str:
-    """A name that no value has: a graph whose own names start so is not one of torch."""
+    """A name that no value has. A graph with names of this form does not come from torch."""
     count = build.graph.meta.get(PREFIX, 0)
     build.graph.meta[PREFIX] = count + 1
     return f"{PREFIX}_{count}"
 
 
 def replace(build: Builder, old: ir.Value, new: ir.Value) -> None:
-    """Everything that read the old value reads the new one, also the graph's outputs."""
+    """Make everything that read the old value read the new one, and the graph's outputs too."""
     if old.is_graph_output():
         if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
             new = added(build, "Identity", [new], sides(new) or (), new.dtype)
@@ -122,7 +122,7 @@ def replace(build: Builder, old: ir.Value, new: ir.Value) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Nodes in order, those that nobody reads gone."""
+    """Sort the nodes and remove those whose outputs nobody reads."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model.graph.sort()

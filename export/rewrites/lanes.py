@@ -1,8 +1,8 @@
 """What a scan reads and where its result goes: its directions, in token order.
 
-A *lane* is one direction of a scan node: D channels that visit the tokens in one order. Before the
-rewrites a node is one direction of the operator with G groups, and code that scans several routes
-packs them as groups; each group is taken as a lane of its own.
+A *lane* is one direction of a scan: D channels that visit the tokens in one order. Before the
+rewrites a scan node has one direction and G groups, and code that scans several routes packs them
+as groups; each group is taken as a lane of its own.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ WEIGHTS = ("A", "D", "dt_bias")
 
 @dataclass(frozen=True)
 class Lane:
-    """One direction. number: among the lanes of its node; order: token at each step (L);
-    parts: columns of u, dt, B, C, z in token order; the weights are those of the node."""
+    """One direction of a scan node.
+
+    number: its place among the lanes of the node; order: (L) the token at each step; parts: the
+    columns of u, dt, B, C, z in token order. The weights are read from the node.
+    """
 
     node: ir.Node
     number: int
@@ -48,13 +51,17 @@ class Lane:
 
 
 def given_inputs(node: ir.Node) -> dict[str, ir.Value]:
-    """What a scan node reads, by the operator's names."""
+    """The inputs that a scan node has, by the operator's names for them."""
     pairs = zip(INPUTS, node.inputs, strict=False)
     return {name: value for name, value in pairs if value is not None and value.name}
 
 
 def is_plain(node: ir.Node) -> bool:
-    """Whether the scan is as public code calls it: forward, from zero, its last state unread."""
+    """Whether the scan is one as public code makes it.
+
+    It runs forward in one direction from a zero state, in token order, and nobody reads its last
+    state.
+    """
     given = given_inputs(node)
     shape = sides(given.get("u"))
     last = node.outputs[1] if len(node.outputs) > 1 else None
@@ -77,7 +84,10 @@ def lane_count(node: ir.Node) -> int:
 
 
 def sizes_of(node: ir.Node, count: int) -> tuple[Sizes, int, int]:
-    """Batch, tokens, and channels of one lane. count: batch elements where the side is free."""
+    """The batch, the number of tokens, and the channels of one lane.
+
+    count: how many batch elements to use when the batch is a free side.
+    """
     batch, length, width = sides(given_inputs(node)["u"])  # type: ignore[misc]
     whole = batch if isinstance(batch, int) else count
     return Sizes(batch, whole), int(length), int(width) // lane_count(node)
@@ -116,7 +126,7 @@ def lanes_of(table: Table, node: ir.Node, region: dict[ir.Node, int]) -> list[La
 
 @dataclass(frozen=True)
 class End:
-    """A value that other nodes read. terms: (T, ...) labels, their sum is the value."""
+    """A value that other nodes read. terms: (T, ...) labels whose sum is the value."""
 
     value: ir.Value
     terms: Array
@@ -125,11 +135,11 @@ class End:
 def exits_of(
     lanes: Sequence[Lane], table: Table, region: dict[ir.Node, int]
 ) -> list[tuple[ir.Value, Array, Columns]] | None:
-    """Where the result of the lanes' node is back in token order, on every way from it.
+    """The values at which the result of the lanes' node is back in token order, on every way.
 
-    In between stand nodes that move it or work on each token alone; they are made again in token
-    order. Answers value, position of each element in (L, C) rows, and the columns of the rows. None
-    where a way leads elsewhere: what is read there is the result in the order of the steps.
+    The nodes in between move it or work on each token alone; they are made again in token order.
+    Returns the value, the position of each element in (L, C) rows, and the columns of the rows.
+    None where one of the ways never gets back to token order.
     """
     y = lanes[0].node.outputs[0]
     shape = concrete(y, table.sizes)
@@ -169,16 +179,16 @@ def exits_of(
 
 
 def _renumbered(table: Table, found: Array, used: Array) -> Array:
-    """The labels with columns counted from 0 in the order of their numbers."""
+    """The labels with their columns renumbered from 0, in the order of the old numbers."""
     renumbered: Array = np.searchsorted(used, found // table.stride) * table.stride
     renumbered += found % table.stride
     return renumbered
 
 
 def positions(table: Table, found: Array, width: int) -> Array | None:
-    """Position in (L, width) rows of each labelled element of one batch element.
+    """For each labelled element of one batch element its position in (L, width) rows.
 
-    None where batch elements differ, or an order of axes cannot say it.
+    None where batch elements differ, or where permuting axes is not enough to get there.
     """
     column, place = found // table.stride, found % table.stride
     where: Array = (place % table.length * width + column).reshape(table.sizes.count, -1)
@@ -190,10 +200,10 @@ def positions(table: Table, found: Array, width: int) -> Array | None:
 
 
 def ends_of(lanes: Sequence[Lane], table: Table, channels: int) -> list[End] | None:
-    """Where the results of the lanes' nodes leave the nodes that only move and add them.
+    """The values at which results of the lanes' nodes leave the nodes that only move and add them.
 
     The labels are those of (lane, channel) columns at the token each step belongs to. None where a
-    value is made of something else as well.
+    value contains something else as well.
     """
     terms: dict[int, Array] = {}
     values: dict[int, ir.Value] = {}
@@ -228,7 +238,7 @@ def ends_of(lanes: Sequence[Lane], table: Table, channels: int) -> list[End] | N
 
 
 def _through(node: ir.Node, inputs: Sequence[Array | None], sizes: Sizes) -> list[Array] | None:
-    """Terms of the outputs of a node that moves or adds terms; None for other nodes."""
+    """The terms of the outputs of a node that moves or adds terms; None for other nodes."""
     if node.domain:
         return None
     if node.op_type == "Add":
@@ -253,7 +263,7 @@ def _through(node: ir.Node, inputs: Sequence[Array | None], sizes: Sizes) -> lis
 
 
 def summed_with(node: ir.Node) -> list[ir.Node]:
-    """The plain scans whose results are added to this one's, itself among them, in graph order."""
+    """The plain scans whose results are added to that of this one, and itself, in graph order."""
     found, waiting, seen = {node}, [node.outputs[0]], set()
     while waiting:
         value = waiting.pop()
@@ -273,7 +283,7 @@ def summed_with(node: ir.Node) -> list[ir.Node]:
 
 
 def _scans_behind(value: ir.Value | None) -> set[ir.Node] | None:
-    """The plain scans whose moved and added results a value is; None if it is anything else."""
+    """The plain scans whose results, moved and added, make up a value; None for other values."""
     node = None if value is None else value.producer()
     if node is None:
         return None

@@ -1,9 +1,9 @@
 """Nodes that only move elements, followed element by element.
 
 ``moved`` runs such a node on an array in place of its tensor. On an array of labels the result
-says where each element comes from, whatever chain of nodes brought it there: views, flips, stacked
+says where each element comes from, whatever chain of nodes moved it: views, flips, stacked
 routes, routes written by index. The free side of a batch is run at a small size; a node that picks
-along a free side is refused, so that what is seen at that size holds at any.
+along a free side is refused, so that what is found at that size holds at any size.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LIMIT = 1 << 26  # labels in one array; more are refused
 
 @dataclass(frozen=True)
 class Sizes:
-    """The batch side as the graph has it, and how many batch elements the labels have."""
+    """The batch side as the graph states it, and the number of batch elements in the labels."""
 
     batch: int | str
     count: int
 
 
 def concrete(value: ir.Value | None, sizes: Sizes) -> tuple[int, ...] | None:
-    """The shape with the batch's size in place of its name; None with any other free side."""
+    """The shape with a number for the free batch side; None when another side is free."""
     found = sides(value)
     if found is None or any(isinstance(side, str) and side != sizes.batch for side in found):
         return None
@@ -39,7 +39,7 @@ def concrete(value: ir.Value | None, sizes: Sizes) -> tuple[int, ...] | None:
 
 
 def known(value: ir.Value | None, sizes: Sizes) -> Array | None:
-    """The numbers of a constant, or of whole numbers made of constants and shapes."""
+    """The numbers of a constant, or of whole numbers computed from constants and shapes."""
     found = constant(value)
     if found is not None or value is None or (node := value.producer()) is None:
         return found
@@ -63,7 +63,7 @@ def known(value: ir.Value | None, sizes: Sizes) -> Array | None:
 
 
 def data_inputs(node: ir.Node) -> tuple[int, ...]:
-    """Positions of the inputs whose elements are moved; the others say where to."""
+    """The positions of the inputs whose elements are moved; the other inputs say where to."""
     if node.op_type == "Concat":
         return tuple(range(len(node.inputs)))
     return (0, 2) if node.op_type.startswith("Scatter") else (0,)
@@ -82,7 +82,7 @@ def moved(node: ir.Node, arrays: Sequence[Array | None], sizes: Sizes) -> tuple[
 
 
 def is_flip(node: ir.Node) -> bool:
-    """Whether the node turns an axis around: a slice with a negative step, or an index that does"""
+    """Whether the node turns an axis around, by a slice with a negative step or by an index."""
     if node.domain or node.op_type not in ("Slice", "Gather"):
         return False
     if node.op_type == "Slice":
@@ -108,7 +108,10 @@ def is_picking(node: ir.Node) -> bool:
 
 
 def origin(value: ir.Value) -> ir.Value:
-    """The value that this one's elements come from, through the first inputs of movements."""
+    """The value from which the elements of this one come, followed through movements.
+
+    Where a movement has several inputs, the first is followed.
+    """
     node = value.producer()
     while node is not None and is_movement(node) and (first := node.inputs[0]) is not None:
         value, node = first, first.producer()
@@ -116,9 +119,9 @@ def origin(value: ir.Value) -> ir.Value:
 
 
 def _fixed(node: ir.Node, axes: Sequence[int], rank: int) -> tuple[int, ...]:
-    """The axes from the front. ValueError where one of them is a free side.
+    """The axes counted from the front. ValueError where one of them is a free side.
 
-    A list of sizes, which has one axis, may be one whose length the graph does not say.
+    A list of sizes has one axis, whose length the graph need not state.
     """
     shape = sides(node.inputs[0])
     if shape is None and rank > 1:
@@ -130,7 +133,7 @@ def _fixed(node: ir.Node, axes: Sequence[int], rank: int) -> tuple[int, ...]:
 
 
 def _numbers(node: ir.Node, at: int, sizes: Sizes) -> Array:
-    """An input that says where to. ValueError where it is not known."""
+    """The numbers of an input that says where to. ValueError where they are not known."""
     found = known(node.inputs[at], sizes) if at < len(node.inputs) else None
     if found is None:
         raise ValueError("an unknown place")

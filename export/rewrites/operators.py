@@ -1,6 +1,6 @@
-"""Operators that work on each token alone: labels of what they are given to labels of new columns.
+"""Operators that work on each token alone: from the labels of their inputs to new columns.
 
-Every rule answers None where the operator, as this node uses it, does mix tokens.
+Every rule returns None where the operator, as this node uses it, does mix tokens.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ FREE_COUNTS = (2, 3)  # sizes at which a free batch is looked at; what is found 
 
 @dataclass(frozen=True)
 class Found:
-    """Lanes of one or several scans, and where their results (or, summed, their sum) go.
+    """Lanes of one or several scans, and where their results (or, if summed, their sum) go.
 
-    ends: value, for each of its elements in one batch element the position in (L, C) rows, and the
-    columns of those rows; none for the rows of the scan itself.
+    ends: the value; for each of its elements in one batch element the position in (L, C) rows; and
+    the columns of those rows, none when they are the rows of the scan itself.
     """
 
     table: Table
@@ -60,7 +60,7 @@ class Found:
 
 
 def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
-    """The scans' lanes, if all of it is proven and a lane is out of order; else None."""
+    """The scans' lanes, if everything is proven and a lane is out of token order; else None."""
     graph = nodes[0].graph
     assert isinstance(graph, ir.Graph)
     if not alike(nodes):
@@ -86,7 +86,7 @@ def look(nodes: Sequence[ir.Node], *, summed: bool) -> Found | None:
 
 
 def _spares(graph: ir.Graph, found: Found) -> bool:
-    """Whether a node that reorders or copies tokens has no reader left afterwards."""
+    """Whether the rewrite would leave a node that reorders or copies tokens without a reader."""
     ends = {value for value, *_ in found.ends}
     dead: set[ir.Node] = set()
     for node in reversed(list(graph)):
@@ -124,7 +124,10 @@ def _look(
     *,
     summed: bool,
 ) -> Found | None:
-    """One reading of the graph. ways: filled with the values that have several, and how many."""
+    """The lanes under one reading of the axes.
+
+    ways: receives the values whose axes can be read in several ways, with the number of ways.
+    """
     sizes, length, channels = sizes_of(nodes[0], count)
     table = Table(sizes, length, preferred, ways=ways)
     lanes: list[Lane] = []
@@ -164,7 +167,7 @@ def _where(end: End, table: Table, channels: int, lanes: int) -> Array | None:
 
 
 def apply(found: Found) -> None:
-    """Puts scans in token order in place of the lanes' nodes."""
+    """Replaces the lanes' nodes by scans in token order."""
     graph = found.lanes[0].node.graph
     assert isinstance(graph, ir.Graph)
     build = Builder(graph)
@@ -184,7 +187,7 @@ def apply(found: Found) -> None:
 
 
 def _nodes(found: Found) -> list[list[Lane]]:
-    """The lanes of each new node: those that read one u together, where that spares a copy."""
+    """The lanes of each new node: lanes that read the same u together, if that saves a copy."""
     if not found.summed:
         return [found.lanes]
     by_u: dict[object, list[Lane]] = {}
@@ -238,10 +241,10 @@ def _scan(
 
 
 def _orders(nodes: Sequence[Sequence[Lane]]) -> list[tuple[Array | None, list[int]]]:
-    """Order input and reverse flags of each node, in one form for all.
+    """Order input and reverse flags of each node, of one form for all nodes.
 
-    A node that needs no order gets that of the tokens where its neighbour needs one: a file with
-    one signature runs in readers that do not tell function bodies apart (docs/decisions/0003).
+    A node that needs no order gets the identity when its neighbour needs one, because some readers
+    do not tell function bodies apart: the file then has one signature (docs/decisions/0003).
     """
     found = [_order(lanes) for lanes in nodes]
     rows = [order.ndim for order, _ in found if order is not None]
@@ -302,7 +305,7 @@ def _weights(build: Builder, lanes: Sequence[Lane], name: str) -> ir.Value:
 
 
 def _piece(build: Builder, whole: ir.Value, ends: tuple[int, int]) -> ir.Value:
-    """Rows of a value of weights."""
+    """A range of rows of a weight."""
     shape = sides(whole) or ()
     if ends == (0, shape[0]):
         return whole

@@ -1,7 +1,7 @@
-"""Nodes that do the same to the same values are done once: what rewrites made may be there already.
+"""Nodes that do the same to the same values become one node; other rewrites may leave such nodes.
 
 The equality is that of functions: equal operators, attributes and inputs have equal outputs. Nodes
-that draw random numbers are left apart, which onnx_ir sees to.
+that draw random numbers are not merged; onnx_ir sees to that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mambapose.export.rewrites.graph import tidy
 
 
 def remove_repeats(model: ir.Model) -> int:
-    """Rewrites equal nodes; the number of nodes the graph lost."""
+    """Merges equal nodes; returns by how many nodes the graph shrank."""
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
     before = len(model.graph)

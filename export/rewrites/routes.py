@@ -16,7 +16,7 @@ from mambapose.export.rewrites.orders import apply, look
 
 
 def remove_routes(model: ir.Model) -> int:
-    """Rewrites scans of several groups; the number of nodes the graph lost."""
+    """Rewrites scans of several groups; returns by how many nodes the graph shrank."""
     before = len(model.graph)
     for node in [node for node in model.graph if is_plain(node) and lane_count(node) > 1]:
         found = look([node], summed=True)

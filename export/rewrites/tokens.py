@@ -1,12 +1,12 @@
-"""What stands where in front of a scan: every element as (batch, token, column).
+"""What each element in front of a scan is: a (batch, token, column) for every element.
 
 A *source* is a tensor of rows (N, L, C) in token order that could be computed; a *column* is one of
 its C. Labels are arrays of the shape of a value of the graph; they say which column of which token
 each element is. Nodes that move elements move labels. Nodes that work on each token alone
-(pointwise operators, matrix products over channels) give labels of new columns, made of the old
-ones. A depthwise convolution along the tokens does so where they lie in token order or backwards.
-That is the equality every rewrite here stands on: f(P x) = P f(x) for a permutation P of tokens and
-an f that works on each of them alone.
+(pointwise operators, matrix products over channels) give labels of new columns, which are computed
+from the old ones. So does a depthwise convolution along the tokens, where they lie in token order
+or backwards. The equality behind every rewrite here is f(P x) = P f(x), for a permutation P of
+tokens and an f that works on each of them alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEPTH = 48  # nodes between a picking node and the scan; more would reach into o
 
 
 def unsettled(graph: ir.Graph) -> dict[ir.Node, int]:
-    """Nodes that hold reordered or copied tokens, with their distance to where that was done."""
+    """Nodes that hold reordered or copied tokens, with their distance to the node that did it."""
     found: dict[ir.Node, int] = {}
     for node in graph:
         above = [
@@ -57,8 +57,8 @@ def labels(
 ) -> Array | None:
     """The labels of the value's elements, or None where its axes cannot be read as tokens.
 
-    region: of `unsettled`; above: whether a picking node lies between the value and the scan, after
-    which only movements are followed.
+    region: the result of `unsettled`; above: whether a node that reorders or copies lies between
+    the value and the scan, in which case only movements are followed further.
     """
     key = (id(value), above)
     if key not in table.seen:
@@ -96,7 +96,7 @@ def _labels(table: Table, value: ir.Value, region: dict[ir.Node, int], above: bo
 
 
 def _given(table: Table, value: ir.Value) -> Array | None:
-    """Labels of a value that is taken as it is: some of its axes are the tokens, in order."""
+    """The labels of a value that is used as a source itself: some of its axes are the tokens."""
     shape = sides(value)
     full = concrete(value, table.sizes)
     if shape is None or full is None or shape[0] != table.sizes.batch:

@@ -1,4 +1,4 @@
-"""What every backend gives: an engine, one loaded graph, whose tensors are those of the bundle."""
+"""What every backend gives: an Engine, which is one loaded graph with the tensors of the bundle."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Engine(Protocol):
 def check_spec(found: GraphSpec, wanted: GraphSpec, where: str) -> None:
     """EngineError unless the tensors of a loaded file are those of the manifest.
 
-    where: what is loaded, for the message. A side that is free in one may be fixed in the other.
+    where: what is loaded, for the message. A dimension that is free in the file may be fixed in the
+    manifest, and the other way round.
     """
     for side, have, want in (
         ("input", found.inputs, wanted.inputs),
@@ -62,7 +63,7 @@ def check_spec(found: GraphSpec, wanted: GraphSpec, where: str) -> None:
 
 
 def _alike(have: TensorSpec, want: TensorSpec) -> bool:
-    """Equal name, type and fixed sides."""
+    """Whether two tensors have the same type, rank and fixed dimensions."""
     return (
         have.dtype == want.dtype
         and len(have.shape) == len(want.shape)

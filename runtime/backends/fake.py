@@ -10,7 +10,7 @@ from mambapose.runtime.types import Array, GraphSpec
 
 
 class FakeEngine:
-    """Runs ``function`` from inputs to outputs, both by name, and holds it to the spec.
+    """An engine that calls ``function`` (inputs by name -> outputs by name) and checks both sides.
 
     calls: how often it ran. EngineError: an input or an output is not as the spec says.
     """
@@ -24,7 +24,7 @@ class FakeEngine:
         self._open = True
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The function's answer, checked."""
+        """The outputs of the function, after its inputs and outputs were checked."""
         if not self._open:
             raise RunError(f"graph {self.spec.name}: the engine is closed; load it again")
         self.spec.check_inputs(inputs)
@@ -40,7 +40,7 @@ class FakeEngine:
         return outputs
 
     def memory(self) -> dict[str, int]:
-        """Nothing: a function holds no weights."""
+        """An empty dict: a function holds no weights."""
         return {}
 
     def close(self) -> None:

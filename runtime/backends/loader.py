@@ -1,7 +1,7 @@
 """Which backends there are, and the engines they load.
 
-A backend is a row of BACKENDS. Nothing of it is imported before one of its functions is called, so
-that a machine needs only the packages of the backend it uses.
+A backend is a row of BACKENDS. Its module is imported when one of its functions is first called,
+so a machine needs only the packages of the backend it uses.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from mambapose.runtime.types import Where
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs graphs.
+    """One way of running graphs, such as ONNX Runtime.
 
-    load: the graph of a stage of a bundle. load_file: any ONNX file, with the compiled operator
-    where its path is given; None for a backend that loads nothing but bundles. version: of what is
-    installed here, None where it is absent. devices: where it can run on this machine.
+    load: loads a graph of a stage of a bundle. load_file: loads any ONNX file, with the compiled
+    operator where its path is given; None for a backend that loads nothing but bundles. version:
+    the version installed here, None where it is absent. devices: the devices on which it can run
+    on this machine.
     """
 
     load: Callable[[Bundle, str, str, Where], Engine]
@@ -80,10 +81,10 @@ def load_engine(bundle: Bundle, stage: str, graph: str, where: Where | None = No
 
 
 def load_file(path: Path, where: Where | None = None, library: Path | None = None) -> Engine:
-    """An ONNX file outside any bundle: a user's detector, the probe of ``mp-check``.
+    """The engine of an ONNX file outside any bundle: a user's detector, the probe of ``mp-check``.
 
     library: the compiled operator, for a graph with selective scans. EngineError when the backend
-    runs bundles alone.
+    loads nothing but bundles.
     """
     where = where or Where()
     name = backend_from_name(where.backend)

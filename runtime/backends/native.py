@@ -1,4 +1,4 @@
-"""Where the compiled selective scan is, and whether it is the one this version speaks with.
+"""Where the compiled selective scan is, and whether its version is the one this package needs.
 
 The library is found by path, never by importing the package it comes from, so a board needs
 neither torch nor onnx. It always offers the C interface (plugins/csrc/core/mambapose_scan.h); when
@@ -30,10 +30,11 @@ LIBRARY_NAME = "libmambapose_ort" + (".dylib" if sys.platform == "darwin" else "
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """What a compiled library says of itself.
+    """What a compiled library reports about itself.
 
-    spec: version of the operator's semantics; abi: of its C interface; isa: instruction set in
-    use ("avx512", "avx2", "neon", "scalar"); onnxruntime: it registers the ONNX Runtime operator.
+    spec: version of the operator's semantics; abi: version of its C interface; isa: instruction set
+    in use ("avx512", "avx2", "neon", "scalar"); onnxruntime: whether it registers the ONNX Runtime
+    operator.
     """
 
     spec: int
@@ -86,7 +87,7 @@ def find_library(
 
 
 def library_info(path: Path) -> LibraryInfo:
-    """What the library at ``path`` is. Raises EngineError unless its spec and ABI are ours."""
+    """The facts of the library at ``path``. Raises EngineError unless its spec and ABI are ours."""
     try:
         library = ctypes.CDLL(str(path))
         library.mambapose_scan_isa.restype = ctypes.c_char_p

@@ -51,7 +51,7 @@ class SlowOperatorWarning(UserWarning):
 
 
 class OrtEngine:
-    """One InferenceSession that matches its spec. mapped: size of its weight file, bytes."""
+    """One InferenceSession that matches its spec. mapped: size of its weight file in bytes."""
 
     def __init__(self, session: Any, spec: GraphSpec, mapped: int = 0) -> None:
         self.spec = spec
@@ -60,7 +60,7 @@ class OrtEngine:
         self._mapped = mapped
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs by name, in arrays of their own."""
+        """The outputs by name, in new arrays that belong to the caller."""
         if self._session is None:
             raise RunError(f"graph {self.spec.name}: the engine is closed; load it again")
         self.spec.check_inputs(inputs)
@@ -73,7 +73,7 @@ class OrtEngine:
         return dict(zip(self._outputs, found, strict=True))
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the mapped weight file, which graphs of a stage share."""
+        """The bytes of the mapped weight file, which the graphs of a stage share."""
         return {"weights": self._mapped}
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ def devices() -> tuple[str, ...]:
 def engine_from_bundle(
     bundle: Bundle, stage: str, graph: str, where: Where | None = None
 ) -> OrtEngine:
-    """A graph of a bundle, its tensors compared with the manifest.
+    """The engine of a graph of a bundle, after its tensors were compared with the manifest.
 
     Graphs with selective scans use the compiled operator when there is one, else the function
     inside the graph, with a SlowOperatorWarning once per process.
@@ -134,7 +134,10 @@ def engine_from_bundle(
 def engine_from_file(
     path: Path, where: Where | None = None, library: Path | None = None
 ) -> OrtEngine:
-    """Any ONNX file as it is; the spec is what the file declares. library: compiled operator."""
+    """The engine of any ONNX file; its spec is what the file declares.
+
+    library: the compiled operator, for a graph with selective scans.
+    """
     where = where or Where()
     if not path.is_file():
         raise LoadError(f"an ONNX file was wanted at {path}, found none; check the path")
@@ -195,9 +198,10 @@ def _warn_slow() -> None:
 
 @lru_cache(maxsize=1)
 def _share_arena() -> None:
-    """Register the one arena of the process.
+    """Register the one arena that every session of the process uses.
 
-    It grows by doubling: growing by what is asked fragments, and peaked 20 MiB higher.
+    It grows by doubling. Growing by just the size asked for fragments the memory, and its peak was
+    20 MiB higher.
     """
     ort = _import()
     info = ort.OrtMemoryInfo(

@@ -1,4 +1,4 @@
-"""What a bundle holds: its stages, their graphs, and the files of those."""
+"""What a bundle holds: its stages, their graphs, and the files of the graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WeightsEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the bundle. path: relative to its folder; sha256: of the content."""
+    """A file of the bundle. path: relative to the bundle's folder; sha256: hash of its content."""
 
     path: str
     sha256: str
@@ -67,9 +67,9 @@ class GraphEntry:
 class StageEntry:
     """One network with its graphs, keyed ``main``, ``encode@192x256`` and so on.
 
-    params: true parameter count. gate: measured errors of the export against torch, the unit in
-    the name (``flow_px``). options: what the runtime must know beyond the tensors (``flip``,
-    ``layout``). scan_spec: version of the selective scan inside, None without one.
+    params: true parameter count. gate: unit (``flow_px``) -> measured error of the export against
+    torch. options: what the runtime must know beyond the tensors (``flip``, ``layout``). scan_spec:
+    version of the selective scan inside, None without one.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""Whether an engine answers as the stored FP32 outputs say, each stage in its own unit.
+"""Whether the outputs of an engine are those stored in the bundle, each stage in its own unit.
 
 The same code judges the export (against torch) and a device (against the bundle's arrays). Units
 and limits are in ``stages/gate_limits.py``.
@@ -23,9 +23,11 @@ def graph_errors(
     found: Mapping[str, Array],
     wanted: Mapping[str, Array],
 ) -> dict[str, float]:
-    """Unit -> largest error over the outputs of one graph; infinite when one is not finite.
+    """Unit -> largest error over the outputs of one graph.
 
-    stage: None measures every output by its largest value, whatever it means.
+    The error is infinite when an output has another shape or a value that is not finite. stage:
+    which row of the stage table says how each output is measured; with None every error is a share
+    of the output's largest value.
     """
     errors: dict[str, float] = {}
     for name, reference in wanted.items():

@@ -1,4 +1,4 @@
-"""One line of what ``mp-check`` found."""
+"""One line of the report of ``mp-check``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ok: True proved, False failed, None only stated."""
+    """One line of the report. ok: True for proved, False for failed, None for a mere statement."""
 
     subject: str
     text: str

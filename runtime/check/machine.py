@@ -55,7 +55,7 @@ def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
 
 
 def bundle_findings(path: Path) -> Iterator[Finding]:
-    """The bundle's files against their hashes, then the gate of every graph on every backend."""
+    """Whether the bundle's files match their hashes; then every graph's gate on every backend."""
     try:
         bundle = read_bundle(path)
     except BundleError as err:
@@ -69,7 +69,7 @@ def bundle_findings(path: Path) -> Iterator[Finding]:
 
 
 def _weights_findings(bundle: Bundle) -> Iterator[Finding]:
-    """What is known of the weights: random, labelled, measured."""
+    """What is known about the weights of each stage: random, labelled, measured."""
     if random := bundle.untrained_stages:
         yield Finding("weights", f"random in {', '.join(random)}: results are meaningless")
     for name, stage in bundle.stages.items():
@@ -223,7 +223,7 @@ def _export_finding() -> Finding:
 
 
 def _shipped_finding() -> Finding:
-    """The bundle that mp-run takes without --engine, all its files hashed."""
+    """Whether the bundle that mp-run uses without --engine is there and all its hashes match."""
     try:
         folder = shipped_bundle()
     except BundleError as err:
@@ -252,7 +252,7 @@ def processor_model() -> str:
 
 
 def _processor() -> str:
-    """Model and those of CPU_FEATURES it has."""
+    """The processor's model and which of CPU_FEATURES it has."""
     fields, model = _cpuinfo(), processor_model()
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     features = [name for name in CPU_FEATURES if name in flags]

@@ -1,4 +1,4 @@
-"""The TensorRT plugin: compiled and driven where CUDA is, else said to be unproved.
+"""The TensorRT plugin: compiled and driven where CUDA is, otherwise reported as not proved.
 
 The driver is the program that the tests use: it loads the plugin as TensorRT does, takes it through
 build, serialisation and execution on the GPU, and compares every output with an oracle of its own.
@@ -29,9 +29,9 @@ UNPROVED = "no engine was built: TensorRT's own builder and runtime were not par
 
 
 def plugin_findings(force: bool = False) -> Iterator[Finding]:
-    """What is proved of the plugin on this machine, one line for each step.
+    """What was proved about the plugin on this machine, one line for each step.
 
-    force: compile even where no NVIDIA device is, which takes minutes and runs nothing.
+    force: compile even where there is no NVIDIA device; that takes minutes and runs nothing.
     """
     compiler, device = find_compiler(), find_device()
     if compiler is None:
@@ -66,8 +66,10 @@ def plugin_findings(force: bool = False) -> Iterator[Finding]:
 
 
 def find_compiler() -> Path | None:
-    """nvcc as plugins/cmake finds it: by CUDACXX and nothing else when that is set, on PATH, in
-    CUDA_HOME or CUDA_PATH, or where JetPack leaves it. None without one.
+    """The path of nvcc, looked for as plugins/cmake does; None when there is none.
+
+    When CUDACXX is set only that is tried; else PATH, CUDA_HOME, CUDA_PATH and the place where
+    JetPack installs it.
     """
     named = os.environ.get("CUDACXX")
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
@@ -98,7 +100,7 @@ def plugin_folder(compiler: Path) -> Path:
 
 
 def is_built(folder: Path, *, with_driver: bool) -> bool:
-    """Whether an earlier check left all that is wanted there."""
+    """Whether an earlier check left the plugin, and the driver if wanted, in the folder."""
     wanted = (LIBRARY, DRIVER) if with_driver else (LIBRARY,)
     return all((folder / name).is_file() for name in wanted)
 
@@ -106,7 +108,7 @@ def is_built(folder: Path, *, with_driver: bool) -> bool:
 def build_plugin(compiler: Path, folder: Path, *, with_driver: bool) -> None:
     """Compile the plugin, and the driver if wanted, into the folder.
 
-    Raises EngineError with the sentence of the build when something is missing or does not compile.
+    When something is missing or does not compile, raises EngineError with the build's own message.
     """
     source = source_folder()
     environment = {**os.environ, "CUDACXX": str(compiler)}
@@ -120,7 +122,10 @@ def build_plugin(compiler: Path, folder: Path, *, with_driver: bool) -> None:
 
 
 def drive_plugin(folder: Path) -> str:
-    """Run the driver on the GPU; its summary. Raises EngineError naming the first complaint."""
+    """The summary that the driver prints after a run on the GPU.
+
+    Raises EngineError that names the first complaint.
+    """
     done = _run([str(folder / DRIVER), str(folder / LIBRARY)], dict(os.environ), DRIVE_SECONDS)
     lines = done.stdout.splitlines()
     if done.returncode != 0:
@@ -163,7 +168,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(source: Path, compiler: Path) -> str:
-    """Changes with every source, the compiler and what the build reads from the environment."""
+    """A hash that changes with every source, the compiler and the build's environment variables."""
     digest = hashlib.sha256(str(compiler.resolve()).encode())
     for name in ("TENSORRT_ROOT", "CUDA_ARCHS", "PLUGIN_FLAGS"):
         digest.update(f"{name}={os.environ.get(name, '')}\n".encode())
@@ -174,7 +179,7 @@ def _fingerprint(source: Path, compiler: Path) -> str:
 
 
 def _built_with(folder: Path) -> str:
-    """What CMake said of compiler, architectures and headers."""
+    """What CMake reported about compiler, architectures and headers."""
     try:
         said = (folder / "configure.log").read_text()
     except OSError:

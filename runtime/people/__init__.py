@@ -1,1 +1,1 @@
-"""Who is where: people found, followed and told apart."""
+"""The people in the picture: found, followed from frame to frame, and told apart by ids."""

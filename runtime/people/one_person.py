@@ -56,8 +56,10 @@ CHECK_EVERY = 15
 
 @dataclass(frozen=True)
 class Sight:
-    """What one box showed. score: mean over the joints; around: (4,) the box of the joints; worth:
-    the score, less for a small person; seen: the share of the joints that count.
+    """What the pose network found in one box.
+
+    score: mean over the joints; around: (4,) the box around the joints; worth: the score, reduced
+    for a small person; seen: the share of the joints whose score is high enough to count.
     """
 
     box: Boxes
@@ -68,7 +70,7 @@ class Sight:
 
 
 class OnePerson:
-    """One person without a detector. trained: whether the scores can be believed."""
+    """Follows one person without a detector. trained: whether the pose scores mean anything."""
 
     def __init__(self, *, trained: bool = True) -> None:
         self._trained = trained
@@ -80,11 +82,11 @@ class OnePerson:
         self._wait = 0  # frames from a search in vain to the next
 
     def detection_due(self, frame: int) -> bool:
-        """Never."""
+        """Always False: there is no detector."""
         return False
 
     def detect(self, frame: int, found: Detections) -> None:
-        """Nothing: there is no detector."""
+        """Does nothing: there is no detector."""
 
     def search_due(self, frame: int) -> bool:
         """Whether ``search`` should look at this frame."""
@@ -112,7 +114,7 @@ class OnePerson:
         self._box = best.box[None]
 
     def subjects(self, size: tuple[int, int]) -> Subjects:
-        """The box of the last pose, nobody, or the full frame for untrained weights."""
+        """The person in the box of the last pose, or nobody; when untrained, the full frame."""
         if not self._trained:
             return Subjects((self._id,), full_frame(size))
         if self._box is None:
@@ -127,7 +129,7 @@ class OnePerson:
         score: NDArray[np.floating],
         size: tuple[int, int],
     ) -> NDArray[np.bool_]:
-        """Move the box to the pose; a lost person is not reported."""
+        """(1,) whether the person is reported; moves the box to the pose, or drops it when lost."""
         if not self._trained:
             return np.ones(1, bool)
         (sight,) = sights_of(subjects.boxes, xy, score, size)
@@ -139,16 +141,16 @@ class OnePerson:
         return np.array([kept])
 
     def forget(self) -> None:
-        """The next frame is searched, and starts a new id."""
+        """Drop the box: the next frame is searched, and the person found there gets a new id."""
         self._id += 1
         self._box = self._last = None
         self._wait = 0
 
 
 def found_box(last: Boxes | None, size: tuple[int, int], poses_in: PosesIn) -> Boxes | None:
-    """(1, 4) the box of the person in a frame of ``size`` (H, W), or None.
+    """(1, 4) the box of the person in a frame of ``size`` (H, W), or None when nobody is found.
 
-    last: where the person was seen last, tried first.
+    last: the box in which the person was last seen; it is tried first.
     """
     best: Sight | None = None
     if last is not None:
@@ -165,13 +167,19 @@ def found_box(last: Boxes | None, size: tuple[int, int], poses_in: PosesIn) -> B
 
 
 def checked(box: Boxes, size: tuple[int, int], poses_in: PosesIn) -> Sight:
-    """The sight of the box (1, 4), or that of a wider one's joints where more of them show."""
+    """What the box (1, 4) shows, or what a wider box shows when its score is clearly higher.
+
+    In the second case the box of the result is the one around the joints that the wider box shows.
+    """
     near, far = sights(np.concatenate([box, wider(box, WIDER, size)]), size, poses_in)
     return replace(far, box=far.around) if far.score > GAIN * near.score else near
 
 
 def best_sight(boxes: Boxes, size: tuple[int, int], poses_in: PosesIn) -> Sight:
-    """The best of the boxes (N, 4), after the BEST of them have moved onto their joints."""
+    """The sight of the most worth, found by moving the best of the boxes (N, 4) onto their joints.
+
+    The BEST boxes are moved REFINEMENTS times; a move that lowers the worth is not made.
+    """
     seen = sorted(sights(boxes, size, poses_in), key=_worth)[-BEST:]
     for _ in range(REFINEMENTS):
         moved = np.stack([sight.around for sight in seen])
@@ -187,7 +195,7 @@ def _worth(sight: Sight) -> float:
 
 
 def sights(boxes: Boxes, size: tuple[int, int], poses_in: PosesIn) -> list[Sight]:
-    """What each of the boxes (N, 4) shows."""
+    """What the pose network finds in each of the boxes (N, 4)."""
     return sights_of(boxes, *poses_in(boxes), size)
 
 
@@ -197,7 +205,7 @@ def sights_of(
     score: NDArray[np.floating],
     size: tuple[int, int],
 ) -> list[Sight]:
-    """What boxes (N, 4) showed: joints (N, J, 2) with scores (N, J) in a frame (H, W)."""
+    """One Sight per box (N, 4), from its joints (N, J, 2) and scores (N, J) in a frame (H, W)."""
     means = score.mean(axis=1)
     least = np.minimum(VISIBLE * means, MIN_SCORE)[:, None]
     around, _ = boxes_from_joints(xy, score, size, least)
@@ -211,9 +219,11 @@ def sights_of(
 
 
 def followed(box: Boxes, around: Boxes, seen: float) -> Boxes:
-    """(1, 4) the box (1, 4) moved to that of the joints (4,): outwards at once, inwards slowly, the
-    slower the smaller the share ``seen`` of the joints. An edge may come as far inwards as the
-    opposite one goes outwards: who walks takes the box along.
+    """(1, 4) the box (1, 4) moved towards the box ``around`` the joints (4,).
+
+    Edges move outwards at once and inwards slowly, the more slowly the smaller the share ``seen``
+    of the joints. An edge may also move inwards as far as the opposite edge moves outwards, so the
+    box keeps up with a person who walks.
     """
     (now,) = box
     step = INWARD * seen**PARTIAL * float((now[2:] - now[:2]).max())
@@ -228,12 +238,12 @@ def _around(box: Boxes, size: tuple[int, int]) -> list[Boxes]:
 
 
 def grid(sizes: tuple[float, ...], size: tuple[int, int]) -> Boxes:
-    """(N, 4) the boxes of all these sizes, and the frame (H, W) itself."""
+    """(N, 4) boxes of all the sizes (shares of the frame's height), after the frame (H, W)."""
     return np.concatenate([full_frame(size), *(grid_boxes(share, size) for share in sizes)])
 
 
 def grid_boxes(share: float, size: tuple[int, int]) -> Boxes:
-    """(N, 4) boxes of ``share`` of the height of a frame (H, W), evenly all over it."""
+    """(N, 4) boxes as tall as ``share`` of the height of a frame (H, W), spread evenly over it."""
     tall = share * size[0]
     wide = ASPECT * tall
     x = _places(size[1], wide, STEP_X * tall)

@@ -47,8 +47,8 @@ def boxes_from_joints(
 ) -> tuple[Boxes, NDArray[np.bool_]]:
     """(N, 4) boxes around the visible joints, inside the frame, and (N,) whether to trust them.
 
-    xy: (N, J, 2) px, score: (N, J), frame: (H, W). least: score of a visible joint, one for all
-    or (N, 1). Boxes of people without a visible joint are the full frame.
+    xy: (N, J, 2) px, score: (N, J), frame: (H, W). least: the score from which a joint is visible,
+    one for all people or (N, 1). People without a visible joint get the full frame as their box.
     """
     high = np.array(frame[::-1], np.float64)
     visible = (score >= least) & np.isfinite(xy).all(axis=-1)
@@ -67,12 +67,12 @@ def boxes_from_joints(
 
 
 def full_frame(frame: tuple[int, int]) -> Boxes:
-    """(1, 4) the box of a whole frame (H, W)."""
+    """(1, 4) a box that covers a whole frame (H, W)."""
     return np.array([[0.0, 0.0, frame[1], frame[0]]])
 
 
 class Followed(Protocol):
-    """What the pipeline asks of either way of following people."""
+    """What the pipeline needs from a way of following people, with a detector or without one."""
 
     def detection_due(self, frame: int) -> bool:
         """Whether a detector should look at this frame."""
@@ -102,13 +102,14 @@ class Followed(Protocol):
         score: NDArray[np.floating],
         size: tuple[int, int],
     ) -> NDArray[np.bool_]:
-        """Take in the poses of ``subjects`` in a frame, the present one or one that had to wait for
-        its poses; (N,) which of them are reported.
+        """(N,) which of the ``subjects`` are reported, after taking in their poses in a frame.
+
+        The frame may be an earlier one than the newest when poses come late.
         """
         ...
 
     def forget(self) -> None:
-        """A new scene: nobody of the old one is known any more."""
+        """Drop everybody: a new scene begins."""
         ...
 
 
@@ -124,7 +125,7 @@ class _Person:
 
 @dataclass
 class Tracker:
-    """Several people with a detector that looks every ``every`` frames."""
+    """Follows several people with a detector that looks at every ``every``-th frame."""
 
     every: int
     max_people: int
@@ -134,11 +135,14 @@ class Tracker:
     _last_detection: int | None = None
 
     def detection_due(self, frame: int) -> bool:
-        """At the start, after a cut, and ``every`` frames after the last look."""
+        """Whether to detect: at the start, after a cut, and ``every`` frames after the last."""
         return self._last_detection is None or frame - self._last_detection >= self.every
 
     def detect(self, frame: int, found: Detections) -> None:
-        """Renew, give back, end and start people."""
+        """Compare the detections with the people known: renew boxes, end and start people.
+
+        A lost person whose last box is detected again gets the same id back.
+        """
         self._last_detection = frame
         known = np.array([person.box for person in self._people]).reshape(-1, 4)
         pairs = assigned(overlaps(known, found.boxes), IOU)
@@ -158,11 +162,11 @@ class Tracker:
             self._next_id += 1
 
     def search_due(self, frame: int) -> bool:
-        """Never."""
+        """Always False: the detector finds people."""
         return False
 
     def search(self, frame: int, size: tuple[int, int], poses_in: PosesIn) -> None:
-        """Nothing: the detector finds people."""
+        """Does nothing: the detector finds people."""
 
     @staticmethod
     def _ended(person: _Person, frame: int) -> bool:
@@ -184,7 +188,10 @@ class Tracker:
         score: NDArray[np.floating],
         size: tuple[int, int],
     ) -> NDArray[np.bool_]:
-        """Move the boxes to the poses; lost people and doubles are not reported."""
+        """(N,) which people are reported; moves their boxes to the poses.
+
+        People who are lost and people who double an earlier one are not reported.
+        """
         if not self.trained:
             return np.ones(len(subjects.ids), bool)
         boxes, trusted = boxes_from_joints(xy, score, size)
@@ -207,13 +214,16 @@ class Tracker:
         return reported
 
     def forget(self) -> None:
-        """Everyone ends, and the detector looks at the next frame."""
+        """Drop everybody; the detector looks at the next frame."""
         self._people = []
         self._last_detection = None
 
 
 def doubles(xy: NDArray[np.float64], boxes: Boxes, trusted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(N,) whether an earlier trusted person of xy (N, J, 2) has the same joints."""
+    """(N,) whether the joints of a trusted person lie on those of an earlier trusted person.
+
+    xy: (N, J, 2) px; boxes: (N, 4) xyxy px; trusted: (N,).
+    """
     size = np.linalg.norm(boxes[:, 2:] - boxes[:, :2], axis=1)
     gap = np.linalg.norm(xy[:, None] - xy[None], axis=-1).mean(axis=-1)
     near = gap < SAME_PERSON * np.minimum(size[:, None], size[None])
@@ -222,7 +232,10 @@ def doubles(xy: NDArray[np.float64], boxes: Boxes, trusted: NDArray[np.bool_]) -
 
 
 def assigned(similarity: NDArray[np.float64], least: float) -> list[tuple[int, int]]:
-    """(row, column) pairs, most similar first, each row and column once, none below ``least``."""
+    """(row, column) pairs, the most similar first; each row and each column is used at most once.
+
+    Pairs whose similarity is below ``least`` are left out.
+    """
     left = similarity.copy()
     pairs = []
     while left.size and left.max() >= least:

@@ -1,4 +1,4 @@
-"""Where a run writes: its folder, what may be there already, what a failure leaves."""
+"""Where a run writes: its folder, which older files it may replace, what it removes on failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = tuple(f"poses.{name}" for name in WRITERS)
 
 @dataclass(frozen=True)
 class Destination:
-    """Where results go. file: a result that was asked for by name, moved there at the end."""
+    """Where results go. file: a single result that the user asked for; it is moved there last."""
 
     folder: Path
     overlay: Path | None
@@ -26,15 +26,15 @@ class Destination:
     file: Path | None = None
 
     def files(self) -> list[Path]:
-        """Everything a run may leave here."""
+        """Every file that a run may write here."""
         names = (*RESULTS, JOURNAL, REPORT, OVERLAY)
         named = [path for path in (self.overlay, self.file) if path is not None]
         return list(dict.fromkeys([*(self.folder / name for name in names), *named]))
 
     def check(self, source: str, *, overwrite: bool) -> None:
-        """OutputError when results of an earlier run are there, unless they may be replaced.
+        """OutputError when files of an earlier run are there, unless ``overwrite`` is set.
 
-        The source itself is never replaced.
+        A file that is the source itself is refused in any case.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(
@@ -51,7 +51,7 @@ class Destination:
                 )
 
     def clear(self) -> None:
-        """Remove what an earlier run left. OutputError."""
+        """Remove what an earlier run left. OutputError when a file cannot be removed."""
         for path in self.files():
             try:
                 if os.path.lexists(path):
@@ -69,7 +69,7 @@ class Destination:
         return Written([written.paths[0].replace(self.file)], written.frames, written.complete)
 
     def discard_if_empty(self) -> bool:
-        """Remove what a run left that failed before its first frame was recorded; True if so."""
+        """Whether the run recorded no frame; then the files it left are removed."""
         journal = self.folder / JOURNAL
         if journal.is_file() and any(True for _ in read_journal(journal)):
             return False
@@ -81,8 +81,10 @@ class Destination:
 
 
 def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False) -> Destination:
-    """``-o DIR``: everything inside. ``-o X.mp4``, or X with the suffix of a format: that file,
-    and the rest in folder X.
+    """The destination that the option ``-o`` means.
+
+    ``-o DIR`` puts everything inside DIR. ``-o X.mp4``, or X with the suffix of a format, names
+    that one file; the rest goes into folder X.
     """
     kind = out.suffix.lower()
     if out.is_dir() or kind not in (".mp4", *(f".{name}" for name in WRITERS)):

@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 
 
 def conventions() -> dict[str, object]:
-    """The part of every run's meta that says what the numbers mean; merge it into the meta."""
+    """The part of every run's meta that says what the numbers mean."""
     return {
         "format_version": FORMAT_VERSION,
         "skeletons": {
@@ -62,7 +62,7 @@ def _skeleton_facts(skeleton: Skeleton) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Written:
-    """Result files and what they hold. complete: the run had reached its end."""
+    """Result files and what they hold. complete: whether the run had reached its end."""
 
     paths: list[Path]
     frames: int

@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Appends lines to OUTDIR/poses.ndjson; a line written is on file.
+    """Appends lines to OUTDIR/poses.ndjson; a line is in the file as soon as it is written.
 
     frames: how many were appended. Raises OutputError, also when the journal exists.
     """
@@ -63,7 +63,7 @@ class Journal:
     ) -> None:
         """Write the people of one frame; frame and timestamp are those of the source.
 
-        waits: their 3D joints are not known yet; ``lift`` adds them.
+        waits: the 3D joints are not known yet; ``lift`` adds them later.
         """
         people = [record_from_pose(pose) for pose in poses]
         if waits:
@@ -143,14 +143,20 @@ def _listed(array: Array, decimals: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class JournalState:
-    """meta: first line; end: facts of the last line, or None when the run was interrupted."""
+    """The first and last line of a journal.
+
+    meta: facts of the first line; end: facts of the last line, None when the run was interrupted.
+    """
 
     meta: Record
     end: Record | None
 
 
 def journal_state(path: Path) -> JournalState:
-    """Meta and end of a journal, read without going through its frames. OutputError."""
+    """Meta and end of a journal, read without going through its frames.
+
+    OutputError when the journal is missing or damaged.
+    """
     with _open_journal(path) as file:
         first = file.readline()
         file.seek(max(0, os.fstat(file.fileno()).st_size - END_BYTES))

@@ -27,8 +27,10 @@ HELD_BYTES = 128 << 20
 
 
 class Painter:
-    """The overlay video, or nothing. path: None for nothing; untrained: say so in the picture;
-    label: what to say of the weights there, in small letters.
+    """Writes the overlay video of a run, or nothing when ``path`` is None.
+
+    untrained: write in the picture that the weights are untrained; label: what the picture says
+    about the weights, in small letters.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Painter:
                     self._paint(self._video, picture, result)
 
     def paint_later(self, result: FrameResult) -> None:
-        """Draw a complete result, if that was waited for; results come in order."""
+        """Draw a complete result whose picture was kept for its 3D joints; they come in order."""
         if self._video is not None and self._waits:
             with self._times.measure("overlay"):
                 self._paint(self._video, unpacked(self._held.popleft()), result)

@@ -1,4 +1,4 @@
-"""What a run says about itself: the meta of its results and run.json."""
+"""What is recorded about a run: the meta of its results, and run.json."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FORMAT_VERSION = 1
 
 
 def used_stages(pipeline: Pipeline) -> list[str]:
-    """The stages whose engines are loaded, in the order of the frame's journey."""
+    """The stages whose engines are loaded, in the order in which a frame passes them."""
     return list(dict.fromkeys(name.partition(".")[0] for name in pipeline.engines))
 
 
 def untrained_stages(bundle: Bundle, pipeline: Pipeline) -> list[str]:
-    """Stages in use whose weights are random; a detector from outside the bundle is not."""
+    """Stages in use whose weights are random; a detector from outside the bundle is not counted."""
     return [
         name
         for name in used_stages(pipeline)
@@ -38,7 +38,7 @@ def untrained_stages(bundle: Bundle, pipeline: Pipeline) -> list[str]:
 
 
 def labelled_stages(bundle: Bundle, pipeline: Pipeline) -> dict[str, str]:
-    """Stage in use -> label of its weights ("demonstration"), where they have one."""
+    """Stage in use -> label of its weights ("demonstration"); only stages that have one."""
     return {
         name: label
         for name in used_stages(pipeline)
@@ -56,7 +56,7 @@ def label_text(labels: Mapping[str, str]) -> str | None:
 
 
 def absent_cues(bundle: Bundle) -> list[str]:
-    """Which of flow and depth the bundle's networks take in and no stage of it gives."""
+    """Which of flow and depth are inputs of the bundle's networks but no stage of the bundle."""
     graphs = [graph for stage in bundle.stages.values() for graph in stage.graphs.values()]
     wanted = whole_frame_inputs(*(graph.spec for graph in graphs))
     return [name for name in STAGES if name in wanted and name not in bundle.stages]
@@ -99,7 +99,7 @@ def people_rule(pipeline: Pipeline) -> str:
 
 
 def lift_rule(pipeline: Pipeline) -> str | None:
-    """When the 3D joints of a frame come and what they cost; None without a lifter."""
+    """When the 3D joints come and how often the lifter runs, in words; None without a lifter."""
     lifter = pipeline.lifter
     if lifter is None:
         return None
@@ -111,7 +111,7 @@ def lift_rule(pipeline: Pipeline) -> str | None:
 
 
 def late_poses(pipeline: Pipeline) -> str | None:
-    """What a pose network that looks ahead means for a run; None for any other."""
+    """A sentence on what it means that the pose network looks ahead; None when it does not."""
     frames = pipeline.lookahead
     return (
         f"2D poses look ahead {frames} frames: they come {frames} frames late, and boxes follow "
@@ -136,7 +136,7 @@ def _stage_facts(bundle: Bundle, name: str) -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """What ran, by package; absent ones are left out."""
+    """Package -> version of everything that took part in the run; absent packages are left out."""
     found = {"mambapose": tool_version(), "python": platform.python_version()}
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "av"):
         try:

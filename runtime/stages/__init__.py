@@ -1,1 +1,1 @@
-"""The networks of the pipeline, one file each, and what surrounds them: crops, heatmaps, joints."""
+"""The networks of the pipeline, one file each, and what goes with them: crops, heatmaps, joints."""

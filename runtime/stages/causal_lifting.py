@@ -1,14 +1,14 @@
-"""2D joints of COCO-17 to 3D joints of Human3.6M-17 by a lifter that goes on frame by frame.
+"""2D joints of COCO-17 to 3D joints of Human3.6M-17 by a lifter that works frame by frame.
 
-The graph ``step`` takes the joints of one frame and the state of everything before, and answers
-that frame at once. The state of a person begins as zeros, has a constant size and is kept under the
-person's id:
+The graph ``step`` takes the joints of one frame and a state that sums up the frames before, and
+gives the 3D joints of that frame at once. The state of a person begins as zeros, has a constant
+size and is kept under the person's id:
 
-    seen      the state goes one step on, everyone in the picture in one batch
-    not seen  the state rests: no joints are invented for the gap, the next frame seen follows the
-              last one seen. A person back within GAP_FRAMES is answered from it
-    gone      for longer than that: the state is dropped, who comes back begins anew. So does
-              everybody after a scene cut, which gives new ids
+    seen      the state advances by one step; everyone in the picture runs in one batch
+    not seen  the state stays as it is: no joints are invented for the gap, and the next frame in
+              which the person is seen continues from it, if that is within GAP_FRAMES
+    gone      not seen for longer than that: the state is dropped, and a person who comes back
+              begins anew. So does everybody after a scene cut, which gives new ids
 """
 
 from __future__ import annotations
@@ -29,23 +29,26 @@ GAP_FRAMES = 15
 
 
 def next_name(state: str) -> str:
-    """The output of a step that is the input ``state`` of the next."""
+    """The output of a step that becomes the input ``state`` of the next step."""
     return f"{state}_next"
 
 
 @dataclass
 class _Person:
-    """last_seen: frame; state: by name, without the axis of people."""
+    """What is remembered of one person.
+
+    last_seen: index of a frame; state: arrays by name, without the axis of people.
+    """
 
     last_seen: int
     state: dict[str, Array]
 
 
 class CausalLifter:
-    """One step per frame; what is kept is the state of the people seen of late.
+    """Lifts one frame per step; it remembers only the state of people seen lately.
 
-    The graph answers in body heights. height: metres, or None for body heights. times: receives
-    the duration of every run.
+    The graph's 3D joints are in body heights. height: the person's height in metres, for results in
+    metres; None leaves them in body heights. times: receives the duration of every run.
     """
 
     frames = hop = 1
@@ -71,7 +74,7 @@ class CausalLifter:
         return sum(array.nbytes for array in self._start.values())
 
     def add(self, frame: int, seen: Seen) -> list[tuple[int, dict[int, FloatArray]]]:
-        """Take in a frame; the frame answered: (frame, id -> (17, 3))."""
+        """[(frame, id -> (17, 3))]: the 3D joints of everyone in this frame."""
         gone = [id_ for id_, known in self._people.items() if frame - known.last_seen > GAP_FRAMES]
         for id_ in gone:
             del self._people[id_]
@@ -82,11 +85,11 @@ class CausalLifter:
         return [(frame, dict(zip(seen.ids, xyz, strict=True)))]
 
     def finish(self) -> list[tuple[int, dict[int, FloatArray]]]:
-        """Nothing: no frame waits."""
+        """An empty list: no frame waits."""
         return []
 
     def _step(self, frame: int, seen: Seen) -> FloatArray:
-        """(N, 17, 3) of the people in the frame, whose states go one step on."""
+        """(N, 17, 3) 3D joints of the people in the frame; their states advance by one step."""
         known = [
             self._people[id_].state if id_ in self._people else self._start for id_ in seen.ids
         ]
@@ -106,11 +109,11 @@ class CausalLifter:
 
 
 def _row(batch: Array, place: int) -> Array:
-    """One person's part, which does not keep that of the others in memory."""
+    """One person's part of a batch, copied so that the other people's memory can be freed."""
     row: Array = batch[place]
     return row if len(batch) == 1 else row.copy()
 
 
 def _batch(rows: list[Array]) -> Array:
-    """(N, ...) of N arrays; of one person nothing is copied."""
+    """(N, ...) N arrays stacked; a single one is not copied."""
     return rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -1,8 +1,8 @@
-"""2D pose from a window of frames: each frame is encoded once, its features wait in the window.
+"""2D pose from a window of frames: each frame is encoded once, and its features wait in the window.
 
-The heatmaps of frame t come when t + T // 2 has been encoded; until then the frame waits with its
-picture. A place of the window in which the person was not seen (before the start, after the end, at
-a cut, when somebody appears or is lost) holds the nearest frame in which it was. Every frame's
+The heatmaps of frame t come when frame t + T // 2 has been encoded; until then the frame waits with
+its picture. Where the person was not seen (before the start, after the end, at a cut, when somebody
+appears or is lost), the window repeats the nearest frame in which the person was. Every frame's
 features are those of its own crop, and joints are decoded with the crop of the key frame.
 
 Memory is constant: T frames of features (3 MiB per person and frame for glsmamba-b) and T // 2 + 1
@@ -24,9 +24,10 @@ from mambapose.runtime.types import Array
 
 
 class ClipPose:
-    """A network of two graphs, ``encode`` and ``main``; EngineError when they do not fit together.
+    """A pose network of two graphs: ``encode`` for each frame, ``main`` for a window of features.
 
-    frames: T of the window, whose middle is the key frame.
+    frames: T, the length of the window, whose middle is the key frame. EngineError when the two
+    graphs do not fit together.
     """
 
     def __init__(self, encode: Engine, main: Engine, times: StageTimes) -> None:
@@ -52,19 +53,19 @@ class ClipPose:
         self._features: deque[dict[int, Array]] = deque(maxlen=frames)
 
     def add(self, watched: Watched, inputs: Mapping[str, Array]) -> list[Answer]:
-        """The answer of the frame ``lookahead`` before this one, when there is such a frame."""
+        """The heatmaps of the frame ``lookahead`` before this one; an empty list at the start."""
         self._waiting.append(watched)
         self._features.append(self._encoded(watched, inputs))
         return [self._answer()] if len(self._waiting) > self.lookahead else []
 
     def finish(self) -> list[Answer]:
-        """The answers of the last frames; nothing is remembered afterwards."""
+        """The heatmaps of the frames that still wait; nothing is remembered afterwards."""
         answers = [self._answer() for _ in range(len(self._waiting))]
         self._features.clear()
         return answers
 
     def still(self, inputs: Mapping[str, Array]) -> Array:
-        """Heatmaps of crops that did not move: the window is one frame over and over."""
+        """Heatmaps of crops as if nothing moved: the window holds the same frame T times."""
         features = self._encode.run(inputs)["features"]
         return self._heatmaps([[features[n]] * self.frames for n in range(len(features))])
 
@@ -76,7 +77,7 @@ class ClipPose:
         return dict(zip(watched.subjects.ids, features, strict=True))
 
     def _answer(self) -> Answer:
-        """That of the frame that has waited longest."""
+        """The heatmaps of the frame that has waited longest."""
         key = len(self._features) - len(self._waiting)
         watched = self._waiting.popleft()
         if not watched.subjects.ids:
@@ -92,8 +93,8 @@ class ClipPose:
     def _heatmaps(self, windows: Sequence[Sequence[Array]]) -> Array:
         """(N, 17, h, w) from N windows of T features.
 
-        One person after the other: a window fills the machine, and several at once would need
-        their scans' memory at once.
+        One person after the other: a single window keeps the machine busy, and several at once
+        would need the memory of all their scans together.
         """
         return np.concatenate(
             [self._main.run({"features": np.stack(w)[None]})["heatmaps"] for w in windows]
@@ -101,9 +102,9 @@ class ClipPose:
 
 
 def window_places(seen: Collection[int], key: int, frames: int) -> list[int]:
-    """The place in ``seen`` nearest to each of the ``frames`` places around ``key``.
+    """For each of the ``frames`` places around ``key``, the place in ``seen`` nearest to it.
 
-    Of two equally near ones that nearer to the key.
+    Of two equally near places the one nearer to the key is taken.
     """
     first = key - frames // 2
     return [

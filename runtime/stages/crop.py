@@ -41,7 +41,7 @@ class Crops:
         return out
 
     def frame_xy(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Frame pixels of crop pixels (N, J, 2)."""
+        """(N, J, 2) frame pixels of points (N, J, 2) in crop pixels."""
         return (xy - self.shift[:, None]) / self.scale[:, None]
 
     def frame_axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -67,7 +67,10 @@ def crops_from_boxes(boxes: NDArray[np.floating], size: tuple[int, int]) -> Crop
 def _axis(
     place: NDArray[np.floating], length: int, *, black: bool
 ) -> tuple[list[NDArray[np.intp]], list[FloatArray]]:
-    """Two neighbours and their weights along one axis; beyond it black, or the edge repeated."""
+    """Two neighbours of each place and their weights, along one axis of ``length`` pixels.
+
+    Beyond the edge the values are black, or those of the edge.
+    """
     # Far outside both neighbours are black anyway, and the integers cannot overflow.
     low, high = (-2, length + 1) if black else (0, length - 1)
     place = np.minimum(np.maximum(place, low), high)
@@ -104,9 +107,9 @@ def crops_from_image(image: ImageArray, crops: Crops) -> ImageArray:
 
 
 def crops_from_maps(maps: FloatArray, box: Letterbox, crops: Crops) -> FloatArray:
-    """(N, C, H, W) crops of low-resolution maps (C, h, w), straight from their letterbox.
+    """(N, C, H, W) crops of low-resolution maps (C, h, w), sampled without going through the frame.
 
-    Beyond the frame the edge is repeated: black there would be a depth of its own.
+    Beyond the frame the edge is repeated: black there would look like a depth.
     """
     columns, rows = crops.frame_axes()
     samples = grid_samples(maps, box.map_x(columns), box.map_y(rows))
@@ -163,7 +166,7 @@ def point_samples(maps: FloatArray, x: NDArray[np.floating], y: NDArray[np.float
 
 
 def _cell(place: NDArray[np.floating], length: int) -> tuple[NDArray[np.intp], FloatArray]:
-    """(first neighbour, share of the second) along one axis; the second lies inside as well."""
+    """(first of two neighbours, weight of the second) along one axis; both lie inside it."""
     place = np.clip(place, 0, length - 1)
     first = np.minimum(place, max(0, length - 2)).astype(np.intp)
     return first, (place - first).astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""The depth stage: a network every few frames, the last map carried by the flow in between."""
+"""The depth stage: the network runs every few frames, and flow moves the last map in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mambapose.runtime.types import Frame
 
 
 class DepthStage:
-    """Inverse depth of each frame, larger is nearer. every: frames between runs of the network."""
+    """Inverse depth of each frame: larger is nearer. every: frames from one run to the next."""
 
     def __init__(self, engine: Engine, every: int) -> None:
         self._engine = engine
@@ -29,10 +29,10 @@ class DepthStage:
         self._last = None
 
     def run(self, frame: Frame, flow: DenseMap | None) -> DenseMap:
-        """Depth (1, H, W): from the network on key frames, else the last map.
+        """Depth (1, H, W): a new map every ``every`` frames, else the last map moved by the flow.
 
-        flow: of this frame, when there is one; it carries the last map to this frame. Without it
-        (flow off, or a frame was dropped) the map stays where it was until the next key frame.
+        flow: the flow of this frame. Without it (flow off, or a frame was dropped) the last map
+        stays where it was until the network runs again.
         """
         if self._last is None or frame.index - self._key >= self._every:
             box = letterbox_from_sizes(frame.image.shape[:2], self._size)
@@ -61,7 +61,7 @@ def warped(depth: DenseMap, flow: DenseMap) -> DenseMap:
 def _flow_axes(
     depth: Letterbox, flow: Letterbox
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Flow map columns (1, W) and rows (1, H) of the depth map's columns and rows."""
+    """Where the depth map's columns and rows lie in the flow map: (1, W) columns, (1, H) rows."""
     x = (np.arange(depth.size[1]) - depth.offset[1] + 0.5) / depth.scale[0] - 0.5
     y = (np.arange(depth.size[0]) - depth.offset[0] + 0.5) / depth.scale[1] - 0.5
     return flow.map_x(x)[None], flow.map_y(y)[None]

@@ -1,4 +1,4 @@
-"""Person boxes from a detector the user brings as an ONNX file.
+"""Person boxes from a detector that the user gives as an ONNX file.
 
 Known layouts, recognised from the shapes of the graph:
 
@@ -41,7 +41,7 @@ class Detections:
 
 
 class Detector:
-    """A detector in a known layout; EngineError when the layout is not one of the known."""
+    """A detector in one of the known layouts; EngineError when the layout is another."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -60,7 +60,10 @@ class Detector:
 
 
 def yolox_size(spec: GraphSpec) -> tuple[int, int]:
-    """(H, W) of the input of a YOLOX graph; EngineError names what is supported otherwise."""
+    """(H, W) of the input of a YOLOX graph.
+
+    For any other graph EngineError, which names what is supported.
+    """
     if len(spec.inputs) == 1 and len(spec.outputs) == 1:
         shape, out = spec.inputs[0].shape, spec.outputs[0].shape
         sides = [side for side in shape[1:] if isinstance(side, int)]
@@ -126,7 +129,10 @@ def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
 
 
 def kept_boxes(boxes: NDArray[np.float64], limit: float) -> NDArray[np.intp]:
-    """Indices of boxes (best first) that overlap no better kept one by more than ``limit``."""
+    """Indices of the boxes to keep; the boxes come best first.
+
+    A box goes when it overlaps a better one that was kept by more than ``limit``.
+    """
     clash = overlaps(boxes, boxes) > limit
     alive = np.ones(len(boxes), bool)
     for k in range(len(boxes)):  # over the few candidates of a detection frame

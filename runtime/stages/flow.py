@@ -1,9 +1,10 @@
-"""The flow stage: flow of every frame to the one before it, with what that needs of it kept.
+"""The flow stage: the flow of every frame to the one before it.
 
 image1 is the current frame t and image2 frame t-1, so the flow lies in the coordinates of frame t
 like the crop of frame t, and points to where a pixel was. RAFT has four graphs and a loop over
-them: encoding is per image, so the kept feature map is exact; hidden state and context come from
-frame t alone. A network of one graph (a user's own) takes both images, and the last image is kept.
+them. It encodes each image alone, so the feature map kept from frame t-1 is exact; hidden state and
+context come from frame t alone. For a network of one graph (a user's own), which takes both images,
+the last image is kept.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class DenseMap:
 
 
 class FlowStage:
-    """Flow of each frame to the one before it.
+    """The flow of each frame to the one before it.
 
-    engines: RAFT's four graphs, or PAIR alone; iterations: RAFT's updates per pair of images.
-    EngineError when a graph is missing.
+    engines: RAFT's four graphs, or the graph PAIR alone; iterations: how often RAFT updates the
+    flow of a pair of images. EngineError when a graph is missing.
     """
 
     def __init__(self, engines: Mapping[str, Engine], iterations: int) -> None:
@@ -47,7 +48,7 @@ class FlowStage:
         self._kept: Array | None = None
 
     def forget(self) -> None:
-        """Drop what is kept: the next frame has no flow."""
+        """Drop what was kept of the last frame: the next frame has no flow."""
         self._kept = None
 
     def run(self, image: ImageArray) -> DenseMap | None:
@@ -100,7 +101,7 @@ class _Raft:
 
 
 class _Pair:
-    """A network of one graph over both images. kept: the image itself."""
+    """A network of one graph over both images. kept: the image that the next frame needs again."""
 
     kept = "image1"
 
@@ -109,7 +110,7 @@ class _Pair:
         self.size = fixed_size(engine.spec.inputs[0].shape[1:3], PAIR)
 
     def encode(self, image: Array) -> Mapping[str, Array]:
-        """The image (1, H, W, 3) itself, as it is needed with the next one."""
+        """The image (1, H, W, 3) unchanged; the network needs it again with the next one."""
         return {"image1": image}
 
     def flow(self, encoded: Mapping[str, Array], last: Array) -> Mapping[str, Array]:
@@ -118,7 +119,7 @@ class _Pair:
 
 
 def fixed_size(shape: tuple[int | str, ...], graph: str) -> tuple[int, int]:
-    """The two sides as whole numbers."""
+    """The two sides of ``shape`` as whole numbers; EngineError when one is free."""
     if len(shape) != 2 or any(isinstance(side, str) for side in shape):
         raise MismatchError(
             f"graph {graph}: fixed height and width were wanted, found {shape}; "

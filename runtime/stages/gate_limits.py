@@ -31,8 +31,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measure:
-    """unit: its name; error: (inputs of the graph, found, wanted) -> largest error in that unit;
-    limits: precision -> the largest error that is allowed.
+    """One way of measuring an error.
+
+    unit: name of the unit; error: (inputs of the graph, found, wanted) -> largest error in that
+    unit; limits: precision -> the largest error that is allowed.
     """
 
     unit: str
@@ -41,18 +43,18 @@ class Measure:
 
 
 def relative_error(inputs: Mapping[str, Array], found: Floats, wanted: Floats) -> float:
-    """As a share of the largest wanted value."""
+    """The largest error as a share of the largest wanted value."""
     scale = float(np.abs(wanted).max())
     return float(np.abs(found - wanted).max()) / (scale or 1.0)
 
 
 def vector_error(inputs: Mapping[str, Array], found: Floats, wanted: Floats) -> float:
-    """Length of the largest difference of vectors (1, 2, H, W)."""
+    """The length of the largest difference between vectors (1, 2, H, W)."""
     return float(np.linalg.norm(found - wanted, axis=1).max())
 
 
 def coarse_vector_error(inputs: Mapping[str, Array], found: Floats, wanted: Floats) -> float:
-    """The same in pixels, where vectors are in cells of RAFT's grid."""
+    """The same in pixels, for vectors that are given in cells of RAFT's grid."""
     return COARSE * vector_error(inputs, found, wanted)
 
 
@@ -71,14 +73,17 @@ def soft_joints(heatmaps: Floats) -> Floats:
 
 
 def joint_pixel_error(inputs: Mapping[str, Array], found: Floats, wanted: Floats) -> float:
-    """Pixels of the crop between the joints of two sets of heatmaps (N, J, h, w)."""
+    """The largest distance, in crop px, between the joints of two sets of heatmaps (N, J, h, w)."""
     cell = float(inputs["rgb"].shape[1] / wanted.shape[2]) if "rgb" in inputs else HEATMAP_CELL
     gap = np.linalg.norm(soft_joints(found) - soft_joints(wanted), axis=-1)
     return cell * float(gap.max())
 
 
 def joint_millimetre_error(inputs: Mapping[str, Array], found: Floats, wanted: Floats) -> float:
-    """found, wanted: (N, T, 17, 3) in the unit of the 2D input, whose figure is 1.75 m tall."""
+    """The largest distance of a joint in mm, if the person in the 2D input is 1.75 m tall.
+
+    found, wanted: (N, T, 17, 3) in the unit of the 2D input.
+    """
     y = inputs["keypoints"][..., 1].astype(np.float64)
     height = float(np.median(y.max(axis=-1) - y.min(axis=-1)))
     return PERSON_MM / height * float(np.linalg.norm(found - wanted, axis=-1).max())

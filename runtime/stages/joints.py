@@ -1,6 +1,6 @@
 """Joints from one skeleton and unit to another: COCO-17 to Human3.6M-17, pixels to body heights.
 
-Lifters answer in body heights, or, as published PoseMamba does, in the unit of their 2D input.
+A lifter's 3D joints are in body heights or, for published PoseMamba, in the unit of its 2D input.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def h36m_from_coco(xy: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def h36m_scores(score: NDArray[np.floating]) -> FloatArray:
-    """(..., 17) scores of the Human3.6M joints: copied, or the mean of what a joint is made of."""
+    """(..., 17) scores of the Human3.6M joints from those of the COCO joints they are made of.
+
+    A joint that is one COCO joint has its score; one made up from several has their mean.
+    """
     out = np.zeros(score.shape, np.float32)
     out[..., H36M_COPIED] = score[..., COCO_COPIED]
     out[..., 10] = score[..., 1:5].mean(axis=-1)
@@ -58,7 +61,10 @@ def h36m_scores(score: NDArray[np.floating]) -> FloatArray:
 
 
 def normalised(xy: NDArray[np.floating], size: Size) -> NDArray[np.float64]:
-    """Joints in the lifters' unit: both axes by the width, the centre at 0. size: of the frame."""
+    """Joints relative to the centre of the frame, both axes in half widths of the frame.
+
+    xy: (..., 2) px; size: of the frame. This is the unit in which lifters take their input.
+    """
     height, width = size
     unit: NDArray[np.float64] = xy.astype(np.float64) * (2.0 / width)
     unit -= np.array([1.0, height / width])

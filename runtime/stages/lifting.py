@@ -1,11 +1,11 @@
 """2D joints of COCO-17 to 3D joints of Human3.6M-17 by a lifter over a sliding window.
 
-The window has the T frames of the graph; each run answers the ``hop`` frames in its middle, or,
-when less look-ahead is asked for, nearer to its end. Blocks of ``hop`` frames are counted from
-frame 0 of the source, so everyone in the picture is lifted in one batch and the result does not
-depend on how frames arrived. Where a person was not seen, inside a window, joints are interpolated
-in a straight line between the frames around the gap; before the first and after the last frame seen
-they are repeated.
+The window has the T frames of the graph. Each run gives the 3D joints of the ``hop`` frames in its
+middle or, when less look-ahead is asked for, of frames nearer to its end. Blocks of ``hop`` frames
+are counted from frame 0 of the source, so everyone in the picture is lifted in one batch and the
+result does not depend on how frames arrived. Where a person was not seen inside a window, joints
+are interpolated in a straight line between the frames around the gap; before the first and after
+the last frame in which the person was seen they are repeated.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from mambapose.runtime.types import Array, FloatArray
 
 @dataclass(frozen=True)
 class Seen:
-    """The people of one frame as a lifter wants them, Human3.6M joints.
+    """The people of one frame as a lifter takes them in, with Human3.6M joints.
 
     ids: (N,); keypoints: (N, 17, 2) normalised; score: (N, 17); depth: (N, 17) inverse depth at
-    the joints, or None; flow: (N, 17, 2) there, in the unit of the keypoints per frame, or None.
+    the joints, or None; flow: (N, 17, 2) flow at the joints, in the unit of the keypoints per
+    frame, or None.
     """
 
     ids: tuple[int, ...]
@@ -48,12 +49,13 @@ class _Track:
 
 
 class Lifter:
-    """Sliding windows over everyone; at most T + hop frames of joints are kept.
+    """Lifts everyone in sliding windows; at most T + hop frames of joints are kept.
 
-    unit: of the graph's answer, BODY_HEIGHTS or IMAGE_UNITS; the latter is scaled so that the
-    person's bones in the window make one body height. height: metres, or None for body heights.
-    times: receives the duration of every run. lookahead: frames that an answer may wait for, None
-    for as many as usual; with fewer a window answers fewer frames. Raises EngineError for more.
+    unit: the unit of the graph's 3D joints, BODY_HEIGHTS or IMAGE_UNITS. Joints in IMAGE_UNITS
+    are scaled so that the person's bones in the window make one body height. height: the person's
+    height in metres, for results in metres; None leaves them in body heights. times: receives the
+    duration of every run. lookahead: how many later frames a result may wait for; None for the
+    middle of the window. With fewer, each window gives fewer frames. EngineError for more.
     """
 
     def __init__(
@@ -80,11 +82,11 @@ class Lifter:
 
     @property
     def lookahead(self) -> int:
-        """Frames the answer for a frame waits for, at most."""
+        """How many later frames the 3D joints of a frame wait for, at most."""
         return self.frames - self._before - 1
 
     def _wait_for(self, lookahead: int) -> None:
-        """Place the window so that no answer waits for more frames than these."""
+        """Place the window so that no result waits for more than ``lookahead`` later frames."""
         if not 0 <= lookahead <= self.lookahead:
             raise EngineError(
                 f"a look-ahead of 0 to {self.lookahead} frames was wanted (windows of "
@@ -94,7 +96,7 @@ class Lifter:
         self._before = self.frames - 1 - lookahead
 
     def add(self, frame: int, seen: Seen) -> list[tuple[int, dict[int, FloatArray]]]:
-        """Take in a frame; the frames that are now complete, in order: (frame, id -> (17, 3))."""
+        """(frame, id -> (17, 3)) of every frame that is complete now that this one is known."""
         self._remember(frame, seen)
         self._pending.append(frame)
         done: list[tuple[int, dict[int, FloatArray]]] = []
@@ -103,7 +105,7 @@ class Lifter:
         return done
 
     def finish(self) -> list[tuple[int, dict[int, FloatArray]]]:
-        """The frames still waiting, at the end of the video."""
+        """(frame, id -> (17, 3)) of the frames that still wait at the end of the video."""
         done: list[tuple[int, dict[int, FloatArray]]] = []
         while self._pending:
             done += self._lift_block()
@@ -124,12 +126,12 @@ class Lifter:
             track.cues.append((seen.depth is not None, seen.flow is not None))
 
     def _window(self, frame: int) -> tuple[int, int]:
-        """First and last frame of the window that answers ``frame``."""
+        """First and last frame of the window that gives the 3D joints of ``frame``."""
         first = frame // self.hop * self.hop - self._before
         return first, first + self.frames - 1
 
     def _lift_block(self) -> list[tuple[int, dict[int, FloatArray]]]:
-        """Answer the block of the oldest waiting frame."""
+        """The 3D joints of every waiting frame in the block of the oldest one."""
         first, last = self._window(self._pending[0])
         stop = (self._pending[0] // self.hop + 1) * self.hop
         frames = []
@@ -150,7 +152,7 @@ class Lifter:
         ]
 
     def _forget_before(self, first: int) -> None:
-        """Drop what no later window reaches."""
+        """Drop the frames before ``first``, which no later window contains."""
         for id_, track in list(self._tracks.items()):
             old = int(np.searchsorted(track.frames, first))
             del track.frames[:old], track.rows[:old], track.cues[:old]
@@ -158,7 +160,7 @@ class Lifter:
                 del self._tracks[id_]
 
     def _run(self, clips: list[tuple[FloatArray, FloatArray]]) -> FloatArray:
-        """(N, T, 17, 3) answers for N clips of (joints (T, 17, 6), present (3,))."""
+        """(N, T, 17, 3) 3D joints for N clips of (joints (T, 17, 6), present (3,))."""
         joints = np.stack([clip for clip, _ in clips])
         inputs: dict[str, Array] = {
             "keypoints": joints[..., :2],

@@ -1,4 +1,4 @@
-"""The 2D pose stage as the pipeline sees it: people of a frame in, heatmaps out, now or later."""
+"""The 2D pose stage as the pipeline uses it: people of a frame in, heatmaps out, now or later."""
 
 from __future__ import annotations
 
@@ -36,26 +36,33 @@ Answer = tuple[Watched, "Array | None"]
 
 
 class PoseStage(Protocol):
-    """spec: of the graph that takes the crops. lookahead: later frames that an answer waits for."""
+    """A 2D pose network, which may give the heatmaps of a frame some frames later.
+
+    spec: inputs and outputs of the graph that takes the crops. lookahead: how many later frames the
+    heatmaps of a frame wait for.
+    """
 
     spec: GraphSpec
     lookahead: int
 
     def add(self, watched: Watched, inputs: Mapping[str, Array]) -> list[Answer]:
-        """The answers that the next frame completes, in order; inputs: of its crops, if any."""
+        """Take in the next frame; returns the frames whose heatmaps are now known, in order.
+
+        inputs: the pose network's inputs for the crops of this frame, empty when nobody is in it.
+        """
         ...
 
     def finish(self) -> list[Answer]:
-        """The answers that still wait; the next frame begins anew."""
+        """The frames that still wait, with their heatmaps; the next frame begins a new clip."""
         ...
 
     def still(self, inputs: Mapping[str, Array]) -> Array:
-        """Heatmaps (N, 17, h, w) of crops alone, at once, with nothing remembered or timed."""
+        """Heatmaps (N, 17, h, w) of crops without other frames; nothing is remembered or timed."""
         ...
 
 
 class FramePose:
-    """A network that needs one frame: every answer is there at once."""
+    """A network that needs one frame: its heatmaps are there at once."""
 
     lookahead = 0
 
@@ -65,14 +72,14 @@ class FramePose:
         self._times = times
 
     def add(self, watched: Watched, inputs: Mapping[str, Array]) -> list[Answer]:
-        """The answer of this frame."""
+        """This frame with its heatmaps."""
         if not watched.subjects.ids:
             return [(watched, None)]
         with self._times.measure("pose2d"):
             return [(watched, self.still(inputs))]
 
     def finish(self) -> list[Answer]:
-        """None: nothing waits."""
+        """An empty list: no frame waits."""
         return []
 
     def still(self, inputs: Mapping[str, Array]) -> Array:

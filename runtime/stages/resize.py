@@ -31,7 +31,7 @@ class Letterbox:
         return self.content[1] / self.frame[1], self.content[0] / self.frame[0]
 
     def map_x(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map columns of frame columns; pixel centres are whole numbers on both sides.
+        """Map columns of the frame columns ``x``; pixel centres are whole numbers on both sides.
 
         Beyond the centres of the outer map pixels the edge is repeated: the padding around the
         frame never takes part.
@@ -41,7 +41,7 @@ class Letterbox:
         return np.asarray(np.minimum(np.maximum(place, left), left + width - 1))
 
     def map_y(self, y: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map rows of frame rows, as ``map_x``."""
+        """Map rows of frame rows, by the rule of ``map_x``."""
         top, height = self.offset[0], self.content[0]
         place = (y + 0.5) * self.scale[1] - 0.5 + top
         return np.asarray(np.minimum(np.maximum(place, top), top + height - 1))
@@ -50,7 +50,7 @@ class Letterbox:
 def letterbox_from_sizes(
     frame: tuple[int, int], size: tuple[int, int], *, centred: bool = True
 ) -> Letterbox:
-    """The largest placement of ``frame`` in ``size`` that keeps its aspect."""
+    """The largest letterbox for ``frame`` in ``size`` that keeps the frame's aspect."""
     ratio = min(size[0] / frame[0], size[1] / frame[1])
     height, width = (max(1, min(size[i], round(frame[i] * ratio))) for i in (0, 1))
     free = (size[0] - height, size[1] - width)
@@ -128,7 +128,7 @@ def _box_means(image: ImageArray, shrink_y: int, shrink_x: int) -> FloatArray:
 def _taps(
     source: int, target: int, shrink: int
 ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], FloatArray]:
-    """((first, second) index, weight of the second) of every target pixel along one axis."""
+    """((first, second) source index, weight of the second) of every target pixel on one axis."""
     place = (np.arange(target) + 0.5) * (source / target / shrink) - 0.5
     place = np.clip(place, 0, source // shrink - 1)
     first = np.floor(place).astype(np.intp)

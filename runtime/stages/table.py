@@ -1,4 +1,4 @@
-"""What a stage is: one row each, read by everything that has to know.
+"""What a stage is: one row for each, read by every part that has to know.
 
 A stage is one network of the pipeline with a fixed contract. What differs between stages stands
 here and nowhere else: export plans, sizes, bundles, loading, gates, sample inputs, networks of the
@@ -25,7 +25,7 @@ UNIT_NOISE, SLIGHT_NOISE, ANYTHING = "noise of 0 to 1", "noise of 0 to 0.02", "a
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Both sides of an input are multiples of ``step`` from ``least`` to MAX_SIDE px."""
+    """Sizes a network takes: both sides multiples of ``step`` from ``least`` to MAX_SIDE px."""
 
     least: int
     step: int
@@ -35,7 +35,7 @@ class SizeRule:
         return all(self.least <= side <= MAX_SIDE and side % self.step == 0 for side in size)
 
     def nearest(self, size: Size) -> Size:
-        """The size that fits and is nearest."""
+        """The nearest size that fits."""
         return Size(*(self._nearest(side) for side in size))
 
     def _nearest(self, side: int) -> int:
@@ -48,21 +48,22 @@ class SizeRule:
 class Stage:
     """One stage.
 
-    graphs: the names of its graphs, in each of the forms a network may have; the first name tells
-        the form. ``main`` is the one that is the whole network.
-    inputs, outputs: of ``main``, as a network of the user's own has to have them; H, W, h, w, T
-        stand for any numbers, N for a free side. Empty where there is no such contract.
+    graphs: the names of its graphs, once for each form that a network may have (RAFT's loop or one
+        graph, for example); the first name tells the forms apart. ``main`` is a whole network.
+    inputs, outputs: the tensors that ``main`` of a network of the user's own must have; H, W, h, w,
+        T stand for any numbers, N for a free side. Empty where there is no such contract.
     may_lack: inputs that a network may do without.
     network: the one that is exported unless another is named; None where a file has to be given.
-    optional: left out of an export, with a word, where it has no weights.
-    size_rule, size_field: which sizes it takes, and the field of Schedule with its size.
+    optional: an export without weights for it leaves it out and says so.
+    size_rule, size_field: which sizes it takes, and the field of Schedule that holds its size.
     both_orientations: exported for landscape and portrait pictures.
-    rhythm: how the schedule drives it, for a person; fields of Schedule in braces.
-    whole_frame: it sees the whole frame, and others take in what it answers by the stage's name.
+    rhythm: how often it runs, in words for the user; fields of Schedule in braces.
+    whole_frame: it sees the whole frame; its output is an input of other networks, which has the
+        name of this stage.
     clip: it sees a clip of T frames of joints instead of pictures.
     samples: input -> what its sample is made of; ``*`` stands for any other input.
     gate: output -> how its error is measured; other tensors by their largest value.
-    by_hand: the option of mp-export that takes its weights from disk.
+    by_hand: the option of mp-export that gives its weights as a file.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Stage:
         return self.gate.get(output, gate_limits.RELATIVE)
 
     def form(self, present: set[str]) -> tuple[str, ...]:
-        """The graphs of the form that a network with the graphs ``present`` has."""
+        """The names of the graphs of a network, some of which are in ``present``."""
         return next((names for names in self.graphs if names[0] in present), self.graphs[-1])
 
 
@@ -182,17 +183,17 @@ STAGES: Mapping[str, Stage] = _rows(
 
 
 def own_network_stages() -> list[Stage]:
-    """The stages in which a network of the user's own can take its place."""
+    """The stages for which a network of the user's own may be given."""
     return [stage for stage in STAGES.values() if stage.inputs]
 
 
 def whole_frame_inputs(*specs: GraphSpec) -> set[str]:
-    """Which stages' maps of the whole frame the graphs take in."""
+    """Which whole-frame stages (flow, depth) give an input of these graphs."""
     taken = {tensor.name for spec in specs for tensor in spec.inputs}
     return {stage.name for stage in STAGES.values() if stage.whole_frame} & taken
 
 
 def limits(precision: str) -> dict[str, float]:
-    """Unit -> the largest error that engines of a precision may have."""
+    """Unit -> the largest error that an engine of this precision may have."""
     every = [gate_limits.RELATIVE, *(m for stage in STAGES.values() for m in stage.gate.values())]
     return {measure.unit: measure.limits[precision] for measure in every}

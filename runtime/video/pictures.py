@@ -33,7 +33,10 @@ FULL_RANGE = 2
 
 
 def import_av() -> Any:
-    """The av package, its log switched off: what matters comes back as an exception. VideoError."""
+    """The av package with its log switched off, because real problems come as exceptions.
+
+    VideoError when it is not installed.
+    """
     try:
         av: Any = import_module("av")
     except ImportError as err:
@@ -49,7 +52,7 @@ def import_av() -> Any:
 
 
 def rgb_converter() -> Callable[[Any], ImageArray]:
-    """A function from av.VideoFrame to uint8 RGB (H, W, 3), one swscale context for all."""
+    """A function from av.VideoFrame to uint8 RGB (H, W, 3); it uses one swscale context for all."""
     av = import_av()
     from av.video.reformatter import VideoReformatter
 
@@ -108,7 +111,7 @@ def upright(image: ImageArray, matrix: Matrix | None) -> ImageArray:
 
 
 def picture_from_bytes(data: bytes) -> Any:
-    """The av.VideoFrame of one encoded image; ValueError when it is none that is known."""
+    """The av.VideoFrame of one encoded image; ValueError when the format is not known."""
     av = import_av()
     codec = next((name for magic, name in IMAGE_CODECS if data.startswith(magic)), None)
     if codec is None:

@@ -14,7 +14,7 @@ class Prefetch:
     """Frames of a source read ahead by one thread, at most ``depth`` waiting; order is kept.
 
     An exception of the source is raised here after the frames before it. close() stops the
-    thread, also in the middle; the source itself is closed by who opened it.
+    thread, also in the middle; the source itself is left to whoever opened it.
     """
 
     def __init__(self, source: Source, depth: int = 2) -> None:

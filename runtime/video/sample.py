@@ -1,4 +1,4 @@
-"""The sample clip that ships with the package, and everything that is true about it.
+"""The sample clip that ships with the package, and the truth about it: joints, camera, flow, depth.
 
 A person of the project's own rendered world runs up and kicks; train/world/sample_clip.py renders
 it. Body and clothes: MakeHuman, CC0. Motion: obtained from mocap.cs.cmu.edu, whose database was
@@ -49,13 +49,13 @@ class Truth:
 
     @property
     def height_px(self) -> NDArray[np.float64]:
-        """(T,) height in pixels of the person, were it standing where its pelvis is."""
+        """(T,) the height in pixels that the person would have standing where its pelvis is."""
         height: NDArray[np.float64] = self.camera[0] * self.stature / self.root[:, 2]
         return height
 
 
 def truth_file(video: Path) -> Path:
-    """The file of the truth that lies beside a rendered clip."""
+    """The path of the truth that lies beside a rendered clip."""
     return video.with_name(f"{video.stem}.truth.npz")
 
 

@@ -1,4 +1,4 @@
-"""Where a video cuts: the moment at which nothing of the last frame may be carried over."""
+"""Where a video cuts: from there nothing of the last frame may be used for the next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SceneCuts:
         self._index: int | None = None
 
     def starts(self, frame: Frame) -> tuple[bool, bool]:
-        """(cut, follows): a new scene starts here; the frame directly follows the last one seen.
+        """(cut, follows): a new scene starts here; this frame comes directly after the last one.
 
         The first frame neither follows nor is a cut; after a dropped frame ``follows`` is False.
         """
@@ -44,7 +44,10 @@ class SceneCuts:
 
 
 def is_cut(colour_distance: float, picture_difference: float) -> bool:
-    """colour_distance: 0 (equal histograms) to 1 (disjoint); picture_difference: grey levels."""
+    """Whether two successive frames belong to different scenes.
+
+    colour_distance: 0 (equal histograms) to 1 (disjoint); picture_difference: mean, in grey levels.
+    """
     return colour_distance > COLOUR_DISTANCE and picture_difference > PICTURE_DIFFERENCE
 
 
@@ -55,7 +58,7 @@ def _thumbnail(frame: Frame) -> NDArray[np.int16]:
 
 
 def _colours(thumbnail: NDArray[np.int16]) -> NDArray[np.float64]:
-    """(512,) shares of 8 x 8 x 8 colour cells."""
+    """(512,) the share of the pixels in each of 8 x 8 x 8 colour cells."""
     cells = thumbnail >> 5
     cell = (cells[..., 0] << 6) + (cells[..., 1] << 3) + cells[..., 2]
     counts: NDArray[np.float64] = np.bincount(cell.ravel(), minlength=512) / cell.size

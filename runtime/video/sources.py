@@ -19,8 +19,10 @@ from mambapose.runtime.video.streams import Slice, VideoSource
 
 
 class Source(Protocol):
-    """Frames in order. size: upright; fps: mean rate; frame_count: what the container
-    promises, or None (for progress only); problem: a sentence once the stream broke off early.
+    """Frames in order.
+
+    size: of the upright frames; fps: mean rate; frame_count: the number that the container
+    promises, or None (used for progress only); problem: a sentence once the stream broke off early.
     """
 
     size: Size
@@ -40,7 +42,7 @@ class Source(Protocol):
 def open_source(uri: str, *, frame_range: str | None = None) -> Source:
     """The source behind a file, image folder, camera, stream address, or ``-`` for stdin.
 
-    frame_range: ``A:B`` keeps frames A to B-1, either side optional. Raises VideoError.
+    frame_range: ``A:B`` keeps frames A to B-1; either side may be left out. Raises VideoError.
     """
     part = range_from_text(frame_range)
     if uri.startswith("csi://"):
@@ -68,7 +70,10 @@ def open_source(uri: str, *, frame_range: str | None = None) -> Source:
 
 
 def range_from_text(text: str | None) -> Slice:
-    """(start, stop or None) from ``A:B``, ``A:``, ``:B``; (0, None) from None. VideoError."""
+    """(start, stop or None) from ``A:B``, ``A:``, ``:B``; (0, None) from None.
+
+    VideoError for any other text.
+    """
     if text is None:
         return 0, None
     match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)

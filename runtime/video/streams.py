@@ -1,4 +1,4 @@
-"""Frames of what PyAV demuxes: video files, cameras, network streams, a container on stdin."""
+"""Frames of whatever PyAV reads: video files, cameras, network streams, a container on stdin."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ Slice = tuple[int, int | None]  # first frame, and the one after the last or Non
 
 
 class VideoSource:
-    """Frames of anything PyAV demuxes. The first frame is decoded when it is opened, so a file
-    that cannot be read fails here, and ``size`` is the size frames really have.
+    """Frames of anything PyAV reads.
+
+    The first frame is decoded when the source is opened, so a file that cannot be read fails here,
+    and ``size`` is the size that the frames really have.
     """
 
     def __init__(self, name: str, address: str, part: Slice, *, form: str | None = None) -> None:
@@ -131,7 +133,7 @@ class VideoSource:
             yield None
 
     def _number(self, pictures: Iterator[Any]) -> Iterator[Frame]:
-        """Upright RGB frames with index and timestamp; judges the end of the stream."""
+        """Upright RGB frames with index and timestamp; at the end, whether the stream was whole."""
         convert = rgb_converter()
         matrix: Matrix | None = None
         size: Size | None = None
@@ -203,7 +205,7 @@ class VideoSource:
         return None if picture.pts is None else float(picture.pts * self._stream.time_base)
 
     def close(self) -> None:
-        """Free the demuxer; left to the end of the process while a thread is stuck reading."""
+        """Free the demuxer, or leave it to the end of the process if a thread is stuck reading."""
         if self._lock.acquire(timeout=0.0 if self._closed else 1.0):
             try:
                 self._closed = True

@@ -38,7 +38,7 @@ BESIDE = ("network", "parameters", "frames", "split", "step", "hours", "windows"
 
 
 def commit_here() -> str:
-    """The commit of the checkout, with a + when files differ from it; ``unknown`` outside one."""
+    """The commit of the checkout, with a + when files differ from it; ``unknown`` without one."""
     folder = Path(__file__).resolve().parent
     try:
         words = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
@@ -50,7 +50,7 @@ def commit_here() -> str:
 
 
 def failures(accuracy: Mapping[str, Any]) -> list[str]:
-    """Goals that are missed, in words; the network is a demonstration while there are any."""
+    """The goals that are missed, in words; while there are any, the network is a demonstration."""
     found = []
     for part, goal in GOALS_MM.items():
         rows = accuracy.get(part)
@@ -79,7 +79,7 @@ def headline(accuracy: Mapping[str, Any]) -> dict[str, float]:
 
 
 def beside(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card says of another run: what it is, and its PA-MPJPE everywhere, in mm."""
+    """What the card shows of another run for comparison: what it is, and its PA-MPJPE in mm."""
     row = {key: report[key] for key in BESIDE}
     for part in ("held_out", "pose2sim"):
         found = {name: round(one["pa_mpjpe_mm"], 1) for name, one in report.get(part, {}).items()}
@@ -88,7 +88,7 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable(commands: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Commands as they were given, absolute paths cut to their last part."""
+    """The commands, with absolute paths cut to their last part."""
     return [
         {**one, "command": " ".join(_last_part(word) for word in one["command"].split(" "))}
         for one in commands
@@ -100,7 +100,7 @@ def _last_part(word: str) -> str:
 
 
 def before(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs this one started from, the first one first."""
+    """The runs that this one started from, the first one first."""
     found, old = [], content["notes"].get("before")
     while old is not None:
         found.append({key: value for key, value in old.items() if key != "before"})
@@ -128,9 +128,10 @@ def ship(
     others: Sequence[Mapping[str, Any]] = (),
     commit: str | None = None,
 ) -> dict[str, Any]:
-    """Write OUT.safetensors, OUT.json and OUT.md of a run; the card.
+    """The card of a run, after OUT.safetensors, OUT.json and OUT.md were written.
 
-    known: failures, in sentences; costs: rows of lift_sweep; others: reports of lift_eval.
+    known: failures, in sentences; costs: rows of train.lift.sweep; others: reports of
+    train.lift.evaluate.
     """
     from safetensors.torch import save_file
 

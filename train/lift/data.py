@@ -1,6 +1,6 @@
 """What a lifter is trained on: windows of people of varied proportions and poses.
 
-A batch is a function of the seed and its number: nothing has to be remembered to resume.
+A batch depends only on the seed and its number, so a run needs no further state to resume.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ def training_batch(
 
 
 def mean_pose(motions: Motions) -> FloatArray:
-    """(17, 3) the mean of all poses facing the camera, in body heights: the constant baseline."""
+    """(17, 3) the mean of all poses turned to the camera, in body heights: a constant baseline."""
     pose: FloatArray = motions.facing().mean(axis=0).astype(np.float32)
     return pose

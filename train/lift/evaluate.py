@@ -1,6 +1,7 @@
 """How good a trained lifter is: python -m mambapose.train.lift.evaluate --help.
 
-What is measured is in lift_measure; here a network in torch answers as an engine would.
+What is measured is in benchmarks/truth/lift_measure.py; here a torch network stands in for an
+engine.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ COMBINATIONS = {
 
 
 class TorchEngine:
-    """A network as an engine for windows of ``frames``."""
+    """A torch network with the interface of an engine, for windows of ``frames``."""
 
     def __init__(self, model: nn.Module, frames: int, cues: bool) -> None:
         self._model, self._cues = model, cues
@@ -57,8 +58,10 @@ def report(
     *,
     brief: bool = False,
 ) -> dict[str, Any]:
-    """Everything measured of a checkpoint's content, ready for its card; brief: without faults,
-    exact joints and cues."""
+    """Everything that is measured of a checkpoint's content, in the form the card needs.
+
+    brief: without faults, exact joints and cues.
+    """
     plan, model = lift_state.averaged_model(content)
     length = frames or max(plan.frames)
     engine = TorchEngine(model, length, plan.takes_cues)
@@ -88,7 +91,7 @@ def report(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The report as lines to read."""
+    """The report as lines of text."""
     lines = [f"{result['network']}, {result['parameters']} parameters, T {result['frames']}, "
              f"{result['hours']:.2f} h, {result['windows']} windows"]  # fmt: skip
     lines.append(f"{'':<28}{'MPJPE':>8}{'PA-MPJPE':>10}{'acc.err':>9}{'jitter':>8}  mm at 1.75 m")

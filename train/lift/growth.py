@@ -1,7 +1,7 @@
-"""Pairs of blocks that a network gained, set so that it answers what it answered before.
+"""New pairs of blocks for a network, set so that its output stays what it was.
 
-A new block whose last maps are zero is the identity, but PoseMamba has every block followed by a
-norm that all blocks share, and a norm after a norm is not. What enters a new pair is
+A new block whose last maps are zero is the identity, but in PoseMamba a norm that all blocks share
+follows every block, and a norm after a norm is not the identity. What enters a new pair is
 x = g n(v) + c, with n(v) of zero mean and unit variance, g and c those of the temporal norm. The
 spatial norm makes s of it; the second block may then add to s anything linear in its own norm of
 s, because its MLP can be exactly linear: GELU(a) - GELU(-a) = a, and fc1 has two rows per channel.
@@ -26,7 +26,7 @@ SMALL = 1e-2  # of the mean variance of a channel
 
 
 def added_pairs(model: PoseMamba) -> list[int]:
-    """The pairs, at the end, whose blocks are the identity."""
+    """The numbers of the last pairs of blocks, as far as they are the identity."""
     first = len(model.STEblocks)
     while first > 1 and all(
         _is_identity(blocks[first - 1]) for blocks in (model.STEblocks, model.TTEblocks)
@@ -42,7 +42,7 @@ def _is_identity(block: nn.Module) -> bool:
 
 
 def settle(model: PoseMamba, batch: Batch, cues: bool) -> int:
-    """Set the added pairs of the model in place; how many there were.
+    """How many pairs the model gained; sets them in place so that its output stays the same.
 
     batch: windows whose tokens are the sample; a hundred tokens per channel are plenty.
     """
@@ -64,7 +64,7 @@ def settle(model: PoseMamba, batch: Batch, cues: bool) -> int:
 
 
 def _tokens_before(model: PoseMamba, pair: int, batch: Batch, cues: bool) -> Tensor:
-    """(tokens, d) that enter the pair: all answers of the temporal norm just before it."""
+    """(tokens, d) the tokens that enter a pair, which the temporal norm just before it gives."""
     answers: list[Tensor] = []
     handle = model.Temporal_norm.register_forward_hook(
         lambda module, inputs, answer: answers.append(answer)
@@ -80,8 +80,8 @@ def _tokens_before(model: PoseMamba, pair: int, batch: Batch, cues: bool) -> Ten
 def _least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(matrix (d, d), bias (d)) with x @ matrix + bias nearest to y; x and y: (tokens, d).
 
-    A little weight on small entries: a norm's channels sum to nothing, and along that line rounding
-    alone would choose the matrix, with entries of a hundred that no training survives.
+    Small entries are preferred a little: a norm's channels sum to nothing, and along that line
+    rounding alone would choose the matrix, with entries of a hundred that no training survives.
     """
     wide, wanted = x.double().cpu(), y.double().cpu()
     centre, goal = wide.mean(0), wanted.mean(0)
@@ -93,7 +93,7 @@ def _least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _make_linear(block: Block, matrix: Tensor, bias: Tensor) -> None:
-    """The block's MLP becomes h @ matrix + bias, for any h."""
+    """Set the block's MLP so that it computes h @ matrix + bias for any h."""
     identity = torch.eye(len(matrix), device=matrix.device)
     block.mlp.fc1.weight.copy_(torch.cat([identity, -identity]))
     block.mlp.fc1.bias.zero_()

@@ -9,9 +9,11 @@ SCALED, VELOCITY = 0.5, 20.0  # weights of the published configuration, beside 1
 
 
 def losses(found: Tensor, truth: Tensor, velocity: float = VELOCITY) -> dict[str, Tensor]:
-    """``total`` and its parts: position (MPJPE), scaled (after the best scale of each frame),
-    velocity (between consecutive frames; in the total times ``velocity``).
-    found, truth: (B, T, J, 3)."""
+    """``total`` and its parts, in body heights; found, truth: (B, T, J, 3).
+
+    The parts are position (MPJPE), scaled (the same after the best scale of each frame) and
+    velocity (between consecutive frames; its weight in the total is ``velocity``).
+    """
     parts = {
         "position": _distance(found, truth),
         "scaled": _distance(found * _best_scale(found, truth), truth),

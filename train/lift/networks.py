@@ -1,4 +1,4 @@
-"""The lifters that can be trained, by name, and how each is fed."""
+"""The lifters that can be trained, by name, and the inputs that each gets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ INPUTS = ("keypoints", "score", "depth", "flow", "present")
 
 
 def takes_cues(name: str, cues: bool) -> bool:
-    """Whether a network sees score, depth and flow; baselines do when asked."""
+    """Whether a network takes score, depth and flow; a baseline does if ``cues`` asks for it."""
     return name == "mambapose3d" or (cues and name in lift_baselines.BASELINES)
 
 
 def build(name: str, seed: int, *, cues: bool = False, pairs: int | None = None) -> nn.Module:
-    """A seeded network of NETWORKS; pairs: of blocks (posemagic: layers), where not those of the
-    published size or, of the transformer, of PoseMamba-S's."""
+    """A seeded network of NETWORKS.
+
+    pairs: how many pairs of blocks (posemagic: layers); None for the published size or, for the
+    transformer, for about the parameters of PoseMamba-S.
+    """
     if name not in NETWORKS:
         raise ExportError(f"a network of {', '.join(NETWORKS)} was wanted, found {name}")
     if name in lift_baselines.BASELINES:
@@ -43,12 +46,12 @@ def build(name: str, seed: int, *, cues: bool = False, pairs: int | None = None)
 
 
 def input_names(model: nn.Module, cues: bool) -> tuple[str, ...]:
-    """Which of INPUTS a network takes: what it says itself, else all of them with cues."""
+    """Which of INPUTS a network takes: its own ``takes``, else all of them with cues."""
     return getattr(model, "takes", INPUTS if cues else INPUTS[:1])
 
 
 def lifted(model: nn.Module, inputs: Mapping[str, Tensor], cues: bool) -> Tensor:
-    """(B, T, 17, 3) float32 with joint 0 at the origin, as the exported graph answers."""
+    """(B, T, 17, 3) float32 with joint 0 at the origin, as the exported graph gives it."""
     names = input_names(model, cues)
     device = inputs["keypoints"].device
     # The networks make their index tables where torch makes tensors by default.
@@ -59,8 +62,11 @@ def lifted(model: nn.Module, inputs: Mapping[str, Tensor], cues: bool) -> Tensor
 
 
 def without_cues(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a centred posemamba-s that answers what mambapose3d answers without any cue to a
-    person of TYPICAL_SIZE in the middle of the picture."""
+    """Weights of a centred posemamba-s made from those of a mambapose3d.
+
+    Its poses are those of mambapose3d without any cue, for a person of TYPICAL_SIZE in the middle
+    of the picture.
+    """
     found = dict(weights)
     first, bias = "Spatial_patch_to_embedding.weight", "Spatial_patch_to_embedding.bias"
     columns, absent = found[first], found.pop("missing_embed")
@@ -70,5 +76,5 @@ def without_cues(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def parameters(model: nn.Module) -> int:
-    """The true count."""
+    """The true number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

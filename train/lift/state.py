@@ -1,7 +1,7 @@
 """The state of a training run: what is saved, how it resumes, how one starts from another.
 
-Batches and rates are functions of the step, so weights, their running mean, the optimiser and
-torch's random state are all there is to remember. A checkpoint is written beside and renamed.
+Batches and rates depend only on the step, so the state is just the weights, their running mean, the
+optimiser and torch's random state. A checkpoint is written beside the old one and renamed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ BEFORE_POINTS = 20  # of the curve of a run that another one started from
 
 @dataclass(frozen=True)
 class Settings:
-    """What may not change while a run lasts; stored with it.
+    """The settings of a run that may not change while it lasts; stored with it.
 
-    batch: windows of the longest of ``frames``; shorter windows come in more, as many frames to a
-    step. average: how much of the running mean of the weights a step keeps. pairs: of blocks,
-    where not the published number. muon: inner layers are trained by Muon, the others by AdamW.
-    velocity: weight of the error between consecutive frames, beside 1 for the position.
+    batch: windows of the longest of ``frames`` per step; of shorter windows there are more, so that
+    a step has as many frames. average: how much of the running mean of the weights a step keeps.
+    pairs: how many pairs of blocks, None for the published number. muon: inner layers are trained
+    by Muon, the others by AdamW. velocity: weight of the error between consecutive frames, where
+    position has 1.
     """
 
     network: str
@@ -67,7 +68,7 @@ class Settings:
 
 @dataclass
 class State(RunState):
-    """A run of a lifter; windows: seen so far."""
+    """A training run of a lifter. windows: how many it has seen so far."""
 
     plan: Settings
     windows: int = 0
@@ -77,7 +78,7 @@ class State(RunState):
 
 
 def fresh(plan: Settings, device: torch.device) -> State:
-    """A run at step 0."""
+    """A new run at step 0."""
     model = build(plan.network, plan.seed, cues=plan.cues, pairs=plan.pairs).train().to(device)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(plan.seed)
@@ -86,7 +87,7 @@ def fresh(plan: Settings, device: torch.device) -> State:
 
 
 def save(state: State, folder: Path) -> Path:
-    """Write the checkpoint beside the old one and rename it."""
+    """The path of the checkpoint, which is written beside the old one and then renamed."""
     plan = {**asdict(state.plan), "frames": list(state.plan.frames)}
     content = state.content(plan, windows=state.windows)
     return write_checkpoint(content, folder)
@@ -102,8 +103,11 @@ def resumed(folder: Path, device: torch.device) -> State:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint: a run's folder, its file, or weights that ship, which have no
-    optimiser. Nothing but tensors and plain values is unpickled."""
+    """The content of a checkpoint.
+
+    folder: that of a run, the file of a checkpoint, or weights that ship, which have no optimiser.
+    Nothing but tensors and plain values is unpickled.
+    """
     path = folder / CHECKPOINT if folder.is_dir() else folder
     if path.suffix == WEIGHTS_SUFFIX:
         return _shipped(path)
@@ -124,19 +128,19 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def metadata(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """What weights of the run in ``folder`` carry beside their tensors, for ``read``."""
+    """What the file of a run's weights carries beside its tensors, so that ``read`` can read it."""
     kept = ("format_version", "plan", "step", "seconds", "windows", "notes")
     own = {key: content[key] for key in kept}
     return {RUN_KEY: json.dumps({**own, "curves": _curves(content, folder)})}
 
 
 def _curves(content: Mapping[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of a run in its folder, or of weights that ship, which carry theirs."""
+    """The curves of a run in its folder, or those that weights that ship carry with them."""
     return content["curves"] if "curves" in content else curves(folder, BEFORE_POINTS)
 
 
 def _shipped(path: Path) -> dict[str, Any]:
-    """The content of FP16 weights that ``card`` wrote, in float32."""
+    """The content of FP16 weights that train.lift.card wrote, in float32."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -158,12 +162,13 @@ def plan_from_json(values: dict[str, Any]) -> Settings:
 
 
 def started_from(folder: Path, plan: Settings, device: torch.device) -> State:
-    """A new run from the mean weights of another of the same kind, deeper or of longer windows;
-    posemamba-s also from mambapose3d.
+    """A new run from the mean weights of another run.
 
-    Blocks that the other run lacks come last and start as the identity (their last maps are zero),
-    for ``lift_growth`` to make up for the norms behind them; frames that it lacks take positions
-    stretched from those it has. Short and shallow first is several times as many windows an hour.
+    The other run is of the same network, possibly with fewer blocks or shorter windows; posemamba-s
+    may also start from mambapose3d. Blocks that the other run lacks come last and start as the
+    identity (their last maps are zero); train.lift.growth then makes up for the norms behind them.
+    Frames that it lacks get positions stretched from those it has. A run that is short and shallow
+    first sees several times as many windows an hour.
     """
     content = read(folder)
     old = plan_from_json(content["plan"])
@@ -194,13 +199,13 @@ def started_from(folder: Path, plan: Settings, device: torch.device) -> State:
 def as_before(
     content: Mapping[str, Any], folder: Path, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What a run keeps of one that came before it; before: what that one is to follow."""
+    """What a run keeps of the run it started from; before: what that run kept in its turn."""
     kept = {key: content[key] for key in ("plan", "step", "seconds", "windows")}
     return {**kept, "before": before, "curves": _curves(content, folder)}
 
 
 def whole(content: Mapping[str, Any], key: str) -> float:
-    """``seconds``, ``windows`` or ``step`` of a checkpoint and of the runs it started from."""
+    """``seconds``, ``windows`` or ``step`` of a checkpoint plus those of the runs before it."""
     total, before = content[key], content["notes"].get("before")
     while before is not None:
         total, before = total + before[key], before["before"]

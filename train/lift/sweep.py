@@ -32,7 +32,7 @@ CASES = ("forward", "training")
 def measured_case(
     network: str, frames: int, batch: int, case: str, device: str, repeats: int
 ) -> dict[str, float | int | str]:
-    """Median ms of a call (CPU: of all threads) and the most MiB above the idle process."""
+    """Median ms of a call (CPU: summed over threads) and the most MiB above the idle process."""
     name, pairs = named(network)
     cues = takes_cues(name, True)
     model = build(name, 0, cues=cues, pairs=pairs).to(device)

@@ -1,7 +1,7 @@
 """Train a 2D-to-3D lifter on motion capture: python -m mambapose.train.lift.train --help.
 
 The same command runs on a CPU and on a GPU, for minutes or for days: it stops at --minutes, on
-Ctrl-C or at the end of --decay-steps, saves, and goes on with --resume as if it had not stopped.
+Ctrl-C or at the end of --decay-steps, saves, and continues with --resume as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SETTLED_WINDOWS, SETTLED_FRAMES = 16, 27  # 7344 tokens for a matrix of 64 by 64
 
 
 def batch_shape(plan: Settings, step: int) -> tuple[int, int]:
-    """(windows, frames) of a step: lengths are drawn evenly, a step has as many frames."""
+    """(windows, frames) of a step; lengths are drawn evenly, their product stays about the same."""
     lengths = plan.frames
     drawn = np.random.default_rng([plan.seed, step, 1]).integers(len(lengths))
     frames = lengths[int(drawn)]
@@ -58,7 +58,7 @@ def batch_shape(plan: Settings, step: int) -> tuple[int, int]:
 
 
 def batch_of_step(plan: Settings, motions: Motions, step: int) -> Batch:
-    """What is trained on at that step: a function of plan and step alone."""
+    """The batch of a step, which depends on plan and step alone."""
     count, frames = batch_shape(plan, step)
     return training_batch(motions, plan.seed, step, count, frames, cues=plan.takes_cues)
 
@@ -69,9 +69,9 @@ def batches(plan: Settings, motions: Motions, first: int, workers: int) -> Itera
 
 
 def train_step(state: State, batch: Batch, model: nn.Module | None = None) -> dict[str, float]:
-    """One step of the optimiser; the losses in body heights and the norm of the gradient.
+    """The losses of one step of the optimiser in body heights, and the norm of the gradient.
 
-    model: the run's own, compiled.
+    model: the run's own network in compiled form.
     """
     plan, device = state.plan, next(state.model.parameters()).device
     inputs = {name: _on(device, value) for name, value in batch.inputs.items()}
@@ -94,9 +94,9 @@ def train(
     workers: int = 0,
     model: nn.Module | None = None,
 ) -> int:
-    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0.
+    """The number of the signal that ended the training, or 0; trains until a limit, then saves.
 
-    model: the run's own, compiled.
+    model: the run's own network in compiled form.
     """
     split = split_from_clips(clips, state.plan.split)
     motions = Motions(split.train)
@@ -130,7 +130,7 @@ def _report(state: State, folder: Path, minute: Minute) -> None:
 
 
 def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
-    """A quick look at the held-out activities with the mean weights."""
+    """Measure the mean weights quickly on the held-out activities."""
     with mean_weights(state) as model:
         engine = TorchEngine(model, max(state.plan.frames), state.plan.takes_cues)
         found = held_out_metrics(engine, test, quick=True)
@@ -256,7 +256,7 @@ def main(
 
 
 def _settle(state: State, clips: tuple[MotionClip, ...]) -> None:
-    """A deeper network than the one it starts from begins with that one's answers."""
+    """Give a network with more blocks than the one it starts from the output of that one."""
     if not isinstance(state.model, PoseMamba):
         return
     motions = Motions(split_from_clips(clips, state.plan.split).train)
@@ -271,7 +271,7 @@ def _settle(state: State, clips: tuple[MotionClip, ...]) -> None:
 
 
 def _set_mean_pose(state: State, clips: tuple[MotionClip, ...]) -> int:
-    """Nothing of the constant pose is learned by steps: 0 of them are needed."""
+    """Set the constant pose to the mean; returns 0, because no training steps are needed."""
     pose = mean_pose(Motions(split_from_clips(clips, state.plan.split).train))
     state.average["pose"] = torch.from_numpy(pose)
     state.model.load_state_dict(state.average)

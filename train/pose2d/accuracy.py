@@ -1,9 +1,9 @@
-"""How right a bundle's 2D network is on rendered people nothing was trained on.
+"""How accurate a bundle's 2D network is on rendered people that nothing was trained on.
 
     python -m mambapose.train.pose2d.accuracy --store HELD --json scores.jsonl
 
-It goes on from ``mp-bench accuracy``, with its tables, its JSON lines and its baseline, and needs
-the rendered world, which only a checkout has. What is measured: train/pose2d/measure.py.
+It completes ``mp-bench accuracy``, with the same tables, JSON lines and baseline, and needs the
+rendered world, which only a checkout has. What is measured: train/pose2d/measure.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from mambapose.train.world.sample import CROP
 def world_scores(
     bundle: Bundle, where: Where, stores: Sequence[Path], assets: Path | None, count: int
 ) -> list[Score]:
-    """Every combination of inputs on ``count`` held-out samples, then every fault on clean ones."""
+    """Scores for every combination of inputs on ``count`` held-out samples, and for every fault.
+
+    Faults are put on clean samples.
+    """
     folders = list(stores)
     if "encode" in bundle.stage("pose2d").graphs:
         raise EngineError(

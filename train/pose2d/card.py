@@ -56,13 +56,13 @@ REAL_PEOPLE = (
 
 
 def trained_on(commands: Iterable[Mapping[str, Any]]) -> str:
-    """On whom the commands of all runs trained."""
+    """A sentence on whom the runs trained, read from their commands."""
     real = any("--real" in command["command"].split() for command in commands)
     return REAL_PEOPLE if real else PEOPLE
 
 
 def failures(accuracy: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Goals that are missed, in words; the network is a demonstration while there are any."""
+    """The goals that are missed, in words; while there are any, the network is a demonstration."""
     row = accuracy.get(VIDEO)
     if row is None:
         return ["not measured on real video"]
@@ -89,7 +89,7 @@ def headline(accuracy: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def as_rows(metrics: Mapping[str, PoseMetrics]) -> dict[str, dict[str, Any]]:
-    """Metrics rounded for a file."""
+    """The metrics, rounded for a file."""
     rows = {}
     for name, one in metrics.items():
         row: dict[str, Any] = {**as_row(one), "joints": one.joints}
@@ -105,10 +105,10 @@ def ship(
     run: Path, out: Path, assets: Path | None, stores: Sequence[Path], *, count: int = 300,
     known: Sequence[str] = (), costs: Iterable[Mapping[str, Any]] = (), commit: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write mambapose-nano.safetensors, .json and .md of a run into ``out``; the card.
+    """The card of a run, after mambapose-nano.safetensors, .json and .md were written into ``out``.
 
     assets: folder with pose2sim-single; stores: shots of held-out clips; known: failures, in
-    sentences; costs: rows of pose2d_cost.
+    sentences; costs: rows of train.pose2d.cost.
     """
     from safetensors.torch import save_file
 

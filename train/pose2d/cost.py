@@ -2,7 +2,7 @@
 
     python -m mambapose.train.pose2d.cost --networks mambapose-nano,vitpose-s-simple
 
-Float32 on one thread; milliseconds of the processor, memory above that of the idle process.
+Float32 on one thread; milliseconds of processor time, memory above that of the idle process.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What pose2d is trained on: rendered people, some without flow or depth, as estimators give them,
-and real people in a share of each batch, who have neither.
+"""What pose2d is trained on: rendered people, and real people in a share of each batch.
 
-Flow is that of a real flow network where samples were finished with one (estimates.py), else an
-imitation of it.
+Some rendered people come without flow or depth, the others with maps like those that networks
+estimate; real people have neither. Flow is that of a real flow network where samples were finished
+with one (estimates.py), else an imitation of it.
 
-A batch is a function of the plan, the stores and its number alone, so that a run resumes exactly.
-Pictures have half the size of a crop, as mambapose-nano halves its crop first; joints and flow are
-in pixels of the whole crop.
+A batch depends only on the plan, the stores and its number, so that a run resumes exactly. Pictures
+have half the size of a crop, as mambapose-nano halves its crop first; joints and flow are in pixels
+of the whole crop.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ PRESENT = {(0, 0): 0.5, (1, 0): 0.2, (0, 1): 0.1, (1, 1): 0.2}
 
 @dataclass(frozen=True)
 class Batch:
-    """rgb: (B, 3, 128, 96) uint8; flow: (B, 2, 128, 96) px of the whole crop; depth: (B, 1, 128,
-    96); present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17), also
-    UNKNOWN (world/truth.py) of real people.
+    """One batch.
+
+    rgb: (B, 3, 128, 96) uint8; flow: (B, 2, 128, 96) px of the whole crop; depth: (B, 1, 128, 96);
+    present: (B, 2); xy: (B, 17, 2) px of the whole crop; visibility: (B, 17), for real people also
+    UNKNOWN (world/truth.py).
     """
 
     rgb: NDArray[np.uint8]
@@ -52,7 +54,7 @@ class Batch:
 
 
 class Row(NamedTuple):
-    """One of a batch: rgb (128, 96, 3), the rest as in Batch."""
+    """One sample of a batch: rgb (128, 96, 3), the other fields as in Batch without B."""
 
     rgb: NDArray[np.uint8]
     flow: NDArray[np.float32]
@@ -63,7 +65,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a batch depends on beside its number.
+    """What a batch depends on besides its number.
 
     estimates: a file of train.pose2d.estimates; real: a folder of crops of real people, who are
     real_share of every batch; box: see Mixture.
@@ -79,13 +81,16 @@ class Recipe:
     box: tuple[float, float] | None = None
 
     def strength(self, number: int) -> float:
-        """Nearly clean pictures first, then anything between ordinary and everything at once."""
+        """How strongly a batch is changed.
+
+        At first pictures are nearly clean, later anything between ordinary and everything at once.
+        """
         ramp = min(1.0, 0.2 + 0.8 * number / CLEAN_STEPS)
         return ramp * float(np.random.default_rng([self.seed, 3, number]).uniform(LEAST, 1.0))
 
 
 class BatchSource:
-    """``source.batch(n)`` is batch n."""
+    """Makes batches by number: ``source.batch(n)`` is batch n."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -131,7 +136,7 @@ class BatchSource:
 
 
 def mixture(strength: float, box: tuple[float, float] | None = None) -> Mixture:
-    """Everything that is done to a shot, in proportion; box: see Mixture."""
+    """Everything that is done to a shot, in proportion to ``strength``; box: see Mixture."""
     full = Mixture(box=box)
     return replace(
         full, strength=strength, others=full.others * strength, occluders=full.occluders * strength,
@@ -140,7 +145,7 @@ def mixture(strength: float, box: tuple[float, float] | None = None) -> Mixture:
 
 
 def row_of(sample: Sample, flags: NDArray[np.float32], rng: np.random.Generator) -> Row:
-    """A sample of half the size, with flow and depth as estimators give them."""
+    """A row from a sample of half the size, with flow and depth as networks estimate them."""
     flow, depth = estimated(sample, (flags[0], flags[1]), rng)
     return Row(
         sample.rgb, SCALE * flags[0] * flow, flags[1] * depth,
@@ -149,7 +154,7 @@ def row_of(sample: Sample, flags: NDArray[np.float32], rng: np.random.Generator)
 
 
 def real_row(sample: RealSample) -> Row:
-    """A crop of a real person of half the size, without flow and depth."""
+    """A row from a crop of a real person of half the size, without flow and depth."""
     return Row(
         sample.rgb, np.zeros((2, *HALF), np.float32), np.zeros((1, *HALF), np.float32),
         (SCALE * sample.xy + (SCALE - 1) / 2).astype(np.float32), sample.visibility,
@@ -157,7 +162,7 @@ def real_row(sample: RealSample) -> Row:
 
 
 def batch_of_rows(rows: Sequence[Row], present: NDArray[np.float32]) -> Batch:
-    """Rows, with present (B, 2), as a batch."""
+    """A batch of the rows; present: (B, 2)."""
     return Batch(
         np.ascontiguousarray(np.stack([row.rgb for row in rows]).transpose(0, 3, 1, 2)),
         np.stack([row.flow for row in rows]).astype(np.float32),

@@ -1,8 +1,8 @@
-"""Samples with the flow a network gives: python -m mambapose.train.pose2d.estimates --help.
+"""Samples with the flow of a flow network: python -m mambapose.train.pose2d.estimates --help.
 
-What a flow network answers is too slow to ask for in every batch, so samples are finished once:
-stores of pairs, the picture before and the picture through the flow stage of a bundle, as the
-runtime runs it on a video. pose2d takes a share of its samples with flow from the file.
+Running a flow network for every batch is too slow, so samples are finished once: for stores of
+pairs, the picture before and the picture go through the flow stage of a bundle, as the runtime runs
+it on a video. pose2d takes a share of its samples with flow from the file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Estimates:
         return len(self.rgb)
 
     def mirrored(self, number: int) -> Estimates:
-        """Sample ``number`` alone, left and right exchanged in picture, flow and joints."""
+        """Sample ``number`` alone, with left and right exchanged in picture, flow and joints."""
         flip = self[number]
         sign = np.array([-1, 1], np.float16)[:, None, None]
         width = CROP[1] - 1
@@ -71,7 +71,7 @@ class Estimates:
 
 
 def finished(sample: Sample, flow: FlowStage) -> Estimates:
-    """A sample of the whole size (256x192) from a store of pairs, with its flow estimated."""
+    """The estimates of one sample of the whole size (256x192) from a store of pairs."""
     import cv2
 
     size = (CROP[1] // POOL, CROP[0] // POOL)
@@ -92,7 +92,7 @@ def finished(sample: Sample, flow: FlowStage) -> Estimates:
 def estimated_samples(
     source: SampleSource, flow: FlowStage, count: int, seed: int
 ) -> Iterator[Estimates]:
-    """``count`` samples, each under the effects of its own strength."""
+    """``count`` samples, each with effects of a strength of its own."""
     for number in range(count):
         strength = float(np.random.default_rng([seed, 4, number]).uniform(0.3, 1.0))
         source.mixture = Mixture(strength=strength)
@@ -100,7 +100,7 @@ def estimated_samples(
 
 
 def write_estimates(path: Path, samples: Iterator[Estimates]) -> int:
-    """Write them beside and rename; the number written."""
+    """How many samples were written; the file is written beside its name and renamed."""
     rows = list(samples)
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(row, name) for row in rows]) for name in _FIELDS
@@ -113,7 +113,7 @@ def write_estimates(path: Path, samples: Iterator[Estimates]) -> int:
 
 
 def read_estimates(path: Path) -> Estimates:
-    """ExportError when the file is not one of this command's."""
+    """The samples of a file; ExportError when this command did not write it."""
     try:
         with np.load(path, allow_pickle=False) as file:
             version = int(file["format_version"])

@@ -1,6 +1,6 @@
 """How good a pose2d network in training is: python -m mambapose.train.pose2d.evaluate --help.
 
-What is measured is in pose2d_measure; here a network in torch answers as an engine would.
+What is measured is in train/pose2d/measure.py; here a torch network stands in for an engine.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ INPUTS = {
 
 
 def engine_from_model(model: nn.Module) -> TorchEngine:
-    """A pose2d network as an engine."""
+    """A pose2d network with the interface of an engine."""
     return TorchEngine(model, INPUTS, "heatmaps", next(model.parameters()).device)
 
 
 def line(name: str, m: PoseMetrics) -> str:
-    """One line for a person."""
+    """The metrics as one line of text."""
     return (
         f"{name:16} median {100 * m.median:5.2f} %  mean {100 * m.mean:5.2f} %  PCK@0.1 "
         f"{m.pck10:.3f}  @0.2 {m.pck20:.3f}  side ignored {m.pck20_side_ignored:.3f}  "
@@ -42,7 +42,7 @@ def line(name: str, m: PoseMetrics) -> str:
 def report(
     model: nn.Module, assets: Path | None, stores: list[Path], count: int
 ) -> dict[str, PoseMetrics]:
-    """Real video per camera, held-out people per combination of inputs and per fault."""
+    """Metrics on real video by camera and on held-out people by combination of inputs and fault."""
     engine = engine_from_model(model)
     found: dict[str, PoseMetrics] = {}
     if assets is not None and (assets / FOLDER).is_dir():

@@ -1,4 +1,4 @@
-"""What pose2d is trained towards: where each joint is, whether it is there, and which is the left.
+"""The targets of pose2d's training: where each joint is, whether it is there, and which is left.
 
 Cross-entropy of the softmax over cells and "not in this crop" with a Gaussian around the joint,
 and L1 of the eight left-minus-right vectors (heatmaps of left and right start out alike).
@@ -17,8 +17,10 @@ SIDE_WEIGHT = 1.5
 
 
 def targets(xy: Tensor, inside: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, 17, h*w + 1): a Gaussian over the cells around joints xy (B, 17, 2) px of the crop; all
-    on the last place where ``inside`` (B, 17) is false."""
+    """(B, 17, h*w + 1): a Gaussian over the cells around joints xy (B, 17, 2) px of the crop.
+
+    Where ``inside`` (B, 17) is false everything is in the last place, "not in this crop".
+    """
     axes = []
     for axis, cells in enumerate(reversed(grid)):
         centres = torch.arange(cells, device=xy.device) * CELL + (CELL - 1) / 2
@@ -38,10 +40,11 @@ def side_vectors(xy: Tensor) -> Tensor:
 def losses(
     answer: Answer, xy: Tensor, inside: Tensor, grid: tuple[int, int], known: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """``total``, ``place`` (nats per joint) and ``side`` (``SIDE_UNIT_PX``) of an answer.
+    """``total``, ``place`` (nats per joint) and ``side`` (``SIDE_UNIT_PX``) for a network's output.
 
-    xy: (B, 17, 2) px of the crop; inside: (B, 17) bool. Vectors count where both ends are inside.
-    known: (B, 17) bool, None for all; of a joint that is not, nothing counts, and it is not inside.
+    xy: (B, 17, 2) px of the crop; inside: (B, 17) bool. A vector counts where both its ends are
+    inside. known: (B, 17) bool, None for all; a joint that is not known does not count and must not
+    be inside.
     """
     logits = functional.log_softmax(answer.logits.float(), -1)
     nats = -(targets(xy, inside, grid) * logits).sum(-1)

@@ -35,40 +35,40 @@ Fault = Callable[[ImageArray, np.random.Generator], ImageArray]
 
 
 class Network(Protocol):
-    """What is measured: an engine of the runtime, or anything that answers like one."""
+    """What is measured: an engine of the runtime, or anything with the same interface."""
 
     spec: GraphSpec
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """``heatmaps`` (N, 17, h, w) of the inputs that the spec names."""
+        """``heatmaps`` (N, 17, h, w) for the inputs that the spec names."""
         ...
 
 
 def unharmed(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """As it is."""
+    """The image as it is."""
     return image
 
 
 def darker(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """A quarter of the light."""
+    """The image with a quarter of the light."""
     return (image // 4).astype(np.uint8)
 
 
 def blurred(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """Out of focus: sigma 4 px of a crop of 256."""
+    """The image out of focus: sigma 4 px in a crop of 256."""
     import cv2
 
     return np.asarray(cv2.GaussianBlur(image, (0, 0), 4.0), np.uint8)
 
 
 def noisy(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """White noise of 25 of 255 grey levels."""
+    """The image with white noise of 25 of 255 grey levels."""
     noise = 25 * rng.standard_normal(image.shape, np.float32)
     return (image + noise).clip(0, 255).astype(np.uint8)
 
 
 def occluded(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """A grey square of a sixth of the crop, its middle in the crop's middle half."""
+    """The image with a grey square of a sixth of the crop, centred in the crop's middle half."""
     out: ImageArray = image.copy()
     side = int(np.sqrt(CROP[0] * CROP[1] / 6))
     row, column = (int(rng.uniform(0.25, 0.75) * length - side / 2) for length in CROP)
@@ -83,7 +83,7 @@ FAULTS: dict[str, Fault] = {
 
 @dataclass
 class _Seen:
-    """Joints (n, 17, 2), valid (n, 17) and heights (n,) that one kind of input has led to."""
+    """What was found with one kind of input: joints (n, 17, 2), valid (n, 17) and heights (n,)."""
 
     found: list[FloatArray] = field(default_factory=list)
     samples: list[NDArray[np.floating]] = field(default_factory=list)
@@ -98,7 +98,7 @@ class _Seen:
             self.height.append(height_px(sample))
 
     def metrics(self) -> PoseMetrics:
-        """Every joint inside the crop counts, hidden ones too."""
+        """Metrics over every joint inside the crop, hidden ones too."""
         return pose_metrics(
             np.stack(self.found),
             np.stack(self.samples),
@@ -108,7 +108,7 @@ class _Seen:
 
 
 def height_px(sample: Sample) -> float:
-    """Height of the person in pixels of the crop, were it standing where its hips are."""
+    """The height in pixels of the crop that the person would have standing where its hips are."""
     focal = np.sqrt(abs(np.linalg.det(sample.matrix[:2, :2])))
     return float(focal * sample.stature / sample.coco_xyz[11:13, 2].mean())
 
@@ -116,7 +116,10 @@ def height_px(sample: Sample) -> float:
 def held_out_source(
     stores: list[Path], assets: Path | None, mixture: Mixture, *, seed: int = SEED
 ) -> SampleSource:
-    """Samples of stores of held-out shots, the same for everyone; assets: the folder with films."""
+    """Samples of stores of held-out shots, the same for every network.
+
+    assets: the folder with the films, None for no films.
+    """
     films = [] if assets is None else read_films(assets / FILM_FOLDER)
     return SampleSource(Stores(stores), films, seed=seed, mixture=mixture)
 
@@ -126,8 +129,8 @@ def combination_metrics(
 ) -> dict[str, PoseMetrics]:
     """Metrics of ``count`` samples for each combination of inputs that the network takes.
 
-    Flow and depth are as estimators give them. flow: a flow network, which then adds FLOW_STAGE;
-    the source's shots need the picture before.
+    Flow and depth are like those that networks estimate. flow: a flow network, whose flow is then
+    measured too as FLOW_STAGE; the source's shots need the picture before.
     """
     takes = any(item.name == "present" for item in network.spec.inputs)
     seen = {name: _Seen() for name in (COMBINATIONS if takes else ("rgb",))}
@@ -148,7 +151,7 @@ def combination_metrics(
 
 
 def fault_metrics(network: Network, source: SampleSource, count: int) -> dict[str, PoseMetrics]:
-    """Metrics of ``count`` samples of a clean source under each of FAULTS, pictures alone."""
+    """Metrics of ``count`` samples of a clean source under each of FAULTS, from pictures alone."""
     seen = {name: _Seen() for name in FAULTS}
     rng = np.random.default_rng(SEED)
     for samples in batches(source, count):
@@ -159,7 +162,7 @@ def fault_metrics(network: Network, source: SampleSource, count: int) -> dict[st
 
 
 def video_metrics(network: Network, views: Iterable[View]) -> dict[str, PoseMetrics]:
-    """Metrics per camera of known boxes, pictures alone, and ``together`` of all cameras."""
+    """Metrics by camera and, as ``together``, of all cameras; boxes are known, pictures alone."""
     answers = {view.name: (view, video_joints(network, view)) for view in views}
     groups = {name: [pair] for name, pair in answers.items()}
     groups["together"] = list(answers.values())
@@ -171,7 +174,7 @@ def video_metrics(network: Network, views: Iterable[View]) -> dict[str, PoseMetr
 
 
 def video_joints(network: Network, view: View) -> FloatArray:
-    """(F, 17, 2) px of the frame."""
+    """(F, 17, 2) the joints that the network finds in a view, px of the frame."""
     pairs = zip(view.images(), view.boxes, strict=False)
     found = []
     while chunk := list(islice(pairs, BATCH)):
@@ -187,7 +190,7 @@ def video_joints(network: Network, view: View) -> FloatArray:
 
 
 def batches(source: SampleSource, count: int) -> Iterator[list[Sample]]:
-    """``count`` samples, BATCH at a time."""
+    """``count`` samples of the source in lists of BATCH."""
     drawn = (source.sample(number) for number in range(count))
     while batch := list(islice(drawn, BATCH)):
         yield batch
@@ -201,8 +204,11 @@ def joints(
     present: tuple[int, int],
     crops: Crops | None = None,
 ) -> FloatArray:
-    """(N, 17, 2) px, of the frame with crops, of crops rgb (N, 256, 192, 3) without; what is not
-    present is zeros."""
+    """(N, 17, 2) the joints that the network finds in crops rgb (N, 256, 192, 3).
+
+    They are in px of the frame when ``crops`` says where the crops are, else in px of the crop.
+    What is not present is zeros.
+    """
     people = len(rgb)
     whole: dict[str, Array] = {
         "rgb": rgb,
@@ -220,14 +226,14 @@ def joints(
 
 
 def whole_crops(count: int) -> Crops:
-    """Crops that are their own frames."""
+    """Crops that each cover a frame of the crop's size."""
     return Crops(np.ones((count, 2)), np.zeros((count, 2)), CROP)
 
 
 def estimated(
     sample: Sample, present: tuple[float, float], rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Flow (2, H, W) and depth (1, H, W) as networks give them, where they are present."""
+    """Flow (2, H, W) and depth (1, H, W) as networks estimate them, each where it is present."""
     flow, depth = sample.flow, sample.depth
     if present[0]:
         flow = estimated_flow(np.ascontiguousarray(flow.transpose(1, 2, 0)), rng).transpose(2, 0, 1)
@@ -237,7 +243,7 @@ def estimated(
 
 
 def stage_flow(flow: FlowStage, sample: Sample) -> FloatArray:
-    """(2, 256, 192) a flow network's answer to a sample and the picture before it."""
+    """(2, 256, 192) the flow that a flow network finds from a sample to the picture before it."""
     if sample.rgb_before is None:
         raise ValueError("samples of shots with the picture before were wanted (--pair)")
     flow.forget()

@@ -24,7 +24,7 @@ ENDS = ("stem", "heat_head", "absent_head", "side_out")  # first and last layers
 
 @dataclass(frozen=True)
 class Settings:
-    """What may not change while a run lasts, beside the stores it draws from.
+    """The settings of a run that may not change while it lasts, besides the stores it draws from.
 
     muon: inner layers are trained by Muon, the others by AdamW.
     """
@@ -42,8 +42,10 @@ class Settings:
 
 @dataclass
 class State(RunState):
-    """A run; samples: seen so far; offset: steps of the runs before, so that no batch is drawn
-    twice.
+    """A training run of pose2d.
+
+    samples: how many it has seen so far; offset: the steps of the runs before it, so that no batch
+    is drawn twice.
     """
 
     plan: Settings
@@ -57,12 +59,12 @@ class State(RunState):
     def recipe(
         self, stores: tuple[str, ...], films: str | None, estimates: str | None = None
     ) -> Recipe:
-        """What batches are drawn from."""
+        """What the batches of this run are drawn from."""
         return Recipe(stores, films, self.plan.seed, self.plan.batch, estimates)
 
 
 def fresh(plan: Settings, device: torch.device) -> State:
-    """A run at step 0."""
+    """A new run at step 0."""
     model = mambapose_nano.build(seed=plan.seed).train().to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -72,7 +74,7 @@ def fresh(plan: Settings, device: torch.device) -> State:
 
 
 def save(state: State, folder: Path) -> Path:
-    """Write the checkpoint beside the old one and rename it."""
+    """The path of the checkpoint, which is written beside the old one and then renamed."""
     plan = {"network": "mambapose-nano", **asdict(state.plan)}
     content = state.content(plan, samples=state.samples, offset=state.offset)
     return write_checkpoint(content, folder)
@@ -124,8 +126,10 @@ def started_from(path: Path, plan: Settings, device: torch.device) -> State:
 
 
 def so_far(content: Mapping[str, Any], folder: Path, points: int = POINTS) -> dict[str, Any]:
-    """Steps, samples, seconds, commands and curves of the run in ``folder`` and of those it
-    started from; its own curves have at most about ``points`` rows."""
+    """Step, samples, seconds, commands and curves of a run together with those it started from.
+
+    folder: of the run; its own curves have at most about ``points`` rows.
+    """
     before = content["notes"].get("before", {})
     return {
         "step": content["step"], "offset": content["offset"],
@@ -137,7 +141,7 @@ def so_far(content: Mapping[str, Any], folder: Path, points: int = POINTS) -> di
 
 
 def commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What made a checkpoint's run and those it started from, the first one first."""
+    """The commands that made a checkpoint's run and those it started from, the first one first."""
     before = content["notes"].get("before", {})
     return [*before.get("commands", []), *content["notes"].get("commands", [])]
 
@@ -145,14 +149,17 @@ def commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def with_curves(
     before: Mapping[str, Any], own: Mapping[str, Sequence[Mapping[str, Any]]], steps: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The curves of the runs ``before``, which took so many steps, and those of the next one."""
+    """The curves of the earlier runs ``before``, continued by those of the next one.
+
+    steps: how many steps the earlier runs took.
+    """
     earlier, seconds = before.get("curves", {}), before.get("seconds", 0.0)
     return {name: [*earlier.get(name, []), *after(rows, steps, seconds)]
             for name, rows in own.items()}  # fmt: skip
 
 
 def curves(folder: Path, points: int = POINTS) -> dict[str, list[dict[str, Any]]]:
-    """The training curve of a run and its looks at held-out people, thinned."""
+    """The training curve of a run and its measurements on held-out people, thinned."""
     rows = rows_of(folder)
     kept = ("step", "hours", "total", "place", "side", "samples_per_s")
     training = [{key: row[key] for key in kept} for row in rows if "total" in row]

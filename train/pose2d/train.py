@@ -1,9 +1,9 @@
 """Train mambapose-nano on rendered and real people: python -m mambapose.train.pose2d.train --help.
 
 Rendered people come from stores that ``train.pose2d.render`` writes, real ones from a folder of
-crops with a teacher's joints (real/crops.py). The same command runs on a CPU and
-on a GPU, for minutes or for days: it stops at --minutes, on Ctrl-C or at the end of --decay-steps,
-saves, and goes on with --resume as if it had not stopped.
+crops with a teacher's joints (real/crops.py). The same command runs on a CPU and on a GPU, for
+minutes or for days: it stops at --minutes, on Ctrl-C or at the end of --decay-steps, saves, and
+continues with --resume as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Forward = Callable[[Tensor, Tensor], Answer]
 
 
 def train_step(state: State, batch: Batch, answer: Forward | None = None) -> dict[str, float]:
-    """One step of the optimiser; the losses and the norm of the gradient.
+    """The losses of one step of the optimiser and the norm of the gradient.
 
-    answer: the network's own ``answer``, compiled.
+    answer: the network's method ``answer`` in compiled form.
     """
     plan, model = state.plan, state.model
     answer = answer or model.answer
@@ -72,10 +72,10 @@ def train(
     state: State, recipe: Recipe, folder: Path, limits: Limits,
     workers: int = 0, look: Look | None = None, answer: Forward | None = None,
 ) -> int:  # fmt: skip
-    """Train until a limit, saving into ``folder``; the number of the signal that ended it, or 0.
+    """The number of the signal that ended the training, or 0; trains until a limit, then saves.
 
-    look: what is measured of the mean weights every ``limits.measure_s``; answer: the network's
-    own, compiled.
+    look: measures the mean weights every ``limits.measure_s`` seconds; answer: the network's method
+    ``answer`` in compiled form.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cut_curve(folder, state.step)
@@ -107,7 +107,7 @@ def _look(state: State, folder: Path, look: Look) -> None:
 
 
 def look_at(store: Path, assets: Path | None) -> Look:
-    """Metrics of crops of held-out people, the same at every look."""
+    """A function that measures a network on crops of held-out people, the same ones each time."""
     from mambapose.train.pose2d import measure
     from mambapose.train.pose2d.evaluate import engine_from_model
 

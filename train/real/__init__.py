@@ -1,5 +1,5 @@
-"""Real people: crops with a teacher's joints among the rendered ones, and what is measured on both.
+"""Real people: crops with a teacher's joints, trained on among the rendered ones, and measurements.
 
 No picture is part of the project; the crops come from a folder of the assets. Joints that the
-teacher is not sure of are unknown: they teach nothing, neither a place nor that they are absent.
+teacher is not sure of are unknown: from them a network learns neither a place nor an absence.
 """

@@ -1,6 +1,7 @@
 """Who made the pictures that were trained on: python -m mambapose.train.real.credits --help.
 
-Licences ask for names where weights made with the pictures are given away: the text for NOTICE.
+Licences ask that the makers are named where weights trained on the pictures are given away. This
+writes the text for NOTICE.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ COLUMNS = ("index", "source", "licence", "attribution", "repository")
 
 @dataclass(frozen=True)
 class Credit:
-    """A source under one licence. people: crops trained on; repositories and names in order."""
+    """A source under one licence.
+
+    people: number of crops trained on; repositories and names in order.
+    """
 
     source: str
     licence: str
@@ -47,7 +51,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def credits_of(rows: Iterable[Mapping[str, str]], chosen: Iterable[int]) -> list[Credit]:
-    """Credits of the chosen crops, by source and licence."""
+    """The credits of the chosen crops, one for each source and licence."""
     wanted = {str(number) for number in chosen}
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
@@ -64,7 +68,7 @@ def credits_of(rows: Iterable[Mapping[str, str]], chosen: Iterable[int]) -> list
 
 
 def text_of(credit: Credit) -> str:
-    """A paragraph of NOTICE."""
+    """The credit as a paragraph of NOTICE."""
     found = f"as found in {', '.join(credit.repositories)}"
     return (
         f"{credit.source}: {credit.people} people, {credit.licence}, {found}:\n"

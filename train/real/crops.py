@@ -40,7 +40,10 @@ Vectors = NDArray[np.float64]
 
 
 class RealSample(NamedTuple):
-    """rgb: (H, W, 3) uint8; xy: (17, 2) px of rgb; visibility: (17,) SEEN, OUTSIDE or UNKNOWN."""
+    """One crop of a real person.
+
+    rgb: (H, W, 3) uint8; xy: (17, 2) px of rgb; visibility: (17,) SEEN, OUTSIDE or UNKNOWN.
+    """
 
     rgb: ImageArray
     xy: Vectors
@@ -48,7 +51,10 @@ class RealSample(NamedTuple):
 
 
 class RealSource:
-    """``source.sample(n, mixture)`` depends on the seed, the crops, n and the mixture alone."""
+    """Makes samples by number: ``source.sample(n, mixture)``.
+
+    A sample depends on the seed, the crops, n and the mixture alone.
+    """
 
     def __init__(
         self, folder: Path, size: tuple[int, int] = CROP, seed: int = 0, textures: int = 48
@@ -82,7 +88,10 @@ class RealSource:
 
 
 def canvas_of(people: People, number: int, affine: Vectors, size: tuple[int, int]) -> Canvas:
-    """The picture moved by affine (2, 3) to a crop of ``size``; the box stands for the person."""
+    """A canvas with the picture moved by affine (2, 3) to a crop of ``size``.
+
+    The mask of the person is the person's box.
+    """
     import cv2
 
     image, shift = widened(people.image(number), people.box[number])
@@ -104,8 +113,11 @@ def canvas_of(people: People, number: int, affine: Vectors, size: tuple[int, int
 
 
 def widened(image: ImageArray, box: NDArray[np.floating]) -> tuple[ImageArray, Vectors]:
-    """The picture with its outermost pixels repeated where only the folder cut it off, and (2,) the
-    place of its first pixel in the new one."""
+    """The picture with a border, and (2,) the place of its first pixel in the new picture.
+
+    The outermost pixels are repeated on the sides where the folder, not the camera, cut the
+    picture.
+    """
     import cv2
 
     height, width = image.shape[:2]
@@ -128,7 +140,7 @@ def widened(image: ImageArray, box: NDArray[np.floating]) -> tuple[ImageArray, V
 def moved_joints(
     people: People, number: int, affine: Vectors, mirrored: bool, size: tuple[int, int]
 ) -> tuple[Vectors, NDArray[np.uint8]]:
-    """xy (17, 2) px of the crop and visibility (17,); left and right change places in a mirror."""
+    """xy (17, 2) px of the crop and visibility (17,); a mirror image exchanges left and right."""
     xy = people.xy[number].astype(np.float64) @ affine[:, :2].T + affine[:, 2]
     known = people.ok[number]
     if mirrored:
@@ -143,7 +155,10 @@ def _still(size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _with_effects(rgb: ImageArray, strength: float, rng: np.random.Generator) -> ImageArray:
-    """Colour, blur, noise and codec; no haze and no motion, of which nothing is known."""
+    """The picture with changed colour, blur, noise and codec.
+
+    Haze and motion blur are left out, because depth and motion are not known.
+    """
     size = rgb.shape[:2]
     effects = random_effects(rng, strength).scaled(size[0] / CROP[0])
     effects = replace(effects, haze=0.0, shutter=0.0, pixelated=False)

@@ -38,7 +38,7 @@ Numbers = NDArray[np.intp]
 
 
 def grown_boxes(boxes: NDArray[np.floating], factor: float) -> NDArray[np.float64]:
-    """Boxes (N, 4) xyxy of ``factor`` times the size about the same middle."""
+    """Boxes (N, 4) xyxy that are ``factor`` times as large about the same middle."""
     low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
     middle, half = (low + high) / 2, factor * (high - low) / 2
     return np.concatenate([middle - half, middle + half], axis=1)
@@ -67,10 +67,11 @@ def _one(crops: Crops, number: int) -> Crops:
 def scored(
     found: FloatArray, people: People, chosen: Numbers, *, annotators: bool = False
 ) -> PoseMetrics:
-    """Metrics of joints found of the chosen people against the teacher's or the annotators'.
+    """Metrics of the joints found of the chosen people, against the teacher's or the annotators'.
 
-    The height is the longer side of the box, which is less than the person's where the picture
-    ends at the hips: errors count for more there, PCK is stricter where the trunk is not whole.
+    The height is the longer side of the box. That is less than the person's height where the
+    picture ends at the hips: errors count for more there, and PCK is stricter where the trunk is
+    not whole.
     """
     boxes = people.box[chosen]
     height = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
@@ -81,7 +82,10 @@ def scored(
 
 
 def real_metrics(network: Network, folder: Path) -> dict[str, PoseMetrics]:
-    """Held-out sources, share-alike crops and annotated people of the folder, none trained on."""
+    """Metrics on held-out sources, on share-alike crops and on annotated people of the folder.
+
+    None of them were trained on.
+    """
     free, alike = read_people(folder, FREE), read_people(folder, SHARE_ALIKE)
     held_out = np.flatnonzero(free.split == "val")
     found = real_joints(network, free, held_out, 1.0)
@@ -106,8 +110,11 @@ def real_metrics(network: Network, folder: Path) -> dict[str, PoseMetrics]:
 
 
 def view_metrics(network: Network, source: SampleSource, count: int) -> dict[str, PoseMetrics]:
-    """Metrics of ``count`` rendered samples, pictures alone: all, and by azimuth in VIEWS parts of
-    which ``view 0`` faces the camera and ``view 180`` is seen from behind."""
+    """Metrics of ``count`` rendered samples from pictures alone: of all, and by viewing side.
+
+    There are VIEWS parts of the azimuth: ``view 0`` faces the camera, ``view 180`` is seen from
+    behind.
+    """
     answers, truths, valid, heights, angles = [], [], [], [], []
     for samples in measure.batches(source, count):
         rgb = np.stack([sample.rgb for sample in samples])
@@ -125,7 +132,7 @@ def view_metrics(network: Network, source: SampleSource, count: int) -> dict[str
 
 
 def view_parts(angles: NDArray[np.floating]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Degrees in the middle of each part and which of the azimuths (N,) radians lie in it."""
+    """For each part its middle in degrees, and which of the azimuths (N,) in radians lie in it."""
     parts = np.round(angles / (2 * np.pi / VIEWS)).astype(int) % VIEWS
     for part in range(VIEWS):
         yield part * 360 // VIEWS, parts == part
@@ -140,7 +147,7 @@ def worst_view(rows: dict[str, PoseMetrics]) -> float:
 def report(
     network: Network, assets: Path, stores: Sequence[Path], count: int
 ) -> dict[str, PoseMetrics]:
-    """All of it, as far as there is material."""
+    """All of these metrics, as far as there is material for them."""
     rows: dict[str, PoseMetrics] = {}
     if (assets / FOLDER).is_dir():
         rows |= real_metrics(network, assets / FOLDER)

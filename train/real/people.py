@@ -21,7 +21,9 @@ SHIPS = "A"  # the tier whose licences speak of the pictures
 
 @dataclass(frozen=True)
 class People:
-    """N crops. jpegs: the files; xy: (N, 17, 2) px of the picture; ok: (N, 17) the teacher is sure;
+    """N crops of real people.
+
+    jpegs: the files; xy: (N, 17, 2) px of the picture; ok: (N, 17) where the teacher is sure;
     box: (N, 4) xyxy; split: ``train`` or ``val``; part: ``full``, ``half`` or ``bust``; human_xy,
     human_marked: (N, 17, 2) and (N, 17), joints that people marked.
     """
@@ -53,19 +55,25 @@ class People:
         return np.ascontiguousarray(found[..., ::-1])
 
     def annotated(self) -> NDArray[np.bool_]:
-        """(N,) crops whose group holds somebody whom people annotated."""
+        """(N,) which crops belong to a group with somebody whose joints people marked."""
         groups = np.unique(self.group[self.human_marked.any(axis=1)])
         return np.asarray(np.isin(self.group, groups))
 
     def trained_on(self) -> NDArray[np.intp]:
-        """The crops for weights that ship: split train, tier A. What people annotated is kept out
-        too, being the only truth there is that is not the teacher's own."""
+        """The numbers of the crops for weights that ship: split train, tier A.
+
+        Crops that people annotated are kept out too, because they are the only truth that does not
+        come from the teacher.
+        """
         wanted = (self.split == "train") & (self.tier == SHIPS) & ~self.annotated()
         return np.flatnonzero(wanted)
 
 
 def read_people(folder: Path, name: str = FREE) -> People:
-    """``name``.tar and ``name``.npz of the folder; ExportError when they do not fit together."""
+    """The people in ``name``.tar and ``name``.npz of the folder.
+
+    ExportError when the two files do not fit together.
+    """
     try:
         # Opened here: numpy leaves a file open whose archive it cannot read.
         with (folder / f"{name}.npz").open("rb") as stream, np.load(stream) as file:

@@ -1,6 +1,6 @@
-"""From where a rendered person is seen, and shots that are seen from unusual sides more often.
+"""From which side a rendered person is seen, and shots in which unusual sides are more frequent.
 
-Real crops show mostly people who face the camera; what they lack the rendered ones must bring.
+Real crops show mostly people who face the camera; the rendered ones have to supply the other sides.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FRONT_RAD, STEEP_RAD = np.pi / 4, np.radians(20.0)
 
 
 def azimuths(xyz: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N,) radians of people with COCO joints (N, 17, 3) in camera axes: 0 faces the camera, half
-    pi shows the left side, pi the back.
+    """(N,) radians: 0 faces the camera, half pi shows the left side, pi the back.
 
-    Of shoulders and hips together, so that an upper body turned against the hips counts half.
+    xyz: (N, 17, 3) COCO joints in camera axes. Shoulders and hips count alike, so an upper body
+    turned against the hips counts half.
     """
     across = xyz[:, 5] - xyz[:, 6] + xyz[:, 11] - xyz[:, 12]
     # Who faces the camera has the left side on the right of the picture; seen from the left that
@@ -40,6 +40,6 @@ def is_usual(shot: Shot) -> bool:
 
 
 def mostly_unusual(shots: Iterable[Shot], seed: int, kept: float = FRONT_KEPT) -> Iterator[Shot]:
-    """All shots but those that are usual, and a share of these."""
+    """The shots without most of the usual ones, of which only the share ``kept`` stays."""
     rng = np.random.default_rng([seed, 5])
     return (shot for shot in shots if not is_usual(shot) or rng.random() < kept)

@@ -26,7 +26,10 @@ BODY_FOLDER, MOTION_FOLDER, FILM_FOLDER = "makehuman-cc0", "cmu-17j", "sintel-fr
 
 @dataclass(frozen=True)
 class Mesh:
-    """vertices (V, 3); triangles (F, 3); groups: the name of each triangle's group (F,)."""
+    """A mesh of triangles.
+
+    vertices (V, 3); triangles (F, 3); groups: (F,) the name of each triangle's group.
+    """
 
     vertices: Points
     triangles: Triangles
@@ -41,8 +44,8 @@ class Mesh:
 class Binding:
     """How a garment sits on the body.
 
-    indices, weights, offsets: (V, 3); scale: per axis (vertex, vertex, divisor), absent axes keep
-    the decimetre; hidden: body vertices the garment covers completely.
+    indices, weights, offsets: (V, 3); scale: per axis (vertex, vertex, divisor), an axis that is
+    absent keeps the decimetre; hidden: body vertices that the garment covers completely.
     """
 
     indices: NDArray[np.intp]

@@ -22,9 +22,11 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Card:
-    """A textured rectangle. corner: (3,) m of texture (0, 0); across, down: (3,) m along its width
-    and height; repeat: the texture tiles the whole plane, ``across`` and ``down`` wide; tones:
-    (1, 256, 3) what the levels of the texture become, None as they are.
+    """A textured rectangle.
+
+    corner: (3,) m of texture (0, 0); across, down: (3,) m along its width and height; repeat: the
+    texture tiles the whole plane, each tile ``across`` wide and ``down`` high; tones: (1, 256, 3)
+    new values for the levels of the texture, None to keep them.
     """
 
     texture: Image
@@ -42,7 +44,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """rgb (H, W, 3) uint8; inverse_depth (H, W) 1/m, 0 for the sky; flow_before, flow_after
+    """A background with its depth and flow.
+
+    rgb (H, W, 3) uint8; inverse_depth (H, W) 1/m, 0 for the sky; flow_before, flow_after
     (H, W, 2) px.
     """
 
@@ -55,7 +59,7 @@ class Backdrop:
 def draw_backdrop(
     cards: Sequence[Card], cameras: tuple[Camera, Camera, Camera], sky: Image
 ) -> Backdrop:
-    """The cards as the camera of now sees them; sky: (H, W, 3) where no card is."""
+    """The cards as the second camera (now) sees them; sky: (H, W, 3) shown where no card is."""
     width, height = cameras[1].size
     rgb = sky.copy()
     inverse = np.zeros((height, width), np.float32)
@@ -86,7 +90,7 @@ def _owners(
     cards: Sequence[Card], planes: Sequence[Sequence[Vectors]], camera: Camera,
     inverse: NDArray[np.float32],
 ) -> NDArray[np.int16]:  # fmt: skip
-    """(H, W) number of the nearest card, -1 for none; its inverse depth goes into ``inverse``."""
+    """(H, W) number of the nearest card, -1 for none; writes its inverse depth to ``inverse``."""
     height, width = inverse.shape
     columns, rows = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
     owner = np.full(inverse.shape, -1, np.int16)
@@ -114,12 +118,12 @@ def _owners(
 
 
 def _back(camera: Camera, plane: Vectors) -> Vectors:
-    """(3, 3) from pixels (x, y, 1) to (u, v, 1) / z."""
+    """(3, 3) matrix from pixels (x, y, 1) to (u, v, 1) / z."""
     return np.asarray(np.linalg.inv(camera.matrix @ plane), np.float64)
 
 
 def _bounding(mine: NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """The rows and columns that hold every True."""
+    """The rows and columns that contain every True, or None without any."""
     rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
     if not len(rows):
         return None
@@ -134,7 +138,10 @@ def _linear(
 
 
 def _bounds(plane: Vectors, width: int, height: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of the pixels a card can cover; everything if it passes the eye."""
+    """Top, bottom, left, right of the pixels that a card can cover.
+
+    Everything when the card passes behind the camera.
+    """
     corners = plane @ np.array([[0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1.0]])
     if corners[2].min() < 0.05:
         return 0, height, 0, width
@@ -181,7 +188,10 @@ def _flow_into(
 
 
 def _far_mean(drawn: Image, card: Card, camera: Camera, near: NDArray[np.floating[Any]]) -> Image:
-    """Far parts of a tiled plane fade to its mean colour: there many texels share a pixel."""
+    """The picture with far parts of a tiled plane faded to its mean colour.
+
+    There many pixels of the texture would share one of the picture.
+    """
     texel = float(np.linalg.norm(card.across)) / card.texture.shape[1]
     focal = float(np.sqrt(abs(np.linalg.det(camera.matrix[:2, :2]))))
     share = (1.5 * focal * texel * near).clip(0.15, 1).astype(np.float32)[..., None]
@@ -195,9 +205,9 @@ def random_cards(
     camera: Camera, centre: Vectors, depth: float, textures: Sequence[Image],
     pictures: Sequence[Image], rng: np.random.Generator,
 ) -> list[Card]:  # fmt: skip
-    """Floor, back wall or far picture, and some cards standing about.
+    """Floor, a back wall or a far picture, and some cards that stand about.
 
-    centre: (3,) where the person is; depth: how far away in m; pictures: frames of films.
+    centre: (3,) where the person is; depth: how far away, in m; pictures: frames of films.
     """
     cards = []
     forward = camera.rotation[2] * (1, 0, 1)
@@ -256,7 +266,7 @@ def random_cards(
 
 
 def _cut(picture: Image, rng: np.random.Generator) -> Image:
-    """A part of a picture, a third of it or more; a view."""
+    """A part of a picture, a third of it or more, as a view."""
     height, width = picture.shape[:2]
     h, w = int(height * rng.uniform(0.5, 1)), int(width * rng.uniform(0.3, 1))
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
@@ -264,7 +274,7 @@ def _cut(picture: Image, rng: np.random.Generator) -> Image:
 
 
 def random_tones(rng: np.random.Generator, *, mild: bool = False) -> Image:
-    """(1, 256, 3) levels under other gains and gamma per channel."""
+    """(1, 256, 3) levels with a random gain and gamma for each channel."""
     spread = 0.06 if mild else 0.14
     gain = np.exp(rng.normal(0, spread, 3)) * np.exp(rng.normal(0, 2 * spread))
     gamma = float(np.exp(rng.normal(0, 0.25)))
@@ -273,7 +283,7 @@ def random_tones(rng: np.random.Generator, *, mild: bool = False) -> Image:
 
 
 def random_sky(size: tuple[int, int], rng: np.random.Generator) -> Image:
-    """(H, W, 3) of a vertical gradient; size (W, H)."""
+    """(H, W, 3) picture of a vertical gradient; size (W, H)."""
     top, low = rng.uniform(40, 255, 3), rng.uniform(90, 255, 3)
     if rng.random() < 0.5:  # blue above, bright below
         top, low = np.array([70, 120, 200.0]) * rng.uniform(0.6, 1.2), np.array([200, 215, 230.0])

@@ -1,4 +1,4 @@
-"""The MakeHuman base body: shapes of adults, joints, and the fields clothes are painted by.
+"""The MakeHuman base body: shapes of adults, joints, and the fields that place clothes on it.
 
 Vertex, bone and group names are those of the hm08 base mesh and of mpfb2's ``cmu_mb`` rig.
 """
@@ -37,8 +37,10 @@ _RACES, _SEXES, _AGES = ("african", "asian", "caucasian"), ("male", "female"), (
 
 @dataclass(frozen=True)
 class Garment:
-    """A mesh worn by the body. skin: (V, B) bone weights; piece: (V,) connected piece of a vertex,
-    0 the largest; base: (V, 3) where it sits on the unshaped body, decimetres.
+    """A mesh worn by the body.
+
+    skin: (V, B) bone weights; piece: (V,) number of the connected piece of each vertex, 0 the
+    largest; base: (V, 3) decimetres, where it sits on the unshaped body.
     """
 
     triangles: Triangles
@@ -50,7 +52,10 @@ class Garment:
 
 @dataclass(frozen=True)
 class Shape:
-    """Macro parameters. male, old, muscle, weight: 0..1; races: (3,) sum 1; height: -1..1."""
+    """MakeHuman's main parameters of a body.
+
+    male, old, muscle, weight: 0..1; races: (3,) sum 1; height: -1..1.
+    """
 
     male: float
     old: float
@@ -62,7 +67,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Body:
-    """The unshaped body. base: (V, 3) dm; anchors: the vertices whose mean is each COCO joint."""
+    """The unshaped body. anchors: for each COCO joint the vertices whose mean it is."""
 
     mesh: Mesh
     rig: Rig
@@ -73,7 +78,7 @@ class Body:
 
     @property
     def base(self) -> Points:
-        """(V, 3) decimetres."""
+        """(V, 3) vertices of the unshaped body in decimetres."""
         return self.mesh.vertices
 
     def shaped(self, shape: Shape) -> Points:
@@ -87,7 +92,7 @@ class Body:
 
 
 def random_shape(rng: np.random.Generator) -> Shape:
-    """A random adult: mostly clearly male or female, ages and builds as people in the street."""
+    """A random adult: mostly clearly male or female, with common ages and builds."""
     male = rng.random() if rng.random() < 0.25 else float(rng.random() < 0.5)
     return Shape(
         male,
@@ -126,7 +131,7 @@ def _factors(shape: Shape) -> list[tuple[str, float]]:
 
 
 def load_body(folder: Path) -> Body:
-    """Read base mesh, targets, rig, clothes and hair; raises ExportError on any damage."""
+    """The body from base mesh, targets, rig, clothes and hair; ExportError on any damage."""
     mesh = read_mesh(folder / "base.obj")
     count = len(mesh.vertices)
     groups = {

@@ -1,4 +1,4 @@
-"""A store of shots on disk, to be composited many times.
+"""A store of shots on disk, which are set into new pictures many times.
 
 ``shots.bin`` holds the pictures of one shot after another, ``index.npz`` where each begins and
 everything small. Flow and inverse depth are float16: flow below 32 px is kept to 0.016 px, inverse
@@ -33,7 +33,7 @@ _PLANES: tuple[tuple[str, str, int], ...] = (
 
 
 def write_store(folder: Path, shots: Iterable[Shot], count: int) -> int:
-    """Write ``count`` shots into a new folder; returns the bytes written.
+    """The bytes written for ``count`` shots in a new folder.
 
     The index is written last: a folder without one is not a store.
     """

@@ -14,8 +14,10 @@ Vectors = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Camera:
-    """rotation R (3, 3), world to camera; position (3,) m; matrix (3, 3): camera to pixels, whole
-    numbers are pixel centres; size (W, H). Rotation and matrix may mirror (mirrored pictures).
+    """A pinhole camera.
+
+    rotation R (3, 3), world to camera; position (3,) m; matrix (3, 3): camera to pixels, whole
+    numbers are pixel centres; size (W, H). Rotation and matrix may mirror (for mirrored pictures).
     """
 
     rotation: Vectors
@@ -37,7 +39,7 @@ class Camera:
         return self.pixels(self.view(points))
 
     def rays(self, xy: Vectors) -> Vectors:
-        """(..., 3) camera directions with z = 1 of pixels (..., 2)."""
+        """(..., 3) directions with z = 1, in camera axes, of pixels (..., 2)."""
         inverse = np.linalg.inv(self.matrix)
         rays = xy @ inverse[:, :2].T + inverse[:, 2]
         return np.asarray(rays / rays[..., 2:])
@@ -49,11 +51,11 @@ class Camera:
         return self.rays(np.stack([columns, rows], axis=-1))
 
     def cropped(self, affine: Vectors, size: tuple[int, int]) -> Camera:
-        """The camera of the picture that affine (2, 3) makes of this one's pixels."""
+        """The camera of the picture that affine (2, 3) makes from this camera's picture."""
         return replace(self, matrix=np.vstack([affine, [0, 0, 1]]) @ self.matrix, size=size)
 
     def clip_matrix(self, near: float, far: float) -> NDArray[np.float32]:
-        """(4, 4) for OpenGL, column vectors: row j of the buffer is row j of the picture.
+        """(4, 4) projection for OpenGL and column vectors: buffer row j is row j of the picture.
 
         OpenGL's pixel centres are halves, ours whole numbers: hence the half pixel.
         """

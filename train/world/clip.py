@@ -38,7 +38,7 @@ MAIN_CLIP, OTHER_CLIP = (
 
 
 class WorldClip:
-    """A clip of ``people`` people; the first is the one most answers are about."""
+    """A clip of ``people`` people in a room; most methods are about the first of them."""
 
     def __init__(
         self, world: World, renderer: Renderer, *, frames: int = 90,
@@ -177,7 +177,7 @@ def _shown(clip: WorldClip, t: int) -> tuple[Picture, Surface]:
 
 
 def _heading(joints: NDArray[np.floating[Any]]) -> float:
-    """Radians about the vertical from +z to where the chest of a clip (T, 17, 3) mostly looks."""
+    """Radians about the vertical, from +z to where the chest mostly points in a clip (T, 17, 3)."""
     left = (joints[:, 11] - joints[:, 14]).mean(axis=0)
     return float(np.arctan2(-left[2], left[0]))
 

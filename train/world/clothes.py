@@ -32,7 +32,7 @@ _LONG_HAIR = ("bob01", "bob02", "braid01", "long01", "ponytail01")
 
 @dataclass(frozen=True)
 class Part:
-    """A mesh before it is joined: vertices, weights, triangles, painting coordinates."""
+    """A mesh before it is joined: vertices, weights, triangles, coordinates for patterns."""
 
     rest: Points
     skin: NDArray[np.floating]
@@ -44,7 +44,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Person:
-    """heads: (B, 3) bone heads of the rest pose; joint_rest (n, 3), joint_weights (n, B),
+    """A dressed person, ready to pose.
+
+    heads: (B, 3) bone heads of the rest pose; joint_rest (n, 3), joint_weights (n, B),
     joint_of (n,): the vertices whose mean is each of the 19 points (COCO-17, spine, crown);
     stature in metres.
     """
@@ -93,7 +95,7 @@ def random_person(body: Body, rng: np.random.Generator) -> Person:
 
 @dataclass(frozen=True)
 class _Painted:
-    """Rows of the materials that paint and layers share, and the row of the hair's paint."""
+    """Rows of the materials that paint and layers share, and the row of painted hair."""
 
     upper: int
     lower: int
@@ -115,7 +117,7 @@ def _look(
     rng: np.random.Generator, table: Table, shape: Shape, skin: Points, hair: Points,
     painted: _Painted, outfit: str,
 ) -> int:  # fmt: skip
-    """Adds the eight rows that place clothes and face on the body; returns the first.
+    """The number of the first of eight new rows, which place clothes and face on the body.
 
     Lengths along limbs: 0 shoulder or hip, 1 elbow or knee, 2 wrist or ankle. Heights: decimetres
     of the unshaped body (shoulders 5.3, waist 1.5, hips 0.5, eyes 7.3, hairline 7.8).
@@ -333,7 +335,7 @@ def _joined(body: Body, shape: Shape, vertices: Points, parts: list[Part], table
 
 
 def _crown(body: Body) -> NDArray[np.intp]:
-    """The highest vertex of the unshaped head."""
+    """The number of the highest vertex of the unshaped head."""
     return np.array([int(body.base[:DRAWN, 1].argmax())])
 
 

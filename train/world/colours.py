@@ -12,7 +12,7 @@ Colour = NDArray[np.float64]
 
 
 class Role(IntEnum):
-    """What a surface is; the shader decides by it."""
+    """What a surface is; the shader colours it accordingly."""
 
     PLAIN = 0
     BODY = 1  # skin with painted face and clothes
@@ -43,7 +43,7 @@ MATERIAL_TEXELS, LOOK_TEXELS = 4, 8
 
 @dataclass
 class Table:
-    """Rows of four floats for the shader; a material or look is known by its first row."""
+    """Rows of four floats for the shader; the number of its first row names a material or look."""
 
     rows: list[NDArray[np.float32]] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class Table:
 
 
 def cloth_colour(rng: np.random.Generator) -> Colour:
-    """Grey scale, denim, pastel or saturated, roughly as worn in the street."""
+    """A random grey, denim, pastel or saturated colour, about as frequent as in the street."""
     kind = rng.choice(4, p=[0.42, 0.14, 0.14, 0.30])
     if kind == 0:
         colour = np.full(3, rng.choice([0.02, 0.05, 0.2, 0.5, 0.8]) * rng.uniform(0.6, 1.15))
@@ -74,7 +74,7 @@ def cloth_colour(rng: np.random.Generator) -> Colour:
 
 
 def skin_colour(rng: np.random.Generator) -> Colour:
-    """Between light and dark skin on a logarithmic scale, with a little hue."""
+    """A random skin colour between light and dark on a logarithmic scale, with a little hue."""
     share = rng.beta(1.1, 1.3)
     light, dark = np.array([0.68, 0.43, 0.32]), np.array([0.085, 0.040, 0.022])
     colour = light ** (1 - share) * dark**share
@@ -84,7 +84,10 @@ def skin_colour(rng: np.random.Generator) -> Colour:
 
 
 def hair_colour(rng: np.random.Generator, old: float, dark: float) -> Colour:
-    """Black to blond, grey with age, now and then dyed; dark: 1 for dark skin."""
+    """A random hair colour: black to blond, grey with age, now and then dyed.
+
+    dark: 1 for dark skin.
+    """
     if rng.random() < 0.05:
         return np.asarray(rng.random(3) ** 2 * 0.6)
     if old > 0.5 and rng.random() < 0.7:

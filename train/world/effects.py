@@ -1,4 +1,4 @@
-"""What cameras, codecs and estimators do to pictures, flow and depth.
+"""What cameras, codecs and estimating networks do to pictures, flow and depth.
 
 An ``Effects`` is drawn once and applied to every frame of a sample, so that a pair of frames shares
 light, colours and blur; only noise is drawn anew per frame.
@@ -18,12 +18,13 @@ Maps = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Effects:
-    """Parameters; 0 or None leaves a step out. Lengths in pixels of the crop.
+    """Parameters of the changes to a picture; 0 leaves a step out. Lengths in pixels of the crop.
 
-    tables: (256, 3) uint8 colour tables; slope: (2,) change of brightness over the picture;
-    haze: share of a grey haze per metre; blur: sigma; shutter: share of the frame time the shutter
-    is open; shake: (2,) px of camera motion; shrink: the picture is sampled down by this and up
-    again; noise: sigma of brightness noise at grey 128; quality: JPEG; black: bars left and right.
+    tables: (256, 3) uint8 colour tables; slope: (2,) change of brightness over the picture; haze:
+    share of a haze of ``haze_grey`` per metre; blur: sigma; shutter: share of the frame time the
+    shutter is open; shake: (2,) px of camera motion; shrink: the picture is sampled down by this
+    and up again; noise: sigma of brightness noise at grey 128; quality: of JPEG; pixelated: whether
+    the head is made of large squares.
     """
 
     tables: Image
@@ -39,7 +40,7 @@ class Effects:
     pixelated: bool = False
 
     def scaled(self, ratio: float) -> Effects:
-        """The same on a crop of ``ratio`` times the size; noise is averaged where it shrinks."""
+        """The same effects for a crop of ``ratio`` times the size; smaller crops average noise."""
         return self if ratio == 1 else replace(
             self, blur=self.blur * ratio, shake=(self.shake[0] * ratio, self.shake[1] * ratio),
             shrink=max(1.0, self.shrink * ratio), noise=self.noise * ratio**0.5,
@@ -47,12 +48,15 @@ class Effects:
 
 
 def identity_effects() -> Effects:
-    """Nothing happens."""
+    """Effects that change nothing."""
     return Effects(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))
 
 
 def random_effects(rng: np.random.Generator, strength: float = 1.0) -> Effects:
-    """strength 1 is the full mixture, 0 nearly none (for a short clean start of training)."""
+    """Random effects.
+
+    strength 1 is the full mixture, 0 nearly none (for a short clean start of training).
+    """
 
     def chance(share: float) -> bool:
         return bool(rng.random() < share * strength)
@@ -127,7 +131,7 @@ def _shrunk(rgb: Image, factor: float) -> Image:
 
 
 def _moved_blur(rgb: Image, motion: Maps, steps: int = 5) -> Image:
-    """The mean along the way every pixel moved, (H, W, 2) px, centred on the pixel."""
+    """Each pixel as the mean along the way it moved, (H, W, 2) px, centred on the pixel."""
     import cv2
 
     height, width = rgb.shape[:2]
@@ -178,7 +182,7 @@ def _pixelated(rgb: Image, head: tuple[float, float, float]) -> Image:
 
 
 def _noisy(rgb: Image, sigma: float, rng: np.random.Generator) -> Image:
-    """More noise in the dark after gamma, part of it shared by the channels."""
+    """The picture with noise: more of it in the dark after gamma, part shared by the channels."""
     height, width = rgb.shape[:2]
     # A strip of noise rolled by random amounts: eight times cheaper than fresh noise everywhere.
     strip = rng.standard_normal((height // 4 + 1, width, 3), np.float32)
@@ -189,8 +193,9 @@ def _noisy(rgb: Image, sigma: float, rng: np.random.Generator) -> Image:
 
 
 def estimated_flow(flow: Maps, rng: np.random.Generator) -> Maps:
-    """(H, W, 2) flow as a network gives it: coarse, smeared over outlines, slightly wrong, and in
-    places that of the surroundings (what RAFT-small answers for limbs without texture).
+    """(H, W, 2) flow as a network estimates it: coarse, smeared over outlines, slightly wrong.
+
+    In places it is the flow of the surroundings, as RAFT-small gives for limbs without texture.
     """
     import cv2
 
@@ -213,7 +218,7 @@ def estimated_flow(flow: Maps, rng: np.random.Generator) -> Maps:
 
 
 def estimated_depth(inverse_depth: Maps, rng: np.random.Generator) -> Maps:
-    """(H, W) relative inverse depth as a network gives it: scale and offset free, soft edges."""
+    """(H, W) inverse depth as a network estimates it: unknown scale and offset, soft edges."""
     import cv2
 
     height, width = inverse_depth.shape

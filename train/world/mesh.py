@@ -14,8 +14,10 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mesh:
-    """rest, normals (V, 3) m; weights (V, B), rows sum to 1; triangles (F, 3); base (V, 3) and
-    limbs (V, 2): where patterns and clothes are painted; material (V,): a row of table (rows, 4).
+    """A mesh moved by bones.
+
+    rest, normals (V, 3) m; weights (V, B), rows sum to 1; triangles (F, 3); base (V, 3) and limbs
+    (V, 2): coordinates that place patterns and clothes; material (V,): a row of table (rows, 4).
     """
 
     rest: Points
@@ -92,8 +94,9 @@ def cylinder(radius: float, length: float, table: NDArray[np.float32], sides: in
 
 
 def quad(centre: Points, u: Points, v: Points, table: NDArray[np.float32], base: Points) -> Mesh:
-    """A rectangle centre +- u +- v; base (4, 3): painting coordinates of its corners in the order
-    (-,-), (+,-), (+,+), (-,+).
+    """A rectangle with the corners centre +- u +- v.
+
+    base (4, 3): pattern coordinates of its corners in the order (-,-), (+,-), (+,+), (-,+).
     """
     rest = np.stack([centre - u - v, centre + u - v, centre + u + v, centre - u + v])
     across = np.cross(v, u)

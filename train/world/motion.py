@@ -1,7 +1,7 @@
-"""Moments of motion: CMU clips drawn by activity, mixed and perturbed into hard poses.
+"""Moments of motion: CMU clips drawn by activity, mixed and changed to make hard poses.
 
 A moment is (3, 17, 3): the joints before, now and after, metres, y up, Human3.6M order. Every
-random change is one draw applied to all three, or the flow would show a jump.
+random change is drawn once and applied to all three; otherwise the flow would show a jump.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SUBTREES = (
 
 @dataclass(frozen=True)
 class Variety:
-    """Probabilities of the changes to a clip's pose; Variety.none() keeps the recorded pose."""
+    """Probabilities of the changes to a clip's pose; ``Variety.none()`` keeps the recorded pose."""
 
     other_upper: float = 0.35
     perturbed: float = 0.60
@@ -36,7 +36,7 @@ class Variety:
 
     @staticmethod
     def none() -> Variety:
-        """Poses as recorded."""
+        """No changes: poses stay as recorded."""
         return Variety(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -54,7 +54,10 @@ class Motion:
         self.groups = [sorted(groups[name]) for name in sorted(groups)]
 
     def pick(self, rng: np.random.Generator) -> tuple[str, Vectors]:
-        """(clip, moment): 1/60 to 4/60 s between the three, as in videos of 15 to 60 Hz."""
+        """(name of a clip, a moment of it); 1/60 to 4/60 s lie between its three frames.
+
+        That is the step of videos of 15 to 60 Hz.
+        """
         group = self.groups[rng.integers(len(self.groups))]
         name = group[rng.integers(len(group))]
         step = int(rng.integers(1, 5))
@@ -62,7 +65,7 @@ class Motion:
         return name, self.clips[name][[now - step, now, now + step]].astype(np.float64)
 
     def moment(self, rng: np.random.Generator, variety: Variety | None = None) -> Vectors:
-        """A moment with the changes of ``variety``."""
+        """A random moment with the changes of ``variety``."""
         variety = variety or Variety()
         _, p = self.pick(rng)
         if rng.random() < variety.other_upper:
@@ -85,7 +88,7 @@ class Motion:
 
 
 def _pelvis(p: Vectors) -> Vectors:
-    """(3, 3) columns left, up, forward."""
+    """(3, 3) the pelvis' directions as columns left, up, forward."""
     return frame(p[4] - p[1], p[7] - p[0])
 
 
@@ -101,7 +104,7 @@ def _perturb(p: Vectors, rng: np.random.Generator) -> None:
 
 
 def _free_arm(p: Vectors, arm: tuple[int, int, int, float], rng: np.random.Generator) -> None:
-    """The arm anywhere but straight back, the forearm bent forwards or inwards."""
+    """Turn the arm anywhere but straight back, with the forearm bent forwards or inwards."""
     shoulder, elbow, wrist, sign = arm
     upper = rng.normal(size=3)
     upper[2] = abs(upper[2]) if rng.random() < 0.8 else 0.5 * upper[2]
@@ -122,7 +125,7 @@ def _free_arm(p: Vectors, arm: tuple[int, int, int, float], rng: np.random.Gener
 
 
 def _free_leg(p: Vectors, leg: tuple[int, int, int, float], rng: np.random.Generator) -> None:
-    """The leg raised, spread or bent."""
+    """Raise, spread or bend the leg."""
     sign = leg[3]
     thigh = about((0, 0, 1), sign * rng.uniform(-0.15, 1.1)) @ about(
         (1, 0, 0), -rng.uniform(-0.5, 1.7)
@@ -143,7 +146,7 @@ def _set_leg(p: Vectors, leg: tuple[int, int, int, float], thigh: Vectors, bend:
 
 
 def _bring_down(p: Vectors, rng: np.random.Generator) -> None:
-    """Squat, sit, kneel or lie: the clips hold nearly none of these."""
+    """Make the person squat, sit, kneel or lie, of which the clips have nearly nothing."""
     kind = rng.choice(4, p=[0.3, 0.4, 0.15, 0.15])
     lift, bend, lean = ((1.9, 2.2, 0.45), (1.45, 1.4, 0.1), (0.2, 1.9, 0.1), (0.3, 0.4, 0.0))[kind]
     for leg in _LEGS:

@@ -32,7 +32,10 @@ _SIDES = (("Left", 1.0, (11, 12, 13, 4, 5, 6)), ("Right", -1.0, (14, 15, 16, 1, 
 
 @dataclass(frozen=True)
 class Freedom:
-    """Angles in radians. look: head yaw, pitch, roll; twist, wrist, curl, foot: left, right."""
+    """Angles in radians that joints leave open.
+
+    look: head yaw, pitch, roll; twist, wrist, curl, foot: left, right.
+    """
 
     look: tuple[float, float, float] = (0.0, 0.0, 0.0)
     twist: tuple[float, float] = (0.0, 0.0)
@@ -42,7 +45,7 @@ class Freedom:
 
 
 def random_freedom(rng: np.random.Generator) -> Freedom:
-    """Angles a relaxed person shows; heads turn most."""
+    """Random angles as a relaxed person has them; heads turn most."""
     u = rng.normal(size=12)
     return Freedom(
         (0.42 * u[0], 0.16 * u[1], 0.09 * u[2]),
@@ -66,7 +69,7 @@ def bones_from_joints(rig: Rig, rest: Vectors, joints: Vectors, freedom: Freedom
 
 
 def _trunk(r: dict[str, Vectors], p: Vectors, freedom: Freedom) -> dict[str, Vectors]:
-    """Pelvis, spine, neck and head."""
+    """Rotations of pelvis, spine, neck and head."""
     rest_hips = frame(r["LeftUpLeg"] - r["RightUpLeg"], r["Spine"] - r["Hips"])
     hips = frame(p[4] - p[1], p[7] - p[0]) @ rest_hips.T
     middle = (r["LeftArm"] + r["RightArm"]) / 2 - r["Spine"]

@@ -29,8 +29,10 @@ _UNITS = ("table", "moving", "constant", "triangles", "shadow_map", "numbers")
 
 @dataclass(frozen=True)
 class Picture:
-    """rgba: (H, W, 4) uint8, colours multiplied by alpha, alpha below 255 only at edges and where
-    a shadow falls on the bare floor; triangle: (H, W) int32 over all things, -1 for none.
+    """A rendered picture.
+
+    rgba: (H, W, 4) uint8, colours multiplied by alpha, alpha below 255 only at edges and where
+    a shadow falls on the bare floor; triangle: (H, W) int32 number over all things, -1 for none.
     """
 
     rgba: NDArray[np.uint8]
@@ -124,7 +126,7 @@ class Renderer:
                 resource.release()
 
     def _texture(self, rows: NDArray[Any]) -> Any:
-        """A texture WIDE texels wide with the rows (n, 3, 6 or 8) one after another."""
+        """A texture with the rows (n, 3, 6 or 8) one after another, WIDE texels to a line."""
         texels = rows.reshape(len(rows) * rows.shape[1] // 4, 4) if rows.shape[1] != 3 else rows
         high = -(-len(texels) // WIDE)
         padded = np.zeros((high * WIDE, texels.shape[1]), rows.dtype)
@@ -187,7 +189,7 @@ class Renderer:
         self, scene: Scene, camera: Camera, points: NDArray[np.float32],
         light_matrix: NDArray[np.float32],
     ) -> None:  # fmt: skip
-        """The shadow on the floor, behind what the depth buffer holds."""
+        """Draw the shadow on the floor, behind everything in the depth buffer."""
         light, program = scene.light, self._floor
         corners = _shadow_quad(points, light)
         buffer = self._gl.buffer(corners.tobytes())
@@ -242,8 +244,10 @@ class Renderer:
 
 @dataclass(frozen=True)
 class _Target:
-    """Framebuffers and textures of one picture size; size: (W, H) of the samples; empty: the
-    samples without depth, which clearing would clear as well.
+    """Framebuffers and textures of one picture size.
+
+    size: (W, H) of the samples; empty: the samples without depth, which clearing would clear as
+    well.
     """
 
     size: tuple[int, int]
@@ -256,7 +260,7 @@ class _Target:
 
 
 def _constant(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """(V, 8) what does not move (base, material, limbs, table start, -) and (F, 3) triangles."""
+    """(V, 8) what never moves (base, material, limbs, table start, unused); (F, 3) triangles."""
     rows, faces, vertex, start = [], [], 0, 0
     for thing in scene.things:
         mesh = thing.mesh
@@ -271,7 +275,7 @@ def _constant(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
 
 
 def _shadow_quad(points: NDArray[np.float32], light: Light) -> NDArray[np.float32]:
-    """(4, 5) corners of the floor around the shadow of points (V, 3), with places in -1..1."""
+    """(4, 5) corners of the floor around the shadow of points (V, 3), and their places in -1..1."""
     fallen = points[:, [0, 2]] - points[:, 1:2] * (light.key_to[[0, 2]] / light.key_to[1])
     low, high = fallen.min(axis=0), fallen.max(axis=0)
     spare = 0.1 + 0.25 * (high - low)

@@ -15,8 +15,10 @@ Vectors = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rig:
-    """names: parents come first; parents: -1 for the root; anchors: the vertices whose mean is a
-    bone's head; weights: (V, B) float64, rows sum to 1.
+    """The bones of a body.
+
+    names: parents come first; parents: -1 for the root; anchors: for each bone the vertices whose
+    mean is its head; weights: (V, B) float64, rows sum to 1.
     """
 
     names: tuple[str, ...]
@@ -35,7 +37,7 @@ class Rig:
 
 @dataclass(frozen=True)
 class BonePose:
-    """rotation: (B, 3, 3) from the unposed body to the world; head: (B, 3) metres."""
+    """Where each bone is. rotation: (B, 3, 3), unposed body to world; head: (B, 3) metres."""
 
     rotation: Vectors
     head: Vectors
@@ -46,12 +48,15 @@ class BonePose:
         return np.concatenate([self.rotation, shift[:, :, None]], axis=2)
 
     def moved(self, offset: Vectors) -> BonePose:
-        """The same pose elsewhere; offset (3,) metres."""
+        """The same pose moved by offset (3,) metres."""
         return BonePose(self.rotation, self.head + offset)
 
 
 def posed(rig: Rig, rotation: Vectors, rest: Vectors, root: Vectors) -> BonePose:
-    """Heads follow from rotations (B, 3, 3): bones keep their lengths; root (3,) is the pelvis."""
+    """The pose with these rotations (B, 3, 3), in which bones keep their lengths.
+
+    root (3,) is the place of the pelvis.
+    """
     head = np.empty_like(rest)
     for bone, parent in enumerate(rig.parents):
         if parent < 0:

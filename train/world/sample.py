@@ -46,10 +46,10 @@ Image = NDArray[np.uint8]
 class Mixture:
     """Shares and spreads of what is done to a shot; ``strength`` 0 is clean, 1 everything.
 
-    box: between which shares of the right size boxes are, evenly; None: ``scale`` is the spread of
-    their logarithm; edges: share of people at the edge of the frame, beyond which a crop is black;
-    far: share of crops that show a person much smaller than they should, as a first look without a
-    detector does; empty: share of crops without the person.
+    box: the range of box sizes, as shares of the right size, drawn evenly on a log scale; with None
+    the logarithm of the size has the spread ``scale``; edges: share of people at the edge of the
+    frame, beyond which a crop is black; far: share of crops that show a person much smaller than
+    they should, as a first look without a detector does; empty: share of crops without the person.
     """
 
     strength: float = 1.0
@@ -95,8 +95,10 @@ class Sample:
 
 @dataclass
 class Canvas:
-    """A picture in the making; all planes (256, 192, ...), of which ``person`` is as in Sample,
-    ``inverse`` depth, ``flow`` and ``after`` px, ``before`` the picture before or None.
+    """A picture while it is put together; all planes are (256, 192, ...).
+
+    ``person`` is as in Sample, ``inverse`` is inverse depth, ``flow`` and ``after`` are in px,
+    ``before`` is the picture before or None.
     """
 
     rgb: Image
@@ -170,7 +172,7 @@ class SampleSource:
     def _other(
         self, shot: Shot, affine: Vectors, rng: np.random.Generator
     ) -> tuple[float, Shot, Vectors]:
-        """Another shot somewhere beside, its depth scaled so that size and depth agree."""
+        """Another shot placed beside, with its depth scaled so that size and depth agree."""
         other = self._shots[int(rng.integers(len(self._shots)))]
         rows, columns = self._size
         place = np.array([rng.normal(0.5, 0.45) * columns, rng.uniform(0.3, 0.8) * rows])
@@ -243,7 +245,10 @@ def cutting_frame(canvas: Canvas, rng: np.random.Generator) -> Window:
 
 
 def cut_at(frame: Window, canvas: Canvas, rgb: Image, before: Image | None) -> None:
-    """Black beyond the frame; flow and depth repeat their edge there, as the runtime's crops do."""
+    """Make everything outside the frame black.
+
+    Flow and depth repeat their edge there, as in the runtime's crops.
+    """
     size = canvas.person.shape
     outside = np.ones(size, bool)
     outside[frame] = False
@@ -258,7 +263,7 @@ def cut_at(frame: Window, canvas: Canvas, rgb: Image, before: Image | None) -> N
 
 
 def within(xy: Vectors, frame: Window) -> NDArray[np.bool_]:
-    """(17,) whether joints lie inside the frame."""
+    """(17,) which joints lie inside the frame."""
     x, y = np.round(xy).T
     inside = (x >= frame[1].start) & (x < frame[1].stop)
     return np.asarray(inside & (y >= frame[0].start) & (y < frame[0].stop))
@@ -303,7 +308,7 @@ def _head(xy: Vectors) -> tuple[float, float, float]:
 
 
 def visible_box(shot: Shot) -> Vectors:
-    """(4,) xyxy of what is seen of the shot's first person."""
+    """(4,) xyxy box of the visible part of the shot's first person."""
     here = shot.person == 1
     rows, columns = np.flatnonzero(here.any(axis=1)), np.flatnonzero(here.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float64)
@@ -312,7 +317,7 @@ def visible_box(shot: Shot) -> Vectors:
 def random_affine(
     box: Vectors, mixture: Mixture, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Vectors, bool]:
-    """(2, 3) from the picture with a person's box (4,) xyxy to the crop, and whether it mirrors."""
+    """(2, 3) from the picture to the crop, and whether it mirrors; box: (4,) xyxy of the person."""
     crop = crops_from_boxes(box[None], size)
     affine = crop.matrices[0]
     height, width = size
@@ -371,8 +376,10 @@ def _paint(canvas: Canvas, shot: Shot, affine: Vectors, *, main: bool) -> None:
 def _nearest(
     plane: NDArray[np.floating[Any]], affine: Vectors, size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """(H, W, ...) the nearest pixels of a stored plane. Halves are moved as the bits they are:
-    only those that arrive become numbers."""
+    """(H, W, ...) the nearest pixels of a stored plane.
+
+    float16 values are moved as their bits, and only those that are used are converted.
+    """
     import cv2
 
     bits = plane.view(np.int16) if plane.dtype == np.float16 else plane
@@ -381,7 +388,7 @@ def _nearest(
 
 
 def occlude(canvas: Canvas, textures: Sequence[Image], rng: np.random.Generator) -> None:
-    """A flat thing in front: a bar, a disc or a piece at the picture's edge."""
+    """Put a flat thing in front: a bar, a disc or a piece at the picture's edge."""
     import cv2
 
     height, width = canvas.person.shape
@@ -428,5 +435,5 @@ def _covered(xy: Vectors, person: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _in_front(xy: Vectors, z: Vectors, depth: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(17,) whether what lies over a joint is nearer than the joint's own skin."""
+    """(17,) whether the surface that covers a joint is nearer than the joint's own skin."""
     return np.asarray(depth[_at(xy, depth.shape)] < z - THICKNESS * 0.25)

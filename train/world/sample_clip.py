@@ -1,4 +1,4 @@
-"""Render the clip that ships as the sample of ``mp-run``, and everything that is true about it.
+"""Render the clip that ships as the sample of ``mp-run``, together with its truth.
 
     python -m mambapose.train.world.sample_clip --assets DIR --out runtime/data/sample.mp4
 

@@ -1,4 +1,4 @@
-"""Scenes: things under bones, the cameras of three moments, light."""
+"""Scenes: things that bones move, the cameras of three moments, and light."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ STILL = np.tile(np.eye(3, 4), (3, 1, 1, 1))
 
 @dataclass(frozen=True)
 class Thing:
-    """A mesh in three moments. transforms: (3, B, 3, 4); person: None for dead things; room: part
-    of floor and walls, listed last.
+    """A mesh at three moments.
+
+    transforms: (3, B, 3, 4); person: None for a thing that is no person; room: part of floor and
+    walls, listed last.
     """
 
     mesh: Mesh
@@ -48,8 +50,10 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """things: people first, rooms last; cameras: before, now, after; shadows: the floor y = 0 is
-    drawn as nothing but the shadow on it.
+    """Things, cameras and light.
+
+    things: people first, rooms last; cameras: before, now, after; shadows: of the floor y = 0 only
+    the shadow on it is drawn.
     """
 
     things: tuple[Thing, ...]
@@ -67,10 +71,11 @@ def performed(
     rig: Rig, person: Person, clip: Vectors, rng: np.random.Generator, *, turn: float = 0.0,
     place: Vectors | None = None,
 ) -> list[Thing]:  # fmt: skip
-    """The person in every frame of a clip (T, 17, 3), on the floor at its lowest frame.
+    """The person in every frame of a clip (T, 17, 3), standing on the floor in its lowest frame.
 
-    turn: radians about the vertical; place: (2,) x and z of the middle of the way. The things'
-    three moments are the frame before, the frame and the one after; at both ends the clip stands.
+    turn: radians about the vertical; place: (2,) x and z of the middle of the way. The three
+    moments of a thing are the frame before, the frame and the one after; at both ends the clip
+    stands still.
     """
     freedom = random_freedom(rng)
     scale = _leg_length(person.heads, rig) / _leg_length_of_joints(clip[0])
@@ -93,9 +98,10 @@ def acted(
     rig: Rig, person: Person, moment: Vectors, rng: np.random.Generator, *,
     place: Vectors | None = None, lift: float | None = None,
 ) -> Thing:  # fmt: skip
-    """The person in a moment (3, 17, 3), scaled to its legs, its lowest point now on the floor.
+    """The person in a moment (3, 17, 3), scaled to its legs; its lowest point now is on the floor.
 
-    place: (2,) x and z of the pelvis now; lift: metres above the floor, else now and then a jump.
+    place: (2,) x and z of the pelvis now; lift: metres above the floor; None for a jump now and
+    then.
     """
     freedom = random_freedom(rng)
     scale = _leg_length(person.heads, rig) / _leg_length_of_joints(moment[NOW])

@@ -1,5 +1,6 @@
-"""One rendered picture of people with its truth, cut to where something is: the unit that is stored
-and composited anew at every use.
+"""One rendered picture of people with its truth, cut to where something is.
+
+Shots are what is stored; they are set into a new picture at every use.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ LEAST_SEEN = 6  # joints of the first person
 
 @dataclass(frozen=True)
 class Shot:
-    """A window (h, w) of the canvas of ``cameras`` (before, now, after), whose matrices and sizes
-    are already those of the window.
+    """A window (h, w) of a rendered picture with its truth.
 
-    rgba: (h, w, 4) uint8, colours multiplied by alpha; person: (h, w) uint8, 1 for the person
-    the shot is framed on, 2, 3 for others, DEAD for things, 0 for nothing; inverse_depth: (h, w)
-    1/m; flow_before, flow_after: (h, w, 2) px; marks: (n, 19, 3) m, the people's landmarks in
-    camera axes; stature: (n,) m; rgba_before: (h, w, 4) the picture before, or None.
+    cameras: before, now, after; their matrices and sizes are those of the window. rgba: (h, w, 4)
+    uint8, colours multiplied by alpha; person: (h, w) uint8, 1 for the person the shot is framed
+    on, 2, 3 for others, DEAD for things, 0 for nothing; inverse_depth: (h, w) 1/m; flow_before,
+    flow_after: (h, w, 2) px; marks: (n, 19, 3) m, the people's landmarks in camera axes; stature:
+    (n,) m; rgba_before: (h, w, 4) the picture before, or None.
     """
 
     rgba: NDArray[np.uint8]
@@ -50,7 +51,7 @@ class Shot:
 
 
 def shot_of(scene: Scene, renderer: Renderer, *, pair: bool = False) -> Shot:
-    """Render a scene; pair: the picture before as well."""
+    """The shot of a scene; pair: with the picture before."""
     picture = renderer.picture(scene)
     surface = surface_of(scene, picture.triangle)
     people = scene.people[:PEOPLE]
@@ -92,7 +93,7 @@ def _window(shown: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 
 def _seen(shot: Shot) -> int:
-    """Joints of the first person that are seen."""
+    """How many joints of the first person are seen."""
     coco = shot.marks[0, :17]
     with np.errstate(divide="ignore"):
         depth = 1 / shot.inverse_depth.astype(np.float64)
@@ -102,7 +103,7 @@ def _seen(shot: Shot) -> int:
 
 @dataclass(frozen=True)
 class World:
-    """The material people are made of."""
+    """The body and the motions from which people are made."""
 
     body: Body
     motion: Motion

@@ -18,7 +18,7 @@ def random_textures(count: int, rng: np.random.Generator) -> list[Image]:
 
 
 def floors(textures: Sequence[Image]) -> list[Image]:
-    """The textures of ``random_textures`` that floors have: no pictures, no shelves."""
+    """The textures among these that floors can have: no pictures, no shelves."""
     return [texture for k, texture in enumerate(textures) if k % 8 < 6]
 
 
@@ -57,7 +57,10 @@ def _noise(rng: np.random.Generator) -> NDArray[np.float32]:
 def _grid(rng: np.random.Generator, rows: int, columns: int, shift: float) -> tuple[
     NDArray[np.float32], NDArray[np.float32]
 ]:  # fmt: skip
-    """(share of joint, value per cell) of a wall of cells, each row shifted by ``shift``."""
+    """(share of joint, value of the cell) at each pixel of a wall of cells.
+
+    Each row of cells is shifted by ``shift`` against the one above.
+    """
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     row = np.floor(y * rows)
     across = x * columns + shift * row

@@ -1,7 +1,7 @@
-"""What is exactly true about a picture: depth, flow, masks, joints and who sees them.
+"""What is exactly true about a picture: depth, flow, masks, joints and which of them are seen.
 
-Per pixel the ray through its centre is met with the plane of the triangle there, in float64; the
-same point of the surface is then followed to the moments before and after.
+For each pixel the ray through its centre is cut with the plane of the triangle there, in float64;
+the same point of the surface is then followed to the moments before and after.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ _H36M_FROM = ((11, 12), 12, 14, 16, 11, 13, 15, 17, (5, 6), 0, 18, 5, 7, 9, 6, 8
 
 @dataclass(frozen=True)
 class Surface:
-    """thing: (H, W) int16 number of the thing, -1 for none; depth: (H, W) m along the view, inf
+    """What is known about the surface at each pixel.
+
+    thing: (H, W) int16 number of the thing, -1 for none; depth: (H, W) m along the view, inf
     where nothing is; flow_before, flow_after: (H, W, 2) px, where the surface point of each pixel
     is in the picture before (after), minus where it is now, hidden points included, 0 where
-    nothing is; depth_before, depth_after: (H, W) m of that point there.
+    nothing is; depth_before, depth_after: (H, W) m, the depth of that point in those pictures.
     """
 
     thing: NDArray[np.int16]
@@ -43,7 +45,9 @@ class Surface:
 
 @dataclass(frozen=True)
 class Joints:
-    """coco_xy (17, 2) px and visibility (17,): 0 outside the picture, 1 hidden, 2 seen;
+    """The joints of a person.
+
+    coco_xy (17, 2) px and visibility (17,): 0 outside the picture, 1 hidden, 2 seen;
     coco_xyz, h36m_xyz (17, 3) m in camera axes; h36m_xy (17, 2) px; stature m.
     """
 
@@ -56,7 +60,7 @@ class Joints:
 
 
 def surface_of(scene: Scene, triangle: NDArray[np.int32]) -> Surface:
-    """The surface at every pixel of the picture of now; triangle (H, W) as rendered."""
+    """The surface at every pixel of the present picture; triangle (H, W) from the renderer."""
     height, width = triangle.shape
     starts = np.cumsum([0, *(len(thing.mesh.triangles) for thing in scene.things)])
     rows, columns = np.nonzero(triangle >= 0)
@@ -85,8 +89,9 @@ def surface_of(scene: Scene, triangle: NDArray[np.int32]) -> Surface:
 def _followed(
     scene: Scene, thing: Thing, corners: NDArray[np.int32], rays: Vectors
 ) -> list[Vectors]:
-    """Camera coordinates (n, 3) before, now and after of the points that rays (n, 3) meet on
-    triangles with vertex numbers corners (n, 3).
+    """Camera coordinates (n, 3) of points on triangles, before, now and after.
+
+    The points are where rays (n, 3) meet the triangles with vertex numbers ``corners`` (n, 3).
     """
     used, local = np.unique(corners.astype(np.intp), return_inverse=True)
     local = local.reshape(corners.shape)
@@ -132,7 +137,7 @@ def _volume(a: Vectors, b: Vectors, c: Vectors) -> Vectors:
 
 
 def joints_of(scene: Scene, thing: Thing, surface: Surface) -> Joints:
-    """Joints of a person now; seen where no surface lies in front of the skin over the joint."""
+    """The joints of a person now; one is seen when nothing lies in front of the skin over it."""
     if thing.person is None:
         raise ValueError("joints of a person were wanted, this thing is none")
     camera = scene.cameras[NOW]
@@ -154,7 +159,7 @@ def h36m_from_landmarks(marks: Vectors) -> Vectors:
 
 
 def visibility(xy: Vectors, z: Vectors, depth: Vectors) -> NDArray[np.uint8]:
-    """(17,) of COCO joints at xy (17, 2) px and z (17,) m before the depth picture (H, W)."""
+    """(17,) visibility of COCO joints at xy (17, 2) px and z (17,) m; depth: picture (H, W)."""
     height, width = depth.shape
     place = np.round(xy)
     inside = (place >= 0).all(axis=1) & (place < (width, height)).all(axis=1)

@@ -1,1 +1,1 @@
-"""A file for each format that poses are written in."""
+"""The formats in which poses are written, one module each."""

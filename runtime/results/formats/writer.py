@@ -1,4 +1,4 @@
-"""What every format offers; ``results/files.py`` has the table of them."""
+"""What every format has to offer; ``results/files.py`` has the table of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mambapose.runtime.results.journal import Record
 
 
 class Writer(Protocol):
-    """Takes frames one by one; finish() completes the file; leaving the context frees it."""
+    """Takes frames one by one; ``finish()`` completes the file; leaving the context closes it."""
 
     def add(self, record: Record) -> None: ...
 
@@ -22,7 +22,7 @@ class Writer(Protocol):
 
 
 def close_quietly(file: io.IOBase | TextIO) -> None:
-    """Close the file, whether what it holds could be written or not."""
+    """Close the file; an error while its last bytes are written is ignored."""
     # What could not be flushed was reported by finish(); a second error would hide it.
     with suppress(OSError):
         file.close()
