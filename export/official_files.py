@@ -291,4 +291,6 @@ def _source_from_text(text: str) -> OfficialFile:
 
 def way_by_hand(source: OfficialFile) -> str:
     """The option of mp-export that takes a local file of this network."""
-    return STAGES[source.stage].by_hand if source.stage else f"--weights {source.stage}=FILE"
+    if source.stage is None:  # an encoder, from which a 2D network can start
+        return "--weights pose2d=FILE --untrained"
+    return STAGES[source.stage].by_hand

@@ -202,13 +202,13 @@ def ship(
     help="Where, without the ending: .safetensors, .json and .md are written.",
 )
 @click.option("--known", multiple=True, help="A known failure, in a sentence.")
-@click.option("--costs", type=click.Path(path_type=Path), help="Rows of lift_sweep --json.")
+@click.option("--costs", type=click.Path(path_type=Path), help="Rows of train.lift.sweep --json.")
 @click.option(
     "--beside",
     "others",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Report of lift_eval --json of another run.",
+    help="Report of train.lift.evaluate --json of another run.",
 )
 @click.option("--commit", help="The commit trained at; that of the checkout otherwise.")
 def main(

@@ -212,7 +212,7 @@ def _cell(key: str, value: float) -> str:
 @click.option("--count", type=click.IntRange(1), default=300, help="Held-out crops.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--known", multiple=True, help="A known failure, in a sentence.")
-@click.option("--costs", type=click.Path(path_type=Path), help="Rows of pose2d_cost --json.")
+@click.option("--costs", type=click.Path(path_type=Path), help="Rows of train.pose2d.cost --json.")
 @click.option("--commit", help="The commit trained at; that of the checkout otherwise.")
 def main(
     run: Path, assets: Path | None, stores: tuple[Path, ...], count: int, out: Path,
