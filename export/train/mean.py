@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mambapose.export.train import pose2d_state
 from mambapose.export.train.lift_curve import CURVE
-from mambapose.export.train.lift_state import BEFORE_POINTS, as_before, read
+from mambapose.export.train.lift_state import BEFORE_POINTS, WEIGHTS_SUFFIX, as_before, read
 from mambapose.export.train.run_state import CHECKPOINT, command_here, write_checkpoint
 from mambapose.runtime.errors import ExportError, MambaPoseError
 
@@ -46,17 +46,32 @@ def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
 
     Its history holds the other runs too, each once: one that the last started from is there.
     """
-    contents = [read(folder) for folder in folders]
+    last = read(folders[-1])
+    contents = [*(_content(folder, last) for folder in folders[:-1]), last]
     networks = {content["plan"]["network"] for content in contents}
     if len(contents) < 2 or len(networks) > 1:
-        found = f"{len(contents)} of {', '.join(sorted(networks)) or 'none'}"
-        raise ExportError(f"two or more runs of one network were wanted, found {found}")
+        given = f"{len(contents)} of {', '.join(sorted(networks)) or 'none'}"
+        raise ExportError(f"two or more runs of one network were wanted, found {given}")
     found = {key: value for key, value in contents[-1].items() if key not in OF_A_RUN}
     for folder, content in zip(folders[:-1], contents[:-1], strict=True):
         if not _is_in_history(content, found):
             _add_to_history(folder, content, found)
     found["average"] = mean_of([content["average"] for content in contents])
     return found
+
+
+def _content(path: Path, last: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint, or weights of a file as a run of no steps; the last run tells which network."""
+    if path.suffix != WEIGHTS_SUFFIX or last["plan"]["network"] != pose2d_state.NETWORK:
+        return read(path)
+    state = pose2d_state.started_from(path, pose2d_state.Plan(), torch.device("cpu"))
+    content = pose2d_state.content_of(state)
+    if not _is_in_history(content, last):
+        raise ExportError(
+            f"weights that the last run started from were wanted in {path}, found others; give "
+            "the folder of their run"
+        )
+    return content
 
 
 def _commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,7 +113,8 @@ def _add_to_history(folder: Path, content: Mapping[str, Any], later: dict[str, A
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(runs: tuple[Path, ...], out: Path) -> None:
     """Write the mean weights of RUNS of one network as a run: for its card, for the evaluation, or
-    for others to --start-from. It cannot be resumed.
+    for others to --start-from. It cannot be resumed. The .safetensors file that the last run began
+    with counts as a run.
 
     Example: python -m mambapose.export.train.mean build/run-1 build/run-2 --out build/mean
     """

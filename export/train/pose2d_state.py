@@ -19,6 +19,7 @@ from mambapose.export.train.pose2d_data import Recipe
 from mambapose.export.train.run_state import CHECKPOINT, RunState, adamw, write_checkpoint
 from mambapose.runtime.errors import ExportError
 
+NETWORK = "mambapose-nano"
 ENDS = ("stem", "heat_head", "absent_head", "side_out")  # first and last layers
 
 
@@ -73,9 +74,13 @@ def fresh(plan: Plan, device: torch.device) -> State:
 
 def save(state: State, folder: Path) -> Path:
     """Write the checkpoint beside the old one and rename it."""
-    plan = {"network": "mambapose-nano", **asdict(state.plan)}
-    content = state.content(plan, samples=state.samples, offset=state.offset)
-    return write_checkpoint(content, folder)
+    return write_checkpoint(content_of(state), folder)
+
+
+def content_of(state: State) -> dict[str, Any]:
+    """What a checkpoint of a run holds."""
+    plan = {"network": NETWORK, **asdict(state.plan)}
+    return state.content(plan, samples=state.samples, offset=state.offset)
 
 
 def resumed(folder: Path, device: torch.device) -> State:
@@ -88,7 +93,7 @@ def resumed(folder: Path, device: torch.device) -> State:
 
 def _plan(content: dict[str, Any], folder: Path) -> Plan:
     values = dict(content["plan"])
-    if values.pop("network", None) != "mambapose-nano":
+    if values.pop("network", None) != NETWORK:
         raise ExportError(
             f"a run of mambapose-nano was wanted, {folder} holds another; choose another --out"
         )
