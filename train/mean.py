@@ -20,7 +20,7 @@ from torch import Tensor
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.train.checkpoint import CHECKPOINT, command_here, write_checkpoint
 from mambapose.train.curve import CURVE
-from mambapose.train.lift.state import BEFORE_POINTS, as_before, read
+from mambapose.train.lift.state import BEFORE_POINTS, WEIGHTS_SUFFIX, as_before, read
 from mambapose.train.pose2d import state as pose2d_state
 
 # What a run needs to go on, which a mean has not.
@@ -47,7 +47,8 @@ def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
     Its history also has the other runs, each once: a run that the last one started from is in it
     already.
     """
-    contents = [read(folder) for folder in folders]
+    last = read(folders[-1])
+    contents = [*(_content(folder, last) for folder in folders[:-1]), last]
     networks = {content["plan"]["network"] for content in contents}
     if len(contents) < 2 or len(networks) > 1:
         given = f"{len(contents)} of {', '.join(sorted(networks)) or 'none'}"
@@ -58,6 +59,20 @@ def mean_run(folders: Sequence[Path]) -> dict[str, Any]:
             _add_to_history(folder, content, found)
     found["average"] = mean_of([content["average"] for content in contents])
     return found
+
+
+def _content(path: Path, last: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint, or weights of a file as a run of no steps; the last run tells which network."""
+    if path.suffix != WEIGHTS_SUFFIX or last["plan"]["network"] != pose2d_state.NETWORK:
+        return read(path)
+    state = pose2d_state.started_from(path, pose2d_state.Settings(), torch.device("cpu"))
+    content = pose2d_state.content_of(state)
+    if not _is_in_history(content, last):
+        raise ExportError(
+            f"weights that the last run started from were wanted in {path}, found others; give "
+            "the folder of their run"
+        )
+    return content
 
 
 def _commands(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -99,7 +114,8 @@ def _add_to_history(folder: Path, content: Mapping[str, Any], later: dict[str, A
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(runs: tuple[Path, ...], out: Path) -> None:
     """Write the mean weights of RUNS of one network as a run: for its card, for the evaluation, or
-    for others to --start-from. It cannot be resumed.
+    for others to --start-from. It cannot be resumed. The .safetensors file that the last run began
+    with counts as a run.
 
     Example: python -m mambapose.train.mean build/run-1 build/run-2 --out build/mean
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,33 @@ def test_pose2d_runs_count_once_too(tmp_path: Path) -> None:
     alone = pose2d_state.read(tmp_path / "start")["average"]["heat_head.bias"]
     found = pose2d_state.averaged_model(tmp_path / "mean").heat_head.bias
     torch.testing.assert_close(found.detach(), alone + (0 + 2 + 4) / 3)
+
+
+def test_weights_that_ship_count_as_a_run(tmp_path: Path) -> None:
+    """Those that the last run started from; others would lack a history."""
+    from safetensors.torch import save_file
+
+    state = pose2d_state.fresh(pose2d_state.Settings(seed=5), CPU)
+    made = [_command("pose2d --out first", 0)]
+    for name, commands in (("first", made), ("other", [_command("pose2d --out other", 0)])):
+        training = {"step": 10, "samples": 320, "seconds": 10.0, "commands": commands}
+        save_file(
+            {key: tensor.contiguous() for key, tensor in state.average.items()},
+            tmp_path / f"{name}.safetensors",
+            {"training": json.dumps(training)},
+        )  # fmt: skip
+    file = tmp_path / "first.safetensors"
+    _pose2d(tmp_path / "one", 2, 64, file)
+    content = _mean(tmp_path / "mean", file, tmp_path / "one")
+    past = pose2d_state.so_far(content, tmp_path / "mean")
+    assert (past["samples"], past["offset"]) == (320 + 64, 10)
+    assert past["commands"][:1] == made
+    found = content["average"]["heat_head.bias"]
+    torch.testing.assert_close(found, state.average["heat_head.bias"] + (0 + 2) / 2)
+    words = [str(tmp_path / "other.safetensors"), str(tmp_path / "one"), "--out", str(tmp_path)]
+    done = CliRunner().invoke(mean.main, words)
+    assert done.exit_code == 1
+    assert "weights that the last run started from were wanted" in done.output
 
 
 def test_what_has_no_mean_is_refused(lifters: Path, motion_folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mambapose.train.lift.state import BEFORE_POINTS, read
 from mambapose.train.muon import MuonAdamW
 from mambapose.train.pose2d.data import Recipe
 
+NETWORK = "mambapose-nano"
 ENDS = ("stem", "heat_head", "absent_head", "side_out")  # first and last layers
 
 
@@ -75,9 +76,13 @@ def fresh(plan: Settings, device: torch.device) -> State:
 
 def save(state: State, folder: Path) -> Path:
     """The path of the checkpoint, which is written beside the old one and then renamed."""
-    plan = {"network": "mambapose-nano", **asdict(state.plan)}
-    content = state.content(plan, samples=state.samples, offset=state.offset)
-    return write_checkpoint(content, folder)
+    return write_checkpoint(content_of(state), folder)
+
+
+def content_of(state: State) -> dict[str, Any]:
+    """What a checkpoint of a run holds."""
+    plan = {"network": NETWORK, **asdict(state.plan)}
+    return state.content(plan, samples=state.samples, offset=state.offset)
 
 
 def resumed(folder: Path, device: torch.device) -> State:
@@ -90,7 +95,7 @@ def resumed(folder: Path, device: torch.device) -> State:
 
 def _plan(content: dict[str, Any], folder: Path) -> Settings:
     values = dict(content["plan"])
-    if values.pop("network", None) != "mambapose-nano":
+    if values.pop("network", None) != NETWORK:
         raise ExportError(
             f"a run of mambapose-nano was wanted, {folder} holds another; choose another --out"
         )
