@@ -34,7 +34,7 @@ HELPERS = $(patsubst %.py,-m %,$(subst /,.,$(shell find tests -name '*.py' -not 
 .PHONY: run dev test test-quick isas pythons check bench weights neon plugin clean
 
 run: $(VENV)/.run
-	$(BIN)/mp-run $(VIDEO) --out $(OUT) --overlay --overwrite
+	$(BIN)/mp-run "$(VIDEO)" --out "$(OUT)" --overlay --overwrite
 
 weights: $(VENV)/.export
 	$(if $(EPOCH),SOURCE_DATE_EPOCH=$(EPOCH)) $(BIN)/python -m mambapose.export.default_bundle \

@@ -12,7 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mambapose.runtime.api import Result, open_bundle, open_pipeline, open_source, run
+    from mambapose.runtime.api import (
+        IncompleteError,
+        Result,
+        open_bundle,
+        open_pipeline,
+        open_source,
+        run,
+    )
     from mambapose.runtime.errors import MambaPoseError
     from mambapose.runtime.pipeline import RunOptions
     from mambapose.runtime.types import Frame, Pose, Size, Where
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Frame": "types",
+    "IncompleteError": "api",
     "MambaPoseError": "errors",
     "Pose": "types",
     "Result": "api",
@@ -35,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "Frame",
+    "IncompleteError",
     "MambaPoseError",
     "Pose",
     "Result",

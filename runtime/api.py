@@ -6,10 +6,8 @@ docs/api.md shows them in use. Every path may be a string or a Path.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,9 @@ import numpy as np
 from mambapose.runtime import loading
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
-from mambapose.runtime.errors import OutputError
+from mambapose.runtime.errors import OutputError, VideoError
 from mambapose.runtime.pipeline import Pipeline, RunOptions
-from mambapose.runtime.results.files import WRITERS, write_results
-from mambapose.runtime.results.journal import JOURNAL
+from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 from mambapose.runtime.running import Run, run_video
 from mambapose.runtime.types import Pose, Size, Where
 from mambapose.runtime.video.sources import Source
@@ -31,26 +28,29 @@ from mambapose.runtime.video.sources import open_source as source_from_uri
 PathLike = str | Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """The poses of a run.
 
-    poses: every person of every frame, in order. meta: the facts that poses.json records about the
-    run: source, bundle, skeletons, units. folder: where the files are; when no ``out`` was given,
-    it is a temporary folder that is removed together with the Result.
+    poses: every person of every frame, in order. meta: what poses.json says of the run: source,
+    bundle, skeletons, units. folder: where the files of the run are, None without ``out``.
     """
 
     poses: tuple[Pose, ...]
     meta: Mapping[str, Any]
-    folder: Path
+    folder: Path | None
+    _frames: tuple[dict[str, Any], ...]
+
+    def __repr__(self) -> str:
+        name = self.meta["source"]["name"]
+        return f"Result({len(self.poses)} poses in {len(self._frames)} frames of {name})"
 
     def to_dict(self) -> dict[str, Any]:
         """The document of poses.json: ``meta`` and ``frames``."""
-        document: dict[str, Any] = json.loads((self.folder / "poses.json").read_text())
-        return document
+        return {"meta": dict(self.meta), "frames": list(self._frames)}
 
     def save(self, path: PathLike) -> Path:
-        """Write the poses to ``path``, in the format of its suffix: .json, .npz or .csv.
+        """Write the poses to ``path``, in the format of its suffix, such as .json, .npz or .csv.
 
         OutputError for another suffix, or where nothing can be written. An older file is replaced.
         """
@@ -61,11 +61,25 @@ class Result:
             raise OutputError(f"a file with the suffix {known} was wanted, found {path}")
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                shutil.copyfile(self.folder / JOURNAL, Path(folder) / JOURNAL)
-                write_results(Path(folder), (form,)).paths[0].replace(path)
+                part = Path(folder) / path.name
+                with WRITERS[form](part, self.meta) as writer:
+                    for frame in self._frames:
+                        writer.add(frame)
+                    writer.finish()
+                part.replace(path)
         except OSError as err:
-            raise OutputError(f"{path} cannot be written ({err.strerror or err})") from err
+            raise OutputError(
+                f"{path} cannot be written ({err.strerror or err}); choose another place"
+            ) from err
         return path
+
+
+class IncompleteError(VideoError):
+    """A video broke off. result: the poses of everything up to there."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def open_bundle(path: PathLike | None = None) -> Bundle:
@@ -108,33 +122,69 @@ def run(
     source: PathLike,
     out: PathLike | None = None,
     *,
-    bundle: PathLike | None = None,
+    bundle: Bundle | PathLike | None = None,
+    where: Where | None = None,
+    detect: PathLike | None = None,
+    frame_range: str | None = None,
+    height: float | None = None,
+    lookahead: int | None = None,
+    max_people: int = 10,
+    flow: bool = True,
+    depth: bool = True,
+    overlay: bool = False,
+    formats: Sequence[str] = DEFAULT_FORMATS,
     overwrite: bool = False,
     quiet: bool = True,
-    **options: Any,
 ) -> Result:
-    """The poses of everybody in ``source``, as mp-run finds them.
+    """The poses of everybody in ``source``, as mp-run finds them with the options of that name.
 
-    out: a folder that gets what mp-run writes; None writes nothing that stays. options: the other
-    fields of ``mambapose.runtime.running.Run``, such as ``height=1.75``, ``frame_range="0:100"``,
-    ``overlay=True``, ``detect=Path("yolox.onnx")``. Errors are those of mp-run, all of them
-    MambaPoseError; a video that breaks off raises VideoError after everything was written.
+    out: a folder that gets what mp-run writes, poses.json always; None writes nothing that stays.
+    quiet: print nothing. Errors are those of mp-run, all of them MambaPoseError; for a video that
+    breaks off it is an IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C;
+    what was found until then is in ``out``.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mambapose-")) / "run" if out is None else Path(out)
-    if folder.suffix.lower() in (".mp4", *(f".{name}" for name in WRITERS)):
-        raise OutputError(f"a folder was wanted as out, found {folder}; save one file with save()")
-    engine = loading.shipped_bundle() if bundle is None else Path(bundle)
-    try:
-        run_video(Run(str(source), engine, folder, overwrite=overwrite, quiet=quiet, **options))
-        document = json.loads((folder / "poses.json").read_text())
-    except BaseException:
-        if out is None:
-            shutil.rmtree(folder.parent, ignore_errors=True)
-        raise
-    result = Result(_poses(document), document["meta"], folder)
-    if out is None:
-        weakref.finalize(result, shutil.rmtree, folder.parent, ignore_errors=True)
-    return result
+    kinds = (".mp4", *(f".{name}" for name in WRITERS))
+    if out is not None and Path(out).suffix.lower() in kinds and not Path(out).is_dir():
+        raise OutputError(f"a folder was wanted as out, found {out}; save one file with save()")
+    if bundle is None:
+        engine = loading.shipped_bundle()
+    else:
+        engine = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+    with tempfile.TemporaryDirectory(prefix="mambapose-") as temporary:
+        folder = Path(temporary) / "run" if out is None else Path(out).absolute()
+        asked = Run(
+            source=str(source),
+            bundle=engine,
+            out=folder,
+            where=where or Where(),
+            detect=None if detect is None else Path(detect),
+            flow=flow,
+            depth=depth,
+            height=height,
+            lookahead=lookahead,
+            max_people=max_people,
+            overlay=overlay,
+            formats=tuple(dict.fromkeys(("json", *formats))),
+            frame_range=frame_range,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+        kept = None if out is None else folder
+        try:
+            code = run_video(asked)
+        except VideoError as err:
+            if (folder / "poses.json").is_file():
+                raise IncompleteError(str(err), _result(folder, kept)) from err
+            raise
+        if code != 0:
+            raise KeyboardInterrupt
+        return _result(folder, kept)
+
+
+def _result(folder: Path, kept: Path | None) -> Result:
+    """What the run in ``folder`` wrote; kept: the folder, if it stays."""
+    document = json.loads((folder / "poses.json").read_text(encoding="utf-8"))
+    return Result(_poses(document), document["meta"], kept, tuple(document["frames"]))
 
 
 def _poses(document: Mapping[str, Any]) -> tuple[Pose, ...]:

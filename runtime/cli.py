@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.pipeline import HEIGHTS_M
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
@@ -53,7 +54,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 @click.option(
     "--height",
     metavar="METRES",
-    type=click.FloatRange(0.3, 3.0),
+    type=click.FloatRange(*HEIGHTS_M),
     help="Body height: 3D in metres.",
 )
 @click.option(

@@ -94,7 +94,7 @@ def needed_graphs(bundle: Bundle, size: Size, options: RunOptions) -> list[tuple
         *(
             graph.spec
             for stage in present
-            if not stage.whole_frame
+            if stage.inputs and not stage.whole_frame
             for graph in bundle.stages[stage.name].graphs.values()
         )
     )
@@ -114,7 +114,11 @@ def clip_graphs(bundle: Bundle, stage: str, *, portrait: bool) -> dict[str, str]
     BundleError tells which graphs there are when one is missing.
     """
     entry = bundle.stage(stage)
-    sizes = [GraphName.parse(name) for name in entry.graphs]
+    sizes = [
+        name
+        for name in map(GraphName.parse, entry.graphs)
+        if name.size is None or STAGES[stage].both_orientations
+    ]
     chosen: dict[str, str] = {}
     for base in STAGES[stage].form({name.base for name in sizes}):
         found = [name for name in sizes if name.base == base]

@@ -51,6 +51,7 @@ from mambapose.runtime.video.scenes import SceneCuts
 
 # Crops of a search that run together: more would raise the peak of memory, and save no time.
 SEARCH_BATCH = 4
+HEIGHTS_M = (0.3, 3.0)  # of a person
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,20 @@ class RunOptions:
     max_people: int = 10
     trained: bool = True
     lift_unit: str = BODY_HEIGHTS
+
+    def __post_init__(self) -> None:
+        """EngineError for a number that no run can have."""
+        least = {"depth_every": 1, "detect_every": 1, "flow_iters": 1, "max_people": 1}
+        for name, low in {**least, "lookahead": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise EngineError(f"{name} of at least {low} was wanted, found {value}")
+        least_m, most_m = HEIGHTS_M
+        if self.height is not None and not least_m <= self.height <= most_m:
+            raise EngineError(
+                f"a body height of {least_m} to {most_m} m was wanted, found {self.height}; "
+                "give metres"
+            )
 
 
 @dataclass(frozen=True)

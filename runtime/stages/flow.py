@@ -20,7 +20,7 @@ from mambapose.runtime.stages.resize import Letterbox, letterbox_from_sizes, let
 from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, FloatArray, ImageArray
 
-GRAPHS = STAGES["flow"].graphs[0]  # of RAFT
+GRAPHS = STAGES["flow"].graphs[-1]  # of RAFT
 PAIR = "main"  # the graph of a network that takes both images
 
 

@@ -49,7 +49,7 @@ class Stage:
     """One stage.
 
     graphs: the names of its graphs, once for each form that a network may have (RAFT's loop or one
-        graph, for example); the first name tells the forms apart. ``main`` is a whole network.
+        graph, for example). ``main`` is a whole network.
     inputs, outputs: the tensors that ``main`` of a network of the user's own must have; H, W, h, w,
         T stand for any numbers, N for a free side. Empty where there is no such contract.
     may_lack: inputs that a network may do without.
@@ -88,8 +88,13 @@ class Stage:
         return self.gate.get(output, gate_limits.RELATIVE)
 
     def form(self, present: set[str]) -> tuple[str, ...]:
-        """The names of the graphs of a network, some of which are in ``present``."""
-        return next((names for names in self.graphs if names[0] in present), self.graphs[-1])
+        """The graphs of the form that a network with the graphs ``present`` has: the first one that
+        is complete, or else the one of which most is there.
+        """
+        lacking = [len(set(names) - present) for names in self.graphs]
+        if 0 in lacking:
+            return self.graphs[lacking.index(0)]
+        return max(self.graphs, key=lambda names: len(present & set(names)))
 
 
 def _rows(*stages: Stage) -> dict[str, Stage]:
@@ -100,7 +105,7 @@ def _rows(*stages: Stage) -> dict[str, Stage]:
 STAGES: Mapping[str, Stage] = _rows(
     Stage(
         "flow",
-        graphs=(("encode", "corr", "step", "upsample"), ("main",)),  # RAFT's loop, or one graph
+        graphs=(("main",), ("encode", "corr", "step", "upsample")),  # one graph, or RAFT's loop
         inputs=(
             TensorSpec("image1", "uint8", (1, "H", "W", 3)),
             TensorSpec("image2", "uint8", (1, "H", "W", 3)),

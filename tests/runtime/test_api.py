@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import mambapose.runtime as mp
 from mambapose.runtime.errors import BundleError, OutputError, VideoError
 from mambapose.runtime.loading import SHIPPED
+from mambapose.runtime.results.files import WRITERS
 from mambapose.runtime.video.sample import SAMPLE
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -90,19 +93,46 @@ def test_a_result_holds_what_poses_json_holds(tmp_path: Path) -> None:
 
 @needs_bundle
 def test_without_out_nothing_stays(tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("mambapose-*"))
     result = mp.run(str(SAMPLE), frame_range="0:4")
-    folder = result.folder
+    assert set(Path(tempfile.gettempdir()).glob("mambapose-*")) == before
+    assert result.folder is None
+    assert repr(result) == f"Result({len(result.poses)} poses in 4 frames of {SAMPLE})"
     for name in ("poses.json", "p.npz", "p.csv"):
         assert result.save(str(tmp_path / name)) == tmp_path / name
     assert json.loads((tmp_path / "poses.json").read_text()) == result.to_dict()
+    assert pickle.loads(pickle.dumps(result)).to_dict() == result.to_dict()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.npz", "poses.json"]
-    with pytest.raises(OutputError, match=r"suffix .json, .npz, .csv was wanted"):
+    known = ", ".join(f".{name}" for name in WRITERS)
+    with pytest.raises(OutputError, match=f"suffix {known} was wanted"):
         result.save(tmp_path / "poses.xyz")
     with pytest.raises(OutputError, match="cannot be written"):
         result.save(tmp_path / "none" / "p.csv")
-    assert folder.is_dir()
-    del result
-    assert not folder.exists()
+
+
+@needs_bundle
+def test_a_video_that_breaks_off_gives_what_there_was(tmp_path: Path) -> None:
+    whole = SAMPLE.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(mp.IncompleteError, match="could be decoded") as caught:
+        mp.run(tmp_path / "cut.mp4")
+    assert 0 < len(caught.value.result.poses) < 90
+
+
+@needs_bundle
+def test_an_interrupt_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mambapose.runtime import api
+
+    monkeypatch.setattr(api, "run_video", lambda asked: 130)
+    with pytest.raises(KeyboardInterrupt):
+        mp.run(SAMPLE, tmp_path / "out")
+
+
+@needs_bundle
+def test_an_open_bundle_and_a_folder_with_a_suffix_will_do(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    result = mp.run(SAMPLE, tmp_path / "run.json", bundle=mp.open_bundle(), frame_range="0:2")
+    assert result.folder == tmp_path / "run.json"
 
 
 def test_bad_input_is_one_of_our_errors(tmp_path: Path) -> None:
@@ -112,6 +142,15 @@ def test_bad_input_is_one_of_our_errors(tmp_path: Path) -> None:
         mp.open_source(tmp_path / "none.mp4")
     with pytest.raises(OutputError, match="a folder was wanted as out"):
         mp.run(SAMPLE, tmp_path / "poses.json")
+    for wrong, sentence in (
+        ({"height": 175}, r"0.3 to 3.0 m was wanted, found 175"),
+        ({"max_people": 0}, "max_people of at least 1"),
+        ({"lookahead": -1}, "lookahead of at least 0"),
+        ({"detect": str(tmp_path / "none.onnx")}, "an ONNX file was wanted"),
+        ({"formats": ("xml",)}, "can be written, found xml"),
+    ):
+        with pytest.raises(mp.MambaPoseError, match=sentence):
+            mp.run(SAMPLE, frame_range="0:2", **wrong)
 
 
 @needs_bundle

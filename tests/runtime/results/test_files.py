@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.results.files import conventions, write_results
+from mambapose.runtime.results.files import WRITERS, conventions, write_results
 from mambapose.runtime.results.journal import Journal, journal_state, read_journal
 from mambapose.runtime.skeleton import COCO17, H36M17
 from mambapose.runtime.types import Pose
@@ -110,7 +110,7 @@ def test_only_the_formats_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path)
     assert [path.name for path in write_results(tmp_path, ("csv",)).paths] == ["poses.csv"]
     assert not (tmp_path / "poses.json").exists()
-    with pytest.raises(OutputError, match="json, npz, csv can be written, found xml"):
+    with pytest.raises(OutputError, match=f"{', '.join(WRITERS)} can be written, found xml"):
         write_results(tmp_path, ("xml",))
 
 
