@@ -28,8 +28,8 @@ under 0.25x the true one, counted for pairs more than 0.1 body heights apart; in
 joints and the hip centre count, for a person of 1.75 m. `pose2d` is given the person's box, `chain`
 has to find the person. `pose2sim` is real video of one man, seen by two cameras, against OpenPose's
 joints in 2D and joints triangulated from four cameras in 3D; `rendered` and `held out` people move
-as nobody in training did; `sample` is the packaged clip, with exact truth. No picture of a real
-person was trained on."""
+as nobody in training did; `sample` is the packaged clip, with exact truth. What each network was
+trained on is on its card (`export/weights`); nothing here was."""
 HEADLINE = (
     ("pose2d", "pose2sim", "rgb"),
     ("chain", "pose2sim", "rgb"),
