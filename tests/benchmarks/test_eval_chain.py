@@ -34,6 +34,7 @@ def shipped() -> dict[tuple[str, str, str], Score]:
     return {score.key: score for part in parts for score in part}
 
 
+@pytest.mark.slow
 def test_the_shipped_network_sees_the_joints_of_the_sample(shipped) -> None:
     values = shipped["pose2d", "sample", "rgb"].values
     # 0.943 and 0.0133 when this was written.

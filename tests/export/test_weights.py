@@ -196,6 +196,7 @@ def test_only_fp16_files_count_as_half(tmp_path: Path) -> None:
 # --- the bundle ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bundle_and_the_output_say_what_the_weights_are(
     bundle: Bundle, shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,7 @@ def covering_rows(seed):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_every_two_properties_together(scans, cuda, part):
     rows = covering_rows(0)

@@ -25,6 +25,7 @@ FEW = {"fp32": 1, "fp16": 4, "bf16": 6}
 GRADIENT_CASES = [case for case in parity.GRADIENT_CASES if case.L <= 70]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", parity.TYPES)
 def test_forward_in_every_tactic(dtype, shim):
     chosen = list(cases.small_cases())[:: FEW[dtype]]
