@@ -28,8 +28,7 @@ from mambapose.runtime.backends.fake import FakeEngine
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.errors import EngineError, ExportError
 from mambapose.runtime.stages.causal_lifting import STEP, next_name
-from mambapose.runtime.stages.flow import FlowStage
-from mambapose.runtime.stages.table import STAGES
+from mambapose.runtime.stages.flow import GRAPHS, FlowStage
 from mambapose.runtime.types import Array, GraphName, GraphSpec, Size
 
 if TYPE_CHECKING:
@@ -260,8 +259,7 @@ def _watched_flow(
 
         return FakeEngine(graphs[name].spec, watched)
 
-    bases = STAGES["flow"].form({GraphName.parse(name).base for name in graphs})
-    stage = FlowStage({base: engine(str(GraphName(base, size))) for base in bases}, iterations)
+    stage = FlowStage({base: engine(str(GraphName(base, size))) for base in GRAPHS}, iterations)
     now, before = image_pair(*size, seed)
     stage.run(before[0])
     found = stage.run(now[0])

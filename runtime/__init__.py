@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mambapose.runtime.api import (
-        IncompleteError,
         Result,
         open_bundle,
         open_pipeline,
         open_source,
         run,
     )
-    from mambapose.runtime.errors import MambaPoseError
+    from mambapose.runtime.errors import IncompleteError, MambaPoseError
     from mambapose.runtime.pipeline import RunOptions
     from mambapose.runtime.types import Frame, Pose, Size, Where
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Frame": "types",
-    "IncompleteError": "api",
+    "IncompleteError": "errors",
     "MambaPoseError": "errors",
     "Pose": "types",
     "Result": "api",

@@ -17,8 +17,9 @@ import numpy as np
 from mambapose.runtime import loading
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
-from mambapose.runtime.errors import OutputError, VideoError
+from mambapose.runtime.errors import IncompleteError, OutputError
 from mambapose.runtime.pipeline import Pipeline, RunOptions
+from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 from mambapose.runtime.running import Run, run_video
 from mambapose.runtime.types import Pose, Size, Where
@@ -72,14 +73,6 @@ class Result:
                 f"{path} cannot be written ({err.strerror or err}); choose another place"
             ) from err
         return path
-
-
-class IncompleteError(VideoError):
-    """A video broke off. result: the poses of everything up to there."""
-
-    def __init__(self, message: str, result: Result) -> None:
-        super().__init__(message)
-        self.result = result
 
 
 def open_bundle(path: PathLike | None = None) -> Bundle:
@@ -143,8 +136,7 @@ def run(
     breaks off it is an IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C;
     what was found until then is in ``out``.
     """
-    kinds = (".mp4", *(f".{name}" for name in WRITERS))
-    if out is not None and Path(out).suffix.lower() in kinds and not Path(out).is_dir():
+    if out is not None and names_a_file(Path(out)):
         raise OutputError(f"a folder was wanted as out, found {out}; save one file with save()")
     if bundle is None:
         engine = loading.shipped_bundle()
@@ -172,9 +164,8 @@ def run(
         kept = None if out is None else folder
         try:
             code = run_video(asked)
-        except VideoError as err:
-            if (folder / "poses.json").is_file():
-                raise IncompleteError(str(err), _result(folder, kept)) from err
+        except IncompleteError as err:
+            err.result = _result(folder, kept)
             raise
         if code != 0:
             raise KeyboardInterrupt

@@ -9,11 +9,16 @@
     |   +-- RunError       a loaded graph cannot run what it was given
     |   +-- MismatchError  what was loaded is not what the bundle, the stage or this version wants
     +-- VideoError    a video, stream or image folder cannot be read or written
+    |   +-- IncompleteError  it broke off; everything up to there was written
     +-- OutputError   results cannot be written or read back: disk full, damaged journal
 
 A message says what was wanted, what was found and what to do, in one line. Commands print it
 after ``error:`` and exit with 1; anything else that escapes is a bug and keeps its traceback.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class MambaPoseError(Exception):
@@ -50,6 +55,15 @@ class MismatchError(EngineError):
 
 class VideoError(MambaPoseError):
     """A video, stream or image folder cannot be read or written."""
+
+
+class IncompleteError(VideoError):
+    """A video broke off, after everything up to there was written.
+
+    result: the poses up to there, a ``Result`` when the error comes from ``mambapose.runtime.run``.
+    """
+
+    result: Any = None
 
 
 class OutputError(MambaPoseError):

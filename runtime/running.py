@@ -14,7 +14,7 @@ import click
 from mambapose.runtime.backends.loader import backend_from_name
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
-from mambapose.runtime.errors import VideoError
+from mambapose.runtime.errors import IncompleteError, VideoError
 from mambapose.runtime.interrupt import Interruptible
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.pipeline import FrameResult, Pipeline, RunOptions
@@ -87,7 +87,7 @@ class Run:
 def run_video(run: Run) -> int:
     """Do the run; returns the exit code: 0, or 130 after Ctrl-C.
 
-    A video that breaks off raises VideoError after everything up to there has been written.
+    A video that breaks off raises IncompleteError after everything up to there has been written.
     """
     destination = destination_of(run.out, run.formats, overlay=run.overlay)
     destination.check(run.source, overwrite=run.overwrite)
@@ -127,7 +127,9 @@ def run_video(run: Run) -> int:
     written = destination.write_results()
     tell_results(run, destination, written.paths, outcome)
     if outcome.problem is not None:
-        raise VideoError(f"{outcome.problem}; the results hold {_count(outcome.frames, 'frame')}")
+        raise IncompleteError(
+            f"{outcome.problem}; the results hold {_count(outcome.frames, 'frame')}"
+        )
     return 130 if outcome.interrupted else 0
 
 

@@ -80,6 +80,11 @@ class Destination:
         return True
 
 
+def names_a_file(out: Path) -> bool:
+    """Whether ``out`` names an overlay or a result file by its suffix, and is no folder."""
+    return out.suffix.lower() in (".mp4", *(f".{name}" for name in WRITERS)) and not out.is_dir()
+
+
 def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False) -> Destination:
     """The destination that the option ``-o`` means.
 
@@ -87,7 +92,7 @@ def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False
     that one file; the rest goes into folder X.
     """
     kind = out.suffix.lower()
-    if out.is_dir() or kind not in (".mp4", *(f".{name}" for name in WRITERS)):
+    if not names_a_file(out):
         return Destination(out, out / OVERLAY if overlay else None, formats)
     folder = out.with_suffix("")
     if kind == ".mp4":

@@ -120,6 +120,15 @@ def test_a_video_that_breaks_off_gives_what_there_was(tmp_path: Path) -> None:
 
 
 @needs_bundle
+def test_an_error_has_no_result_of_an_earlier_run(tmp_path: Path) -> None:
+    mp.run(SAMPLE, tmp_path / "out", frame_range="0:2")
+    with pytest.raises(VideoError) as caught:
+        mp.run(tmp_path / "none.mp4", tmp_path / "out", overwrite=True)
+    assert not isinstance(caught.value, mp.IncompleteError)
+    assert len(json.loads((tmp_path / "out" / "poses.json").read_text())["frames"]) == 2
+
+
+@needs_bundle
 def test_an_interrupt_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from mambapose.runtime import api
 
