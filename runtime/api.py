@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mambapose.runtime import loading
+from mambapose.runtime import durable, loading
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.edges import edge
 from mambapose.runtime.errors import IncompleteError, OutputError
 from mambapose.runtime.pipeline import Pipeline, RunOptions
 from mambapose.runtime.results.destination import names_a_file
-from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
+from mambapose.runtime.results.files import DEFAULT_FORMATS, PART, WRITERS
+from mambapose.runtime.results.journal import pose_from_record
 from mambapose.runtime.running import Run, run_video
 from mambapose.runtime.types import Pose, Size, Where
 from mambapose.runtime.video.sources import Source
@@ -60,18 +60,16 @@ class Result:
         if form not in WRITERS:
             known = ", ".join(f".{name}" for name in WRITERS)
             raise OutputError(f"a file with the suffix {known} was wanted, found {path}")
-        try:
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                part = Path(folder) / path.name
-                with WRITERS[form](part, self.meta) as writer:
-                    for frame in self._frames:
-                        writer.add(frame)
-                    writer.finish()
-                part.replace(path)
-        except OSError as err:
-            raise OutputError(
-                f"{path} cannot be written ({err.strerror or err}); choose another place"
-            ) from err
+        with (
+            edge(OutputError, f"{path} cannot be written", "choose another place"),
+            tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        ):
+            part = Path(folder) / f"result{PART}"
+            with WRITERS[form](part, self.meta) as writer:
+                for frame in self._frames:
+                    writer.add(frame)
+                writer.finish()
+            durable.replace(part, path)
         return path
 
 
@@ -133,8 +131,8 @@ def run(
 
     out: a folder that gets what mp-run writes, poses.json always; None writes nothing that stays.
     quiet: print nothing. Errors are those of mp-run, all of them MambaPoseError; for a video that
-    breaks off it is an IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C;
-    what was found until then is in ``out``.
+    breaks off it is an IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C,
+    SIGTERM and SIGHUP; what was found until then is in ``out``.
     """
     if out is not None and names_a_file(Path(out)):
         raise OutputError(f"a folder was wanted as out, found {out}; save one file with save()")
@@ -181,14 +179,7 @@ def _result(folder: Path, kept: Path | None) -> Result:
 def _poses(document: Mapping[str, Any]) -> tuple[Pose, ...]:
     """The people of poses.json as Poses."""
     return tuple(
-        Pose(
-            frame["frame"],
-            person["id"],
-            np.array(person["box"], np.float32),
-            np.array(person["xy"], np.float32),
-            np.array(person["score"], np.float32),
-            None if person["xyz"] is None else np.array(person["xyz"], np.float32),
-        )
+        pose_from_record(frame["frame"], person)
         for frame in document["frames"]
         for person in frame["people"]
     )

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mambapose.runtime.commands import GroupedCommand, run_command
 from mambapose.runtime.pipeline import HEIGHTS_M
+from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
@@ -35,6 +37,14 @@ def _formats(context: click.Context, param: click.Parameter, text: str) -> tuple
     if unknown or not names:
         raise click.BadParameter(f"{text!r}: choose from {', '.join(WRITERS)}")
     return names
+
+
+def _check_one_file(out: Path) -> None:
+    """UsageError when --out names the one result file and --format asks for others."""
+    given = click.get_current_context().get_parameter_source("formats")
+    kind = out.suffix.lower().removeprefix(".")
+    if given is ParameterSource.COMMANDLINE and names_a_file(out) and kind in WRITERS:
+        raise click.UsageError(f"--out {out} names one file; leave out --format, or name a folder")
 
 
 AT_LEAST_1 = click.IntRange(min=1)
@@ -89,7 +99,7 @@ AT_LEAST_1 = click.IntRange(min=1)
     help=f"Result files  [{','.join(WRITERS)}]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the same folder.")
-@click.option("--recover", is_flag=True, help="Make the results of an interrupted run in --out.")
+@click.option("--recover", is_flag=True, help="Results of an interrupted run.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
     source: str | None,
@@ -107,12 +117,14 @@ def command(
     INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
     Without --detect one person is assumed, and found by the pose network itself.
     """
+    _check_one_file(asked["out"])
     if recover:
-        if source is not None:
-            raise click.UsageError("--recover takes no INPUT: it reads the folder of --out")
+        if source is not None and not asked["overlay"]:
+            raise click.UsageError("--recover takes INPUT for --overlay only: it reads --out")
         from mambapose.runtime.running import recover_results
 
-        recover_results(asked["out"], asked["formats"], quiet=asked["quiet"])
+        names = ("out", "formats", "overlay", "quiet")
+        recover_results(**{name: asked[name] for name in names}, source=source)
         return
     if source is None:
         raise click.UsageError("Missing argument 'INPUT'.")

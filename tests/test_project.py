@@ -64,13 +64,14 @@ def test_imports_follow_the_arrows(part: str) -> None:
 # The runtime's floors, from the nouns up: a module imports its own floor and those below it.
 FLOORS = (
     ("errors", "text", "types", "skeleton", "timing", "progress", "commands", "interrupt",
-     "targets", "stages.gate_limits", "stages.table"),
+     "edges", "durable", "folder_lock", "targets", "stages.gate_limits", "stages.table"),
     ("bundle", "video"),
     ("backends",),
     ("stages",),
     ("people",),
     ("pipeline",),
     ("loading", "results"),
+    ("recording",),
     ("running", "check"),
     ("api", "cli"),
     ("",),  # the package itself: the names of the public API

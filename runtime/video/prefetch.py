@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mambapose.runtime.types import Frame
 from mambapose.runtime.video.sources import Source
+
+WAIT_S = 0.1  # between two looks at what else was asked
 
 
 class Prefetch:
     """Frames of a source read ahead by one thread, at most ``depth`` waiting; order is kept.
 
-    An exception of the source is raised here after the frames before it. close() stops the
-    thread, also in the middle; the source itself is left to whoever opened it.
+    An exception of the source is raised here after the frames before it. The frames end when
+    ``stop`` answers True while none is there, as from a camera that does not answer. close() stops
+    the thread, also in the middle; the source itself is left to whoever opened it.
     """
 
-    def __init__(self, source: Source, depth: int = 2) -> None:
+    def __init__(
+        self, source: Source, depth: int = 2, *, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._asked = stop
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(depth)
         self._stop = threading.Event()
         self._done = False
@@ -38,7 +44,7 @@ class Prefetch:
     def _put(self, item: Frame | BaseException | None) -> bool:
         while not self._stop.is_set():
             try:
-                self._queue.put(item, timeout=0.1)
+                self._queue.put(item, timeout=WAIT_S)
                 return True
             except queue.Full:
                 continue
@@ -50,14 +56,23 @@ class Prefetch:
     def __next__(self) -> Frame:
         if self._done:
             raise StopIteration
-        item = self._queue.get()
+        item = self._next()
         if isinstance(item, Frame):
             return item
         self._done = True
-        self._thread.join()
         if item is None:
             raise StopIteration
+        self._thread.join()
         raise item
+
+    def _next(self) -> Frame | BaseException | None:
+        """The next item; None also when ``stop`` asks to end and nothing has come."""
+        while True:
+            try:
+                return self._queue.get(timeout=WAIT_S)
+            except queue.Empty:
+                if self._asked():
+                    return None
 
     def close(self) -> None:
         """Stop reading ahead; waits at most a second for a camera that does not answer."""

@@ -50,6 +50,7 @@ def paint(path, **options):
     pipeline = Pipeline(engines, SCHEDULE, RunOptions(trained=False, **options))
     source, most = Grey(), 0
     with Painter(path, source, pipeline, untrained=False) as painter:
+        painter.start()
         for result in pipeline.run(source, painter.paint_now):
             most = max(most, len(painter._held))
             painter.paint_later(result)
