@@ -17,17 +17,12 @@ from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
 from mambapose.export.weights import Card, Facts, facts_from_file, read_card
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
-from mambapose.runtime.bundle.bundle import (
-    file_entry,
-    file_sha256,
-    tool_version,
-    write_bundle,
-    write_gate,
-)
+from mambapose.runtime.bundle.bundle import file_entry, file_sha256, write_bundle, write_gate
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec
+from mambapose.runtime.version import tool_version
 
 if TYPE_CHECKING:
     import torch

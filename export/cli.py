@@ -24,7 +24,7 @@ class ExportCommand(GroupedCommand):
         ("A network of your own", ("model", "inputs", "outputs", "stage", "no_rewrite")),
         ("Weights", ("weights", "download", "untrained", "seed")),
         ("Sizes", ("size", "flow_iters", "clip_frames", "flip")),
-        ("Output", ("out", "overwrite", "dry_run", "verbose", "help")),
+        ("Output", ("out", "overwrite", "dry_run", "verbose")),
     )
 
 

@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from mambapose.runtime.commands import GroupedCommand, run_command
-from mambapose.runtime.pipeline import HEIGHTS_M
 from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
+from mambapose.runtime.run_options import HEIGHTS_M
 
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
 
@@ -26,7 +26,7 @@ class RunCommand(GroupedCommand):
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
         ),
         ("Machine", ("backend", "device", "threads")),
-        ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet", "help")),
+        ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet")),
     )
 
 

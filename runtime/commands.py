@@ -15,12 +15,16 @@ from mambapose.runtime.edges import reason
 from mambapose.runtime.errors import MambaPoseError, OutputError
 from mambapose.runtime.interrupt import Stopped, exit_code, signals_raise
 from mambapose.runtime.text import printable
+from mambapose.runtime.version import tool_version
 
 Headings = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists the options under headings: (title, parameter names)."""
+    """A command whose help lists the options under headings: (title, parameter names).
+
+    The last heading also gets --version and --help.
+    """
 
     headings: Headings = ()
 
@@ -29,10 +33,36 @@ class GroupedCommand(click.Command):
         params: dict[str | None, click.Parameter] = {param.name: param for param in self.params}
         if (asked := self.get_help_option(ctx)) is not None:
             params["help"] = asked  # its own name depends on the version of click
+        standard = tuple(name for name in ("version", "help") if name in params)
         for title, names in self.headings:
+            if title == self.headings[-1][0]:
+                names = (*names, *standard)
             records = [params[name].get_help_record(ctx) for name in names]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
+
+
+def _add_standard_options(command: click.Command) -> None:
+    """-h as --help, and --version."""
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+    if any(param.name == "version" for param in command.params):
+        return
+    command.params.append(
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_say_version,
+            help="Show the version.",
+        )
+    )
+
+
+def _say_version(context: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"{context.find_root().info_name} {tool_version()}")
+        context.exit()
 
 
 def run_command(
@@ -44,6 +74,7 @@ def run_command(
     SIGHUP 129, after what was open has been cleaned up. Output that nobody takes (a full disk, a
     pipe whose reader left) exits 1.
     """
+    _add_standard_options(command)
     code = 0
     with signals_raise(), _checked_output():
         try:

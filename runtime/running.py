@@ -17,7 +17,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import IncompleteError, VideoError
 from mambapose.runtime.interrupt import Interruptible, exit_code, signal_name
 from mambapose.runtime.loading import open_pipeline
-from mambapose.runtime.pipeline import FrameResult, Pipeline, RunOptions
+from mambapose.runtime.pipeline import FrameResult, Pipeline
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.recording import Recording
 from mambapose.runtime.results.destination import Destination, destination_of
@@ -37,6 +37,7 @@ from mambapose.runtime.results.report import (
     used_stages,
     write_report,
 )
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.text import printable
 from mambapose.runtime.types import Frame, Where
 from mambapose.runtime.video.prefetch import Prefetch

@@ -46,13 +46,14 @@ from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.plugins.standins import StandIns
-from mambapose.runtime.bundle.bundle import tool_version, write_bundle
+from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.stages.joints import IMAGE_UNITS
 from mambapose.runtime.stages.table import MODEL, STAGES, own_network_stages
 from mambapose.runtime.targets import Schedule, Target
 from mambapose.runtime.types import GraphSpec, Size, TensorSpec
+from mambapose.runtime.version import tool_version
 
 AS_BUILT = "as built"  # label of weights that the user's code made or loaded itself
 Tell = Callable[[str], None]

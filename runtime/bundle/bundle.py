@@ -28,16 +28,6 @@ from mambapose.runtime.errors import BundleError
 from mambapose.runtime.types import Array
 
 
-def tool_version() -> str:
-    """The installed version of mambapose, or ``source`` when run from a tree."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mambapose")
-    except PackageNotFoundError:
-        return "source"
-
-
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, read in pieces."""
     state = hashlib.sha256()

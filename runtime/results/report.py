@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mambapose.runtime import durable
-from mambapose.runtime.bundle.bundle import tool_version
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.edges import FAULTS, edge
 from mambapose.runtime.errors import OutputError
@@ -21,6 +20,7 @@ from mambapose.runtime.results.files import PART, conventions
 from mambapose.runtime.stages.causal_lifting import CausalLifter
 from mambapose.runtime.stages.table import STAGES, whole_frame_inputs
 from mambapose.runtime.text import printable
+from mambapose.runtime.version import tool_version
 from mambapose.runtime.video.sources import Source
 
 REPORT = "run.json"
