@@ -14,7 +14,7 @@ import click
 from mambapose.runtime.backends.loader import backend_from_name
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
-from mambapose.runtime.errors import IncompleteError, VideoError
+from mambapose.runtime.errors import IncompleteError, OutputError, VideoError
 from mambapose.runtime.interrupt import Interruptible, exit_code, signal_name
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.pipeline import FrameResult, Pipeline
@@ -103,7 +103,7 @@ def run_video(run: Run) -> int:
                 tell_results(run, destination, written.paths, outcome)
             else:
                 say(run, ["stopped before the first frame: nothing was written"])
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OutputError):
             if destination.journal_state() not in (before, None):
                 say(run, [f"mp-run --recover --out {run.out} makes the results of what is done"])
             raise

@@ -20,7 +20,6 @@ from mambapose.runtime import durable
 from mambapose.runtime.edges import FAULTS, edge, reason
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results.files import PART
-from mambapose.runtime.results.journal import JOURNAL
 from mambapose.runtime.types import ImageArray, Size
 from mambapose.runtime.video.pictures import ITU601, ITU709, import_av
 
@@ -154,8 +153,7 @@ class Overlay:
 
     def _failure(self, err: BaseException) -> OutputError:
         return OutputError(
-            f"{self._cannot('written')} ({reason(err)}); the poses so far are safe in {JOURNAL} "
-            "(mp-run --recover); free some space or run without the overlay"
+            f"{self._cannot('written')} ({reason(err)}); free some space or run without the overlay"
         )
 
     def _encode_all(self) -> None:

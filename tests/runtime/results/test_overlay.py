@@ -107,7 +107,7 @@ def test_overlay_on_a_full_disk(tmp_path: Path) -> None:
             for index in range(60):
                 video.write(np.roll(noise, index, axis=0), index / 30)
 
-    with pytest.raises(OutputError, match=r"No space left on device.*poses so far are safe") as err:
+    with pytest.raises(OutputError, match="No space left on device") as err:
         fill()
     assert "\n" not in str(err.value)
     assert list(tmp_path.iterdir()) == []
