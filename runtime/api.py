@@ -120,7 +120,7 @@ def run(
     frame_range: str | None = None,
     height: float | None = None,
     lookahead: int | None = None,
-    max_people: int = 10,
+    max_people: int | None = None,
     flow: bool = True,
     depth: bool = True,
     overlay: bool = False,

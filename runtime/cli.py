@@ -60,7 +60,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 )
 @click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
 @click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
-@click.option("--max-people", default=10, metavar="N", type=AT_LEAST_1, help="At most N people.")
+@click.option("--max-people", metavar="N", type=AT_LEAST_1, help="At most N people  [default: 10]")
 @click.option(
     "--height",
     metavar="METRES",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.people.one_person import OnePerson
-from mambapose.runtime.people.tracking import Followed, Tracker
+from mambapose.runtime.people.tracking import MAX_PEOPLE, Followed, Tracker
 from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.causal_lifting import STEP, CausalLifter
 from mambapose.runtime.stages.clip_pose import ClipPose
@@ -101,7 +101,7 @@ class Pipeline:
         self.people: Followed = OnePerson(trained=options.trained)
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
-            self.people = Tracker(every, options.max_people, options.trained)
+            self.people = Tracker(every, options.max_people or MAX_PEOPLE, options.trained)
         self.lifter = _lifter(lifters[0] if lifters else None, schedule, options, self.times)
         self._cuts = SceneCuts()
         self._size = size

@@ -15,8 +15,8 @@ class RunOptions:
     """What a run asks for. A field that is None takes the value of the bundle's schedule.
 
     height: the person's height in metres, for metric 3D. lookahead: how many later frames the 3D
-    may wait for, 0 for live. trained: whether pose2d's scores mean anything; lift_unit: the unit of
-    the lifter's 3D joints.
+    may wait for, 0 for live. max_people: how many people are followed at once with a detector.
+    trained: whether pose2d's scores mean anything; lift_unit: the unit of the lifter's 3D joints.
     """
 
     flow: bool = True
@@ -26,7 +26,7 @@ class RunOptions:
     flow_iters: int | None = None
     height: float | None = None
     lookahead: int | None = None
-    max_people: int = 10
+    max_people: int | None = None
     trained: bool = True
     lift_unit: str = BODY_HEIGHTS
 

@@ -65,7 +65,7 @@ class Run:
     flow_iters: int | None = None
     height: float | None = None
     lookahead: int | None = None
-    max_people: int = 10
+    max_people: int | None = None
     overlay: bool = False
     formats: tuple[str, ...] = DEFAULT_FORMATS
     frame_range: str | None = None
@@ -139,6 +139,8 @@ def _opening_notes(run: Run, bundle: Bundle, pipeline: Pipeline) -> list[str]:
     notes = []
     if "detect" not in pipeline.engines:
         notes.append(people_rule(pipeline))
+        if run.max_people is not None:
+            notes.append("--max-people has no effect without a detector")
     if (rule := lift_rule(pipeline)) and not (run.lookahead is None and pipeline.lifts_later):
         notes.append(rule)
     if late := late_poses(pipeline):

@@ -190,6 +190,14 @@ def test_a_run_writes_everything_and_says_so(capsys, tmp_path, bundle, clip):
     assert report["peak_rss_mib"] > 10
 
 
+def test_an_option_that_has_no_effect_is_named(capsys, tmp_path, bundle, clip):
+    common = ("--engine", bundle, clip, "--range", "0:2")
+    assert mp_run(*common, "-o", tmp_path / "a", "--max-people", 3) == 0
+    assert "note: --max-people has no effect without a detector" in capsys.readouterr().err
+    assert mp_run(*common, "-o", tmp_path / "b") == 0
+    assert "--max-people" not in capsys.readouterr().err
+
+
 def test_quiet_is_quiet(capsys, tmp_path, bundle, clip):
     assert mp_run("--engine", bundle, clip, "-o", tmp_path / "out", "--quiet") == 0
     said = capsys.readouterr()
