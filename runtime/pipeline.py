@@ -379,7 +379,9 @@ def _poses(
 ) -> list[Pose]:
     boxes = subjects.boxes.astype(np.float32)
     return [
-        Pose(frame, subjects.ids[k], boxes[k], xy[k], score[k]) for k in np.flatnonzero(reported)
+        # A heatmap may rise a little above 1; what is reported is a score of 0 to 1.
+        Pose(frame, subjects.ids[k], boxes[k], xy[k], np.clip(score[k], 0, 1))
+        for k in np.flatnonzero(reported)
     ]
 
 

@@ -52,8 +52,8 @@ class Destination:
             raise OutputError(
                 f"a folder was wanted at {self.folder}, found a file; choose another --out"
             )
-        lock = locked_folder(self.folder)
         with edge(OutputError, wanted, "choose another --out"):
+            lock = locked_folder(self.folder)
             try:
                 locks = lock.__enter__()
             except InUseError as err:

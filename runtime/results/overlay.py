@@ -57,9 +57,11 @@ class Overlay:
                 format="mp4",
                 options={"movflags": "frag_keyframe+empty_moov", "flush_packets": "1"},
             )
+            self._stream = self._add_stream(rate, crf)
         except (av.error.FFmpegError, *FAULTS) as err:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
             raise self._failure(err) from err
-        self._stream = self._add_stream(rate, crf)
         self._reformatter = VideoReformatter()
         self._queue: queue.Queue[tuple[Any, float] | None] = queue.Queue(depth)
         self._thread = threading.Thread(
