@@ -10,6 +10,7 @@ import click
 from mambapose.runtime.commands import GroupedCommand, run_command
 from mambapose.runtime.pipeline import HEIGHTS_M
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
+from mambapose.runtime.video.pictures import MAX_PIXELS
 
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
 
@@ -18,7 +19,7 @@ class RunCommand(GroupedCommand):
     """mp-run's help."""
 
     headings = (
-        ("What", ("engine", "frame_range", "detect", "max_people", "height")),
+        ("What", ("engine", "frame_range", "detect", "max_people", "height", "max_pixels")),
         (
             "Speed",
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
@@ -50,6 +51,13 @@ AT_LEAST_1 = click.IntRange(min=1)
 )
 @click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
 @click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
+@click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    metavar="N",
+    type=AT_LEAST_1,
+    help="Largest picture  [default: 100 million]",
+)
 @click.option("--max-people", default=10, metavar="N", type=AT_LEAST_1, help="At most N people.")
 @click.option(
     "--height",

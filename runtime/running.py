@@ -17,6 +17,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import IncompleteError, VideoError
 from mambapose.runtime.interrupt import Interruptible
 from mambapose.runtime.loading import open_pipeline
+from mambapose.runtime.people.one_person import search_note
 from mambapose.runtime.pipeline import FrameResult, Pipeline, RunOptions
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.results.destination import Destination, destination_of
@@ -37,6 +38,8 @@ from mambapose.runtime.results.report import (
     write_report,
 )
 from mambapose.runtime.types import Frame, Where
+from mambapose.runtime.video.edges import masked
+from mambapose.runtime.video.pictures import MAX_PIXELS
 from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import Source, open_source
 
@@ -63,6 +66,7 @@ class Run:
     height: float | None = None
     lookahead: int | None = None
     max_people: int = 10
+    max_pixels: int = MAX_PIXELS
     overlay: bool = False
     formats: tuple[str, ...] = DEFAULT_FORMATS
     frame_range: str | None = None
@@ -93,8 +97,11 @@ def run_video(run: Run) -> int:
     destination.check(run.source, overwrite=run.overwrite)
     bundle = read_bundle(run.bundle)
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(run.source, frame_range=run.frame_range))
+        source = stack.enter_context(
+            open_source(run.source, frame_range=run.frame_range, max_pixels=run.max_pixels)
+        )
         with noted_warnings() as notes:
+            notes += source.notes
             pipeline = stack.enter_context(
                 open_pipeline(
                     bundle,
@@ -106,6 +113,8 @@ def run_video(run: Run) -> int:
             )
         if "detect" not in pipeline.engines:
             notes.append(people_rule(pipeline))
+            if gaps := search_note(source.size):
+                notes.append(gaps)
         if (rule := lift_rule(pipeline)) and not (run.lookahead is None and pipeline.lifts_later):
             notes.append(rule)
         if late := late_poses(pipeline):
@@ -153,7 +162,7 @@ def record(
     notes: list[str],
 ) -> Outcome:
     """How the run ended, after every frame went into the journal, the overlay and run.json."""
-    meta = run_meta(bundle, pipeline, source, run.source, height=run.height)
+    meta = run_meta(bundle, pipeline, source, masked(run.source), height=run.height)
     start = time.perf_counter()
     broken: list[VideoError] = []
     people: set[int] = set()
@@ -177,7 +186,7 @@ def record(
         def seen(result: FrameResult) -> None:
             with pipeline.times.measure("journal"):
                 frame = result.frame
-                journal.append(frame.index, frame.timestamp, result.poses, waits=lifts)
+                journal.append(frame.index, frame.timestamp, result.stored_poses, waits=lifts)
             painter.paint_now(result)
             people.update(pose.track for pose in result.poses)
             progress.step()

@@ -81,8 +81,8 @@ def run_meta(
         "stages": {stage: _stage_facts(bundle, stage) for stage in used_stages(pipeline)},
         "source": {
             "name": name,
-            "width": source.size.width,
-            "height": source.size.height,
+            "width": source.stored_size.width,
+            "height": source.stored_size.height,
             "fps": source.fps,
         },
         "people": people_rule(pipeline),
