@@ -13,8 +13,9 @@
               so on at twice the distance up to SEARCH_AT_LEAST_EVERY
 
 A search costs 50 to 180 crops, however wide the frame is: beyond WIDEST its boxes lie further
-apart, and beyond twice that somebody may stand between them; ``times`` of run.json says how long they took. The scores of weights
-that were never trained say nothing about where a person is: then the box stays the full frame.
+apart, and beyond twice that somebody may stand between them; ``times`` of run.json says how long
+they took. The scores of weights that were never trained say nothing about where a person is: then
+the box stays the full frame.
 """
 
 from __future__ import annotations

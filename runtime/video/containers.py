@@ -8,6 +8,7 @@ from typing import Any
 
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.video.edges import is_edge_error, reason_of
+from mambapose.runtime.video.endings import has_index, missing_end
 from mambapose.runtime.video.files import HEAD_BYTES, playlist_kind, read_regular
 from mambapose.runtime.video.pictures import import_av
 
@@ -35,7 +36,7 @@ STILL_BRANDS = (b"heic", b"heix", b"mif1", b"heim", b"heis")
 def open_container(name: str, address: str, form: str | None, max_pixels: int) -> Any:
     """The open PyAV container behind an address of FFmpeg; VideoError, which calls it ``name``."""
     av = import_av()
-    options = {"max_pixels": str(max_pixels)}
+    options: dict[str, str] = {}
     if form is None:
         is_network = not address.startswith(("file:", "pipe:"))
         options["format_whitelist"] = ",".join(NETWORK_FORMATS if is_network else FORMATS)
@@ -45,8 +46,13 @@ def open_container(name: str, address: str, form: str | None, max_pixels: int) -
         options["rtsp_transport"] = "tcp"
     # A server that falls silent has gone; a pipe or a camera may take its time.
     timeout = STREAM_TIMEOUT_S if "://" in address else None
+    # While it is probed, too. PyAV before 17 writes behind an array when a stream is found only
+    # then, as in MPEG-1, and has options to copy to each stream.
+    each = {"max_pixels": str(max_pixels)} if int(av.__version__.split(".")[0]) >= 17 else {}
     try:
-        return av.open(address, format=form, options=options, timeout=timeout)
+        return av.open(
+            address, format=form, options=each, container_options=options, timeout=timeout
+        )
     except Exception as err:
         if not is_edge_error(err):
             raise
@@ -69,16 +75,23 @@ def _advice(address: str) -> str:
     if (kind := playlist_kind(head)) is not None:
         return f"it is {kind}, which names other files: pass a video itself"
     if head[4:8] == b"ftyp":
-        return "its index (moov) is missing: the recording or copy was cut off; copy it again"
+        if not has_index(_path(address)):
+            return "its index (moov) is missing: the recording or copy was cut off; copy it again"
+        missing = missing_end(_path(address), "mov")
+        return f"it is damaged ({missing or 'its header cannot be read'}); copy it again"
     return "pass a video file such as .mp4, .mkv, .webm or .avi"
 
 
 def head_of(address: str) -> bytes | None:
     """The first bytes behind a ``file:`` address, None when they cannot be read."""
     try:
-        return read_regular(Path(address.removeprefix("file:")), HEAD_BYTES, part=True)
+        return read_regular(_path(address), HEAD_BYTES, part=True)
     except (OSError, ValueError):
         return None
+
+
+def _path(address: str) -> Path:
+    return Path(address.removeprefix("file:"))
 
 
 def video_stream(name: str, address: str, container: Any) -> tuple[Any, str | None]:
@@ -95,9 +108,12 @@ def video_stream(name: str, address: str, container: Any) -> tuple[Any, str | No
         )
     known = [stream for stream in every if getattr(stream, "codec_context", None) is not None]
     if not known:
+        missing = missing_end(_path(address), container.format.name)
+        reason = "its codec is not known to this FFmpeg, or its header is damaged"
+        if missing is not None:
+            reason = f"the file is cut off ({missing})"
         raise VideoError(
-            f"video {name} was wanted, its codec is not known to this FFmpeg or damaged; "
-            "convert it to H.264 in an .mp4"
+            f"video {name} was wanted, {reason}; copy it again, or convert it to H.264 in an .mp4"
         )
     if len(every) > 1 and address.startswith("file:"):
         head = head_of(address) or b""

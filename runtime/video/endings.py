@@ -7,13 +7,14 @@ shown does not: last pictures are held, sound goes on, and streams start late.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 # Boxes of MP4 whose loss costs pictures; ``free`` or a maker's own box at the end may lie.
-MOV_PICTURES = (b"mdat", b"moof")
+MOV_PICTURES = (b"mdat", b"moof", b"moov")
 SEGMENT, CLUSTER, EBML = 0x18538067, 0x1F43B675, 0x1A45DFA3
 # What Matroska has after its last cluster, or between: no pictures in it.
 MATROSKA_REST = {
@@ -25,6 +26,12 @@ STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # lengths of AVI that was written into a
 TS_SYNC = 0x47
 # More boxes than any whole file has; a file made of nothing else is not walked to its end.
 MOST_STEPS = 500_000
+MJPEG_TAIL_BYTES = 16 << 20  # more than one picture takes
+# Of Y4M: how many pixels share a sample of colour, across and down, and how many such planes.
+Y4M_SAMPLES = {
+    "420": (2, 2, 2), "422": (2, 1, 2), "444alpha": (1, 1, 3), "444": (1, 1, 2),
+    "411": (4, 1, 2), "mono": (1, 1, 0),
+}  # fmt: skip
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -68,27 +75,40 @@ def _beyond(what: str, end: int, size: int) -> str:
     return f"{what} ends at byte {end}, the file has {size}"
 
 
-def _mov(file: BinaryIO, size: int) -> Verdict:
-    at, kind, steps = 0, b"", _Steps()
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of the boxes of an MP4; the last may end behind the file."""
+    at, steps = 0, _Steps()
     while at + 8 <= size:
         steps.to(file, at)
         length, kind = struct.unpack(">I4s", file.read(8))
-        if length == 0:  # to the end of the file, wherever that is
-            return None
         if length == 1:
-            data = file.read(8)
-            if len(data) < 8:
-                return "its last box has no length"
-            (length,) = struct.unpack(">Q", data)
+            (length,) = struct.unpack(">Q", file.read(8))
+        if length == 0:  # to the end of the file, wherever that is
+            length = size - at
         if length < 8:
-            return None
-        if at + length > size:
-            name = kind.decode("latin-1")
-            return _beyond(f"its {name} box", at + length, size) if kind in MOV_PICTURES else None
+            return
+        yield kind, at, at + length
         at += length
+
+
+def has_index(path: Path) -> bool:
+    """Whether an MP4 has a moov box, cut off or not."""
+    try:
+        with path.open("rb") as file:
+            return any(kind == b"moov" for kind, *_ in _boxes(file, file.seek(0, 2)))
+    except (OSError, ValueError, struct.error):
+        return False
+
+
+def _mov(file: BinaryIO, size: int) -> Verdict:
+    kind, end = b"", 0
+    for kind, _, end in _boxes(file, size):
+        if end > size:
+            name = kind.decode("latin-1")
+            return _beyond(f"its {name} box", end, size) if kind in MOV_PICTURES else None
     if kind == b"moof":
         return "its last fragment has no pictures"
-    file.seek(at + 4)
+    file.seek(end + 4)
     rest = file.read(4)
     begun = bool(rest) and any(name.startswith(rest) for name in MOV_PICTURES)
     return "its last box has no length" if begun else None
@@ -261,6 +281,36 @@ def _ivf(file: BinaryIO, size: int) -> Verdict:
     return _beyond("its last picture", at, size) if at > size else None
 
 
+def _mjpeg(file: BinaryIO, size: int) -> Verdict:
+    file.seek(max(0, size - MJPEG_TAIL_BYTES))
+    tail = file.read()
+    begun = tail.rfind(b"\xff\xd8\xff") > tail.rfind(b"\xff\xd9")
+    return "its last picture has no end mark" if begun else None
+
+
+def _y4m(file: BinaryIO, size: int) -> Verdict:
+    head = file.readline(1 << 10).split()
+    known = {field[:1]: field[1:] for field in head[1:]}
+    width, height = int(known[b"W"]), int(known[b"H"])
+    colours = known.get(b"C", b"420").decode("latin-1")
+    form = next((form for form in Y4M_SAMPLES if colours.startswith(form)), None)
+    if form is None or head[0] != b"YUV4MPEG2":
+        return None
+    across, down, planes = Y4M_SAMPLES[form]
+    samples = width * height + planes * (-(-width // across) * -(-height // down))
+    picture = samples * (2 if re.search(r"p(9|1\d)$|mono(9|1\d)$", colours) else 1)
+    at, steps = file.tell(), _Steps()
+    while at < size:
+        steps.to(file, at)
+        line = file.readline(1 << 10)
+        if not b"FRAME".startswith(line[:5]):
+            return None
+        at += len(line) + picture
+        if at > size or not line.endswith(b"\n"):
+            return _beyond("its last picture", at, size)
+    return None
+
+
 ENDS: Mapping[str, Callable[[BinaryIO, int], Verdict]] = {
     "mov": _mov,
     "matroska": _matroska,
@@ -272,4 +322,6 @@ ENDS: Mapping[str, Callable[[BinaryIO, int], Verdict]] = {
     "asf": _asf,
     "mxf": _mxf,
     "ivf": _ivf,
+    "mjpeg": _mjpeg,
+    "yuv4mpegpipe": _y4m,
 }

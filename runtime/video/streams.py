@@ -256,9 +256,10 @@ class VideoSource:
         """What says that pictures are missing at the end, or None."""
         frames = int(self._stream.frames)
         if self._path is not None:
-            # All that the index promises was there: what is cut is sound or something else.
-            every = bool(frames) and self._packets_read >= frames and not self._damaged
-            return None if every else missing_end(self._path, self._container.format.name)
+            form = self._container.format.name
+            # All that the index of an MP4 promises was there: what is cut is sound.
+            every = 0 < frames <= self._packets_read and not self._damaged
+            return None if every and form.startswith("mov") else missing_end(self._path, form)
         promised = self._promised_s()
         if promised is None or self._end_s is None or self._end_s >= promised - 0.5 - 3 / self.fps:
             return None
@@ -291,6 +292,8 @@ class VideoSource:
         if self._path is not None:
             seconds = self._promised_s()
             count = int(self._stream.frames) or (seconds and max(1, round(seconds * self.fps))) or 0
+            # AVI and IVF that were written into a pipe promise what a field can hold.
+            count = 0 if count > self._path.stat().st_size else count
         if not count:
             return None if stop is None else stop - start
         return max(0, min(count, stop or count) - start)
