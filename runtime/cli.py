@@ -49,7 +49,7 @@ AT_LEAST_1 = click.IntRange(min=1)
     type=Path,
     help="Folder that mp-export wrote  [default: the bundle that ships]",
 )
-@click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
+@click.option("--range", "frame_range", metavar="A:B", help="Frames A to B-1, or 2s:5s.")
 @click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
 @click.option(
     "--max-pixels",
@@ -112,7 +112,8 @@ def command(
 ) -> None:
     """Find the people in INPUT and write their 2D and 3D joints.
 
-    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
+    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin:
+    mkv, mpegts, nut, fragmented mp4 or y4m, no raw frames).
     Without --detect one person is assumed, and found by the pose network itself.
     """
     if recover:

@@ -111,14 +111,16 @@ class Stretch(NamedTuple):
         if self == Stretch():
             return xy
         scale, start = np.array(self[:2]), np.array(self[2:])
-        return ((xy + 0.5 - start) / scale - 0.5).astype(np.float32)
+        stored: FloatArray = ((xy + 0.5 - start) / scale - 0.5).astype(np.float32)
+        return stored
 
     def shown(self, xy: FloatArray) -> FloatArray:
         """Points (..., 2) of the file's picture in px of the frame: undoes ``stored``."""
         if self == Stretch():
             return xy
         scale, start = np.array(self[:2]), np.array(self[2:])
-        return ((xy + 0.5) * scale + start - 0.5).astype(np.float32)
+        shown: FloatArray = ((xy + 0.5) * scale + start - 0.5).astype(np.float32)
+        return shown
 
 
 UNSTRETCHED = Stretch()

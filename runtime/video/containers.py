@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,16 @@ def open_container(name: str, address: str, form: str | None, max_pixels: int) -
     except Exception as err:
         if not is_edge_error(err):
             raise
+        # What FFmpeg says of a format outside the list: invalid argument.
+        refused = getattr(err, "errno", None) == errno.EINVAL
+        reason = "it is of a format that is not read" if refused else reason_of(err)
         raise VideoError(
-            f"video {name} was wanted, it cannot be read ({reason_of(err)}); {_advice(address)}"
+            f"video {name} was wanted, it cannot be read ({reason}); {advice(address)}"
         ) from err
 
 
-def _advice(address: str) -> str:
+def advice(address: str) -> str:
+    """What to do about an address that cannot be read."""
     if address == "pipe:0":
         return (
             "stdin must carry a container (mkv, mpegts, nut, fragmented mp4, y4m): "

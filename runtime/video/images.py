@@ -12,6 +12,7 @@ from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.edges import video_errors
 from mambapose.runtime.video.files import read_regular
 from mambapose.runtime.video.headers import PictureFacts, picture_facts
+from mambapose.runtime.video.part import Part
 from mambapose.runtime.video.pictures import (
     MAX_PIXELS,
     check_pixels,
@@ -31,9 +32,7 @@ BYTES_PER_PIXEL, BYTES_BESIDE = 8, 64 << 20
 class ImageFolder:
     """The images of a folder in natural order (or one image file) at 30 frames per second."""
 
-    def __init__(
-        self, path: Path, part: tuple[int, int | None], max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, path: Path, part: Part, max_pixels: int = MAX_PIXELS) -> None:
         self.problem: str | None = None
         self.notes: list[str] = []
         self.corrupt_frames = 0
@@ -46,10 +45,10 @@ class ImageFolder:
                 f"folder {path} was wanted as a series of images, found none in it; "
                 "put .png or .jpg files there or pass a video"
             )
-        self._range = range(len(self._paths))[part[0] : part[1]]
+        self._range = part.indices(len(self._paths), self.fps)
         if not self._range:
             raise VideoError(
-                f"frames from {part[0]} were wanted, {path} has {len(self._paths)} image(s); "
+                f"{part} were wanted, {path} has {len(self._paths)} image(s); "
                 "start the range earlier"
             )
         first, facts = self._read(self._paths[0], 0)

@@ -19,8 +19,9 @@ from mambapose.runtime.video.edges import masked
 from mambapose.runtime.video.files import kind_of
 from mambapose.runtime.video.headers import is_picture
 from mambapose.runtime.video.images import ImageFolder
+from mambapose.runtime.video.part import range_from_text
 from mambapose.runtime.video.pictures import MAX_PIXELS
-from mambapose.runtime.video.streams import Slice, VideoSource
+from mambapose.runtime.video.streams import VideoSource
 
 # Files of many JPEG pictures, one after the other: each begins as a photograph does.
 MOTION_JPEG = (".mjpeg", ".mjpg")
@@ -58,8 +59,8 @@ def open_source(
 ) -> Source:
     """The source behind a file, image folder, camera, stream address, or ``-`` for stdin.
 
-    frame_range: ``A:B`` keeps frames A to B-1; either side may be left out. max_pixels: pictures
-    with more are refused before they are decoded. Raises VideoError.
+    frame_range: ``A:B`` keeps frames A to B-1, ``2s:5s`` seconds; either side may be left out.
+    max_pixels: pictures with more are refused before they are decoded. Raises VideoError.
     """
     part = range_from_text(frame_range)
     if uri.startswith("csi://"):
@@ -87,23 +88,3 @@ def open_source(
     if head is not None and is_picture(head) and path.suffix.lower() not in MOTION_JPEG:
         return ImageFolder(path, part, max_pixels)
     return VideoSource(str(path), address, part, max_pixels=max_pixels)
-
-
-def range_from_text(text: str | None) -> Slice:
-    """(start, stop or None) from ``A:B``, ``A:``, ``:B``; (0, None) from None.
-
-    VideoError for any other text.
-    """
-    if text is None:
-        return 0, None
-    match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)
-    if match is None:
-        raise VideoError(
-            f"range A:B in frames was wanted, found {text!r}; "
-            "use for example 100:200, 100: or :200 (counted from 0, the end excluded)"
-        )
-    start = int(match[1] or 0)
-    stop = int(match[2]) if match[2] else None
-    if stop is not None and stop <= start:
-        raise VideoError(f"range {text!r} holds no frame; the end must be larger than the start")
-    return start, stop

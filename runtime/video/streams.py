@@ -10,11 +10,12 @@ from typing import Any
 
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.types import Frame, Size
-from mambapose.runtime.video.containers import open_container, video_stream
+from mambapose.runtime.video.containers import advice, open_container, video_stream
 from mambapose.runtime.video.edges import is_edge_error, masked, reason_of, video_errors
 from mambapose.runtime.video.endings import missing_end
 from mambapose.runtime.video.headers import Matrix, picture_facts
 from mambapose.runtime.video.images import stretch_note
+from mambapose.runtime.video.part import Part
 from mambapose.runtime.video.pictures import (
     ASPECTS,
     MAX_PIXELS,
@@ -34,8 +35,6 @@ FRAME_THREAD_PIXELS = 4096 * 2304
 TIMED_FORMATS = ("mov", "matroska")
 STILL_CODECS = ("mjpeg", "png")  # of which each packet is a file with a header of its own
 
-Slice = tuple[int, int | None]  # first frame, and the one after the last or None
-
 
 class VideoSource:
     """Frames of anything PyAV reads.
@@ -48,7 +47,7 @@ class VideoSource:
         self,
         name: str,
         address: str,
-        part: Slice,
+        part: Part,
         *,
         form: str | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -95,8 +94,8 @@ class VideoSource:
         self._first = next(self._frames, None)
         if self._first is None:
             raise VideoError(
-                f"video {self.name} was wanted, no frame of it could be decoded; "
-                f"{self.problem or 'it holds no picture'}"
+                f"video {self.name} was wanted, no frame of it could be decoded "
+                f"({self.problem or 'it holds no picture'}); {advice(self._address)}"
             )
         self.frame_count = self._promised_frames()
 
@@ -107,19 +106,22 @@ class VideoSource:
         )
 
     def __iter__(self) -> Iterator[Frame]:
-        start, stop = self._part
-        delivered = False
+        part, delivered, last_s = self._part, False, 0.0
         while (frame := self._next()) is not None:
-            if frame.index >= start:
+            index, last_s = frame.index, frame.timestamp
+            if part.ends_before(index, last_s):
+                break
+            if part.begins_by(index, last_s):
                 delivered = True
                 self.corrupt_frames += frame.corrupt
                 yield frame
-            if stop is not None and frame.index >= stop - 1:
+            del frame
+            if part.is_last(index):
                 return
         if not delivered and not self._closed:
             raise VideoError(
-                f"frames from {start} were wanted, video {self.name} has {self._count}; "
-                "start the range earlier"
+                f"{part} were wanted, video {self.name} has {self._count}, the last one at "
+                f"{last_s:.2f} s; start the range earlier"
             )
 
     def _next(self) -> Frame | None:
@@ -215,11 +217,16 @@ class VideoSource:
             else:
                 timestamp = time - origin
             self._count = index + 1
-            with self._edge(f"frame {index} cannot be shown"):
-                image, stretch = squared(self._convert, picture, aspect, first[1], self.size)
-                corrupt = bool(picture.is_corrupt)
-            yield Frame(image, index, timestamp, corrupt, stretch)
+            # No name holds a frame after it was given out: one of 8K takes 100 MB.
+            yield self._frame(picture, index, timestamp, aspect, first[1])
         self._judge_end()
+
+    def _frame(
+        self, picture: Any, index: int, timestamp: float, aspect: float, matrix: Matrix | None
+    ) -> Frame:
+        with self._edge(f"frame {index} cannot be shown"):
+            image, stretch = squared(self._convert, picture, aspect, matrix, self.size)
+            return Frame(image, index, timestamp, bool(picture.is_corrupt), stretch)
 
     def _open_shape(self, stored: Size, aspect: float, matrix: Matrix | None) -> None:
         """Fix the size of all frames by the first picture, and say what is done to its pixels."""
@@ -287,16 +294,13 @@ class VideoSource:
 
     def _promised_frames(self) -> int | None:
         """How many frames to expect, None for a pipe or a stream: its header tells only a part."""
-        start, stop = self._part
         count = 0
         if self._path is not None:
             seconds = self._promised_s()
             count = int(self._stream.frames) or (seconds and max(1, round(seconds * self.fps))) or 0
             # AVI and IVF that were written into a pipe promise what a field can hold.
             count = 0 if count > self._path.stat().st_size else count
-        if not count:
-            return None if stop is None else stop - start
-        return max(0, min(count, stop or count) - start)
+        return self._part.expected(count, self.fps)
 
     def _tick_s(self) -> float:
         return float(self._stream.time_base)
