@@ -11,7 +11,7 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.video.edges import is_edge_error, reason_of
 from mambapose.runtime.video.endings import has_index, missing_end
 from mambapose.runtime.video.files import HEAD_BYTES, playlist_kind, read_regular
-from mambapose.runtime.video.pictures import import_av
+from mambapose.runtime.video.pictures import decoder_limit, import_av
 
 # Longer than a camera needs for its first picture, shorter than anybody waits; free in between.
 STREAM_TIMEOUT_S = 10.0
@@ -49,7 +49,8 @@ def open_container(name: str, address: str, form: str | None, max_pixels: int) -
     timeout = STREAM_TIMEOUT_S if "://" in address else None
     # While it is probed, too. PyAV before 17 writes behind an array when a stream is found only
     # then, as in MPEG-1, and has options to copy to each stream.
-    each = {"max_pixels": str(max_pixels)} if int(av.__version__.split(".")[0]) >= 17 else {}
+    bounded = int(av.__version__.split(".")[0]) >= 17
+    each = {"max_pixels": decoder_limit(max_pixels)} if bounded else {}
     try:
         return av.open(
             address, format=form, options=each, container_options=options, timeout=timeout

@@ -168,7 +168,7 @@ def picture_from_bytes(data: bytes, facts: PictureFacts, max_pixels: int = MAX_P
         raise ValueError(facts.refused)
     av = import_av()
     context: Any = av.CodecContext.create(facts.codec, "r")
-    context.options = {"max_pixels": str(max_pixels)}
+    context.options = {"max_pixels": decoder_limit(max_pixels)}
     try:
         pictures = [*context.decode(av.Packet(data)), *context.decode(None)]
     except av.error.FFmpegError as err:
@@ -176,6 +176,14 @@ def picture_from_bytes(data: bytes, facts: PictureFacts, max_pixels: int = MAX_P
     if not pictures:
         raise ValueError("it holds no picture")
     return pictures[0]
+
+
+def decoder_limit(max_pixels: int) -> str:
+    """The limit for FFmpeg, where a header lies or a stream grows.
+
+    It counts rows and columns that it adds to the picture, so its own limit is wider than ours.
+    """
+    return str(min(max_pixels * 5 // 4 + (1 << 22), (1 << 31) - 1))
 
 
 def check_pixels(name: str, size: Size, max_pixels: int) -> None:

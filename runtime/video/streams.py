@@ -20,6 +20,7 @@ from mambapose.runtime.video.pictures import (
     ASPECTS,
     MAX_PIXELS,
     check_pixels,
+    decoder_limit,
     is_turned,
     matrix_from_picture,
     rgb_converter,
@@ -84,7 +85,7 @@ class VideoSource:
             many = size.height * size.width > FRAME_THREAD_PIXELS
             self._stream.thread_type = "SLICE" if many else "AUTO"
             context.thread_count = DECODE_THREADS
-            context.options = {"max_pixels": str(self._max_pixels)}
+            context.options = {"max_pixels": decoder_limit(self._max_pixels)}
             self.fps = _rate_of(self._stream)
             coded = context.sample_aspect_ratio
             self._coded_aspect = float(coded or 1)
