@@ -24,6 +24,7 @@ from mambapose.runtime.results.journal import pose_from_record
 from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.running import Run, run_video
 from mambapose.runtime.types import Pose, Size, Where
+from mambapose.runtime.video.pictures import MAX_PIXELS
 from mambapose.runtime.video.sources import Source
 from mambapose.runtime.video.sources import open_source as source_from_uri
 
@@ -82,13 +83,15 @@ def open_bundle(path: PathLike | None = None) -> Bundle:
     return read_bundle(loading.shipped_bundle() if path is None else path)
 
 
-def open_source(source: PathLike, *, frame_range: str | None = None) -> Source:
+def open_source(
+    source: PathLike, *, frame_range: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Source:
     """The frames of a video, a folder of images, a camera or a stream.
 
-    frame_range: ``A:B`` keeps frames A to B-1. Close the source, or use it in a ``with`` block.
-    VideoError when it cannot be opened.
+    frame_range: ``A:B`` keeps frames A to B-1; max_pixels: larger pictures are refused. Close the
+    source, or use it in a ``with`` block. VideoError when it cannot be opened.
     """
-    return source_from_uri(str(source), frame_range=frame_range)
+    return source_from_uri(str(source), frame_range=frame_range, max_pixels=max_pixels)
 
 
 def open_pipeline(
@@ -121,6 +124,7 @@ def run(
     height: float | None = None,
     lookahead: int | None = None,
     max_people: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     flow: bool = True,
     depth: bool = True,
     overlay: bool = False,
@@ -154,6 +158,7 @@ def run(
             height=height,
             lookahead=lookahead,
             max_people=max_people,
+            max_pixels=max_pixels,
             overlay=overlay,
             formats=tuple(dict.fromkeys(("json", *formats))),
             frame_range=frame_range,

@@ -12,6 +12,7 @@ from mambapose.runtime.commands import GroupedCommand, run_command
 from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 from mambapose.runtime.run_options import HEIGHTS_M
+from mambapose.runtime.video.pictures import MAX_PIXELS
 
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
 
@@ -20,7 +21,7 @@ class RunCommand(GroupedCommand):
     """mp-run's help."""
 
     headings = (
-        ("What", ("engine", "frame_range", "detect", "max_people", "height")),
+        ("What", ("engine", "frame_range", "detect", "max_people", "height", "max_pixels")),
         (
             "Speed",
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
@@ -58,8 +59,15 @@ AT_LEAST_1 = click.IntRange(min=1)
     type=Path,
     help="Folder that mp-export wrote  [default: the bundle that ships]",
 )
-@click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
+@click.option("--range", "frame_range", metavar="A:B", help="Frames A to B-1, or 2s:5s.")
 @click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
+@click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    metavar="N",
+    type=AT_LEAST_1,
+    help="Largest picture  [default: 100 million]",
+)
 @click.option("--max-people", metavar="N", type=AT_LEAST_1, help="At most N people  [default: 10]")
 @click.option(
     "--height",
@@ -114,7 +122,8 @@ def command(
 ) -> None:
     """Find the people in INPUT and write their 2D and 3D joints.
 
-    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
+    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin:
+    mkv, mpegts, nut, fragmented mp4 or y4m, no raw frames).
     Without --detect one person is assumed, and found by the pose network itself.
     """
     _check_one_file(asked["out"])

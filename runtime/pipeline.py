@@ -56,10 +56,26 @@ SEARCH_BATCH = 4
 
 @dataclass(frozen=True)
 class FrameResult:
-    """The people of one frame. After a wait for the 3D joints the frame's image is (0, 0, 3)."""
+    """The people of one frame, in px of ``frame.image``.
+
+    After a wait for the 3D joints the frame's image is (0, 0, 3).
+    """
 
     frame: Frame
     poses: list[Pose]
+
+    @property
+    def stored_poses(self) -> list[Pose]:
+        """The poses in px of the picture that the file holds, whose pixels may not be square."""
+        stretch = self.frame.stretch
+        return [
+            replace(
+                pose,
+                box=stretch.stored(pose.box.reshape(2, 2)).reshape(4),
+                xy=stretch.stored(pose.xy),
+            )
+            for pose in self.poses
+        ]
 
 
 class Pipeline:

@@ -18,8 +18,9 @@ from mambapose.runtime.video.sources import Source
 class Recording:
     """Takes the results of a run in order; ``seen`` gets all of them, ``lifted`` the complete ones.
 
-    meta: the first line of the journal. frames and people: how many there were. Errors while it is
-    entered close both files; the journal then tells of an interrupted run.
+    meta: the first line of the journal. frames and people: how many there were; corrupt_frames: of
+    which parts were made up by the decoder. Errors while it is entered close both files; the
+    journal then tells of an interrupted run.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Recording:
         self._journal: Journal | None = None
         self._lifts = pipeline.lifts_later
         self._ids: set[int] = set()
+        self.corrupt_frames = 0
         self._painter = Painter(
             destination.overlay, source, pipeline, untrained=not meta["trained"], label=label
         )
@@ -57,7 +59,14 @@ class Recording:
         journal = self._journal or self._begin()
         with self._pipeline.times.measure("journal"):
             frame = result.frame
-            journal.append(frame.index, frame.timestamp, result.poses, waits=self._lifts)
+            journal.append(
+                frame.index,
+                frame.timestamp,
+                result.stored_poses,
+                waits=self._lifts,
+                corrupt=frame.corrupt,
+            )
+        self.corrupt_frames += frame.corrupt
         self._painter.paint_now(result)
         self._ids.update(pose.track for pose in result.poses)
 

@@ -17,6 +17,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import IncompleteError, OutputError, VideoError
 from mambapose.runtime.interrupt import Interruptible, exit_code, signal_name
 from mambapose.runtime.loading import open_pipeline
+from mambapose.runtime.people.one_person import search_note
 from mambapose.runtime.pipeline import FrameResult, Pipeline
 from mambapose.runtime.progress import Progress
 from mambapose.runtime.recording import Recording
@@ -40,6 +41,8 @@ from mambapose.runtime.results.report import (
 from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.text import printable
 from mambapose.runtime.types import Frame, Where
+from mambapose.runtime.video.edges import masked
+from mambapose.runtime.video.pictures import MAX_PIXELS
 from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import Source, open_source
 
@@ -66,6 +69,7 @@ class Run:
     height: float | None = None
     lookahead: int | None = None
     max_people: int | None = None
+    max_pixels: int = MAX_PIXELS
     overlay: bool = False
     formats: tuple[str, ...] = DEFAULT_FORMATS
     frame_range: str | None = None
@@ -118,7 +122,10 @@ def _run_into(destination: Destination, run: Run, notes: list[str]) -> Outcome:
     """How the run ended, after its journal, overlay and run.json were written."""
     bundle = read_bundle(run.bundle)
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(run.source, frame_range=run.frame_range))
+        source = stack.enter_context(
+            open_source(run.source, frame_range=run.frame_range, max_pixels=run.max_pixels)
+        )
+        notes += source.notes
         with noted_warnings(notes):
             pipeline = stack.enter_context(
                 open_pipeline(
@@ -129,16 +136,18 @@ def _run_into(destination: Destination, run: Run, notes: list[str]) -> Outcome:
                     detector=run.detect,
                 )
             )
-        notes += _opening_notes(run, bundle, pipeline)
+        notes += _opening_notes(run, bundle, source, pipeline)
         say(run, notes)
         return record(run, destination, bundle, source, pipeline, notes)
 
 
-def _opening_notes(run: Run, bundle: Bundle, pipeline: Pipeline) -> list[str]:
+def _opening_notes(run: Run, bundle: Bundle, source: Source, pipeline: Pipeline) -> list[str]:
     """What a person should know before the first frame."""
     notes = []
     if "detect" not in pipeline.engines:
         notes.append(people_rule(pipeline))
+        if gaps := search_note(source.size):
+            notes.append(gaps)
         if run.max_people is not None:
             notes.append("--max-people has no effect without a detector")
     if (rule := lift_rule(pipeline)) and not (run.lookahead is None and pipeline.lifts_later):
@@ -161,6 +170,7 @@ class Outcome:
     frames: int = 0
     seconds: float = 0.0
     people: int = 0
+    corrupt_frames: int = 0
     signal: int | None = None
     problem: str | None = None
 
@@ -174,7 +184,7 @@ def record(
     notes: list[str],
 ) -> Outcome:
     """How the run ended, after every frame went into the journal, the overlay and run.json."""
-    meta = run_meta(bundle, pipeline, source, run.source, height=run.height)
+    meta = run_meta(bundle, pipeline, source, masked(run.source), height=run.height)
     start = time.perf_counter()
     broken: list[VideoError] = []
     label = label_text(labelled_stages(bundle, pipeline))
@@ -193,10 +203,17 @@ def record(
             recording.lifted(result)
         problem = str(broken[0]) if broken else source.problem
         seconds = time.perf_counter() - start
-        outcome = Outcome(recording.frames, seconds, recording.people, stop.asked, problem)
+        outcome = Outcome(
+            recording.frames,
+            seconds,
+            recording.people,
+            recording.corrupt_frames,
+            stop.asked,
+            problem,
+        )
         if stop.asked is None:
             if outcome.frames == 0:
-                raise VideoError(f"{run.source} gave no frame; check the source")
+                raise VideoError(f"{masked(run.source)} gave no frame; check the source")
             recording.finish(frames=outcome.frames, problem=problem)
     notes += recording.notes
     if outcome.frames:
@@ -237,6 +254,7 @@ def _report(
         "device": run.where.device,
         "threads": run.where.thread_count,
         "frames": outcome.frames,
+        "corrupt_frames": outcome.corrupt_frames,
         "people": outcome.people,
         "seconds": round(outcome.seconds, 3),
         "frames_per_second": round(outcome.frames / max(outcome.seconds, 1e-9), 3),
@@ -306,6 +324,8 @@ def tell_results(run: Run, destination: Destination, paths: list[Path], outcome:
     rate = outcome.frames / max(outcome.seconds, 1e-9)
     stopped = "" if outcome.signal is None else f", stopped by {signal_name(outcome.signal)}"
     frames = _count(outcome.frames, "frame")
+    if outcome.corrupt_frames:
+        frames += f" ({outcome.corrupt_frames} corrupt)"
     click.echo(f"{frames}, {people}, {rate:.1f} frames per second{stopped}")
 
 

@@ -5,7 +5,9 @@ OUTDIR/poses.ndjson holds one JSON object per line:
     {"meta": {...}}                                  first
     {"frame": i, "timestamp": s, "people": [...]}    each frame in order; a person has id, box, xy,
                                                      score and xyz (null without a lifter), but no
-                                                     xyz while their 3D joints wait for later frames
+                                                     xyz while their 3D joints wait for later frames;
+                                                     "corrupt": true where the decoder made parts of
+                                                     the picture up
     {"frame": i, "xyz": {"id": [[x, y, z], ...]}}    the 3D joints that were waited for
     {"end": {...}}                                   last, in a run that reached its end
 
@@ -65,18 +67,26 @@ class Journal:
         self._thread.start()
 
     def append(
-        self, frame: int, timestamp: float, poses: Sequence[Pose], *, waits: bool = False
+        self,
+        frame: int,
+        timestamp: float,
+        poses: Sequence[Pose],
+        *,
+        waits: bool = False,
+        corrupt: bool = False,
     ) -> None:
         """Write the people of one frame; frame and timestamp are those of the source.
 
-        waits: the 3D joints are not known yet; ``lift`` adds them later.
+        waits: the 3D joints are not known yet; ``lift`` adds them later. corrupt: parts of the picture
+        were made up by the decoder.
         """
         people = [record_from_pose(pose) for pose in poses]
         if waits:
             for person in people:
                 del person["xyz"]
         time = round(float(timestamp), DECIMALS_S)
-        self._write({"frame": int(frame), "timestamp": time, "people": people})
+        mark = {"corrupt": True} if corrupt else {}
+        self._write({"frame": int(frame), "timestamp": time, **mark, "people": people})
         self.frames += 1
 
     def lift(self, frame: int, poses: Sequence[Pose]) -> None:

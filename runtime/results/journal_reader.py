@@ -194,7 +194,10 @@ def _problem(record: Any) -> str | None:
         good = isinstance(solid, dict) and all(map(_is_solid, solid.values()))
         return None if good else "has no 3D joints"
     people = record.get("people")
-    if record.keys() != {"frame", "timestamp", "people"} or not isinstance(people, list):
+    keys = record.keys() - {"corrupt"}
+    if keys != {"frame", "timestamp", "people"} or not isinstance(people, list):
+        return "is not a frame"
+    if record.get("corrupt", True) is not True:
         return "is not a frame"
     if not _is_number(record["timestamp"]):
         return "has no timestamp"

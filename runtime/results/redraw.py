@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mambapose.runtime.results.journal import JOURNAL, Record, pose_from_record
 from mambapose.runtime.results.journal_reader import JournalReader
 from mambapose.runtime.results.overlay import Overlay
 from mambapose.runtime.results.painter import picture_from_array
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Pose, Stretch
 from mambapose.runtime.video.sources import Source, open_source
 
 
@@ -34,7 +35,7 @@ def redraw_overlay(folder: Path, video: Path, source: str | None = None) -> int:
             "made from; give the video: mp-run VIDEO --recover --overlay"
         )
     with open_source(place) as frames:
-        size = {"width": frames.size.width, "height": frames.size.height}
+        size = {"width": frames.stored_size.width, "height": frames.stored_size.height}
         wanted = {name: facts.get(name) for name in size}
         if reader.meta is not None and wanted != size:
             raise OutputError(
@@ -52,12 +53,21 @@ def _draw(overlay: Overlay, frames: Source, records: Iterator[Record], meta: Rec
     count = 0
     for frame, record in _matched(frames, records):
         picture = picture_from_array(frame.image)
-        poses = [pose_from_record(frame.index, person) for person in record["people"]]
+        poses = [
+            shown_pose(pose_from_record(frame.index, person), frame.stretch)
+            for person in record["people"]
+        ]
         untrained = meta.get("trained") is False
         draw_poses(picture, poses, untrained=untrained, label=label and str(label))
         overlay.write(np.asarray(picture), frame.timestamp)
         count += 1
     return count
+
+
+def shown_pose(pose: Pose, stretch: Stretch) -> Pose:
+    """A pose in px of the file's picture, in px of its frame, whose pixels are square."""
+    box = stretch.shown(pose.box.reshape(2, 2)).reshape(4)
+    return replace(pose, box=box, xy=stretch.shown(pose.xy))
 
 
 def _matched(frames: Source, records: Iterator[Record]) -> Iterator[tuple[Frame, Record]]:

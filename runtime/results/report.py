@@ -83,8 +83,8 @@ def run_meta(
         "source": {
             "name": printable(name),
             "path": source_path(name),
-            "width": source.size.width,
-            "height": source.size.height,
+            "width": source.stored_size.width,
+            "height": source.stored_size.height,
             "fps": source.fps,
         },
         "people": people_rule(pipeline),

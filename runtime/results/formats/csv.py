@@ -1,4 +1,7 @@
-"""poses.csv: a row per person and frame, under a header of joint names."""
+"""poses.csv: a row per person and frame, under a header of joint names.
+
+The last column is 1 where the decoder made parts of the picture up.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,12 @@ class CsvWriter:
         solid = [f"{joint}_3d_{axis}" for joint in H36M17.joints for axis in "xyz"]
         self._no_xyz = [None] * len(solid)
         self._rows.writerow(
-            ["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1", *flat, *solid]
+            [
+                *["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1"],
+                *flat,
+                *solid,
+                "corrupt",
+            ]
         )
 
     def add(self, record: Record) -> None:
@@ -32,7 +40,7 @@ class CsvWriter:
                 row += [x, y, score]
             xyz = person["xyz"]
             row += self._no_xyz if xyz is None else [value for joint in xyz for value in joint]
-            self._rows.writerow(row)
+            self._rows.writerow([*row, int("corrupt" in record)])
 
     def finish(self) -> None:
         self._file.flush()
