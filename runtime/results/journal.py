@@ -5,9 +5,9 @@ OUTDIR/poses.ndjson holds one JSON object per line:
     {"meta": {...}}                                  first
     {"frame": i, "timestamp": s, "people": [...]}    each frame in order; a person has id, box, xy,
                                                      score and xyz (null without a lifter), but no
-                                                     xyz while their 3D joints wait for later frames;
-                                                     "corrupt": true where the decoder made parts of
-                                                     the picture up
+                                                     xyz while their 3D joints wait for later frames
+                                                     ("corrupt": true stands before people where the
+                                                     decoder made parts of the picture up)
     {"frame": i, "xyz": {"id": [[x, y, z], ...]}}    the 3D joints that were waited for
     {"end": {...}}                                   last, in a run that reached its end
 
@@ -77,8 +77,8 @@ class Journal:
     ) -> None:
         """Write the people of one frame; frame and timestamp are those of the source.
 
-        waits: the 3D joints are not known yet; ``lift`` adds them later. corrupt: parts of the picture
-        were made up by the decoder.
+        waits: the 3D joints are not known yet; ``lift`` adds them later. corrupt: the decoder made
+        parts of the picture up.
         """
         people = [record_from_pose(pose) for pose in poses]
         if waits:

@@ -129,7 +129,8 @@ def test_ctrl_c_twice_stops_at_once_and_says_how_to_go_on(capsys, tmp_path, long
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"mp-run --recover --out {out} makes the results" in errors
-    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "poses.ndjson"]
+    left = {path.name for path in out.iterdir()}
+    assert {"poses.ndjson"} <= left <= {"poses.ndjson", "overlay.mp4"}  # what was drawn, if whole
     assert mp_run("--recover", "--out", out) == 0
     assert f"{recorded_frames(out)} frames of an interrupted run" in capsys.readouterr().out
 

@@ -24,14 +24,8 @@ class CsvWriter:
         flat = [f"{joint}_{part}" for joint in COCO17.joints for part in ("x", "y", "score")]
         solid = [f"{joint}_3d_{axis}" for joint in H36M17.joints for axis in "xyz"]
         self._no_xyz = [None] * len(solid)
-        self._rows.writerow(
-            [
-                *["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1"],
-                *flat,
-                *solid,
-                "corrupt",
-            ]
-        )
+        own = ["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1"]
+        self._rows.writerow([*own, *flat, *solid, "corrupt"])
 
     def add(self, record: Record) -> None:
         for person in record["people"]:

@@ -96,6 +96,24 @@ def test_three_formats_hold_the_same(tmp_path: Path) -> None:
             assert float(cells["right_wrist_3d_z"]) == person["xyz"][16][2]
 
 
+def test_frames_that_the_decoder_made_up_are_marked_in_every_format(tmp_path: Path) -> None:
+    with Journal(tmp_path, conventions()) as journal:
+        journal.append(0, 0.0, [pose(0, 1, True)])
+        journal.append(1, 0.1, [pose(1, 1, True)], corrupt=True)
+        journal.append(2, 0.2, [], corrupt=True)
+        journal.finish()
+    found = write_results(tmp_path)
+    assert (found.complete, found.damage.lines) == (True, 0)
+    json_path, npz_path, csv_path = found.paths
+    frames = json.loads(json_path.read_text())["frames"]
+    assert [frame.get("corrupt") for frame in frames] == [None, True, True]
+    with np.load(npz_path) as arrays:
+        assert arrays["corrupt"].tolist() == [False, True, True]
+    header, *rows = csv.reader(csv_path.read_text().splitlines())
+    assert header[-1] == "corrupt"
+    assert [row[-1] for row in rows] == ["0", "1"]
+
+
 def test_no_people_at_all(tmp_path: Path) -> None:
     with Journal(tmp_path, {}) as journal:
         journal.finish()
