@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -130,9 +131,9 @@ def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 def _by_torch(path: Path, route: Iterable[str]) -> dict[str, torch.Tensor]:
     import torch
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), path.open("rb") as file:  # torch judges paths by the suffix
         warnings.simplefilter("ignore", FutureWarning)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     for key in route:
         found = found[key]
     return dict(found)
@@ -147,9 +148,7 @@ def _zipped(path: Path) -> Contents:
         order = archive.read(byteorder) if byteorder in archive.namelist() else b"little"
         size = archive.getinfo(names[0]).file_size
         with archive.open(names[0]) as file:
-            import io
-
-            machine, described = _machine()
+            machine, _ = _machine()
             root = machine.load(Bytes(io.BytesIO(file.read()), size))
 
     def read(storage: Storage) -> bytearray:
