@@ -17,11 +17,13 @@ the hash of nested tuples is exponential in their depth, and nothing here recurs
 from __future__ import annotations
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from mambapose.export.checkpoints.dangers import OF_PYTHON_2, words, would_run
+from mambapose.export.checkpoints.dangers import words, would_run
 
+MAX_INSTRUCTIONS = 10_000_000  # twenty seconds; the state of an optimiser takes some 100,000
 LINE_BYTES = 1 << 16  # of a name or number that is written as a line of text
 Known = Mapping[str, Callable[..., Any]]
 
@@ -105,6 +107,7 @@ class Machine:
         self._known, self._persistent = known, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._protocol = 0
         self.named: set[str] = set()
 
     def load(self, stream: Bytes) -> Any:
@@ -113,7 +116,10 @@ class Machine:
         WouldRunCode, or any other error of a pickle that is damaged.
         """
         stack = self._stack
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+        instructions = pickletools.genops(stream)  # type: ignore[arg-type]
+        for count, (opcode, argument, _) in enumerate(instructions):
+            if count == MAX_INSTRUCTIONS:
+                break
             name = opcode.name
             if name in _PUSHED:
                 stack.append(argument)
@@ -121,9 +127,11 @@ class Machine:
                 stack.append(_CONSTANTS[name])
             elif name == "STOP":
                 return self._pop()
-            elif name not in ("PROTO", "FRAME"):
+            elif name == "PROTO":
+                self._protocol = argument
+            elif name != "FRAME":
                 _STEPS[name](self, argument)
-        raise ValueError("the pickle has no end")
+        raise ValueError(f"the pickle has no end within {MAX_INSTRUCTIONS} instructions")
 
     def _pop(self) -> Any:
         value = self._stack.pop()
@@ -231,7 +239,10 @@ class Machine:
     def _push_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("the pickle names something by what is no text")
-        found = Global(OF_PYTHON_2.get(module, module), name)
+        if self._protocol < 3:  # written with the names of Python 2 to this day
+            module, name = NAME_MAPPING.get((module, name), (module, name))
+            module = IMPORT_MAPPING.get(module, module)
+        found = Global(module, name)
         self.named.add(str(found))
         self._stack.append(found)
 

@@ -87,7 +87,7 @@ def tensors_of(contents: Contents, route: Iterable[str]) -> dict[str, torch.Tens
             )
     try:
         if contents.of_torch and not isinstance(next(iter(described.values())), torch.Tensor):
-            return _by_torch(contents.path, route)
+            return _as_described(_by_torch(contents.path, route), entries(described))
         held: dict[str, bytearray] = {}
         return {
             key: _tensor(value, held, contents.read_storage)
@@ -137,6 +137,22 @@ def _by_torch(path: Path, route: Iterable[str]) -> dict[str, torch.Tensor]:
     for key in route:
         found = found[key]
     return dict(found)
+
+
+def _as_described(
+    found: dict[str, torch.Tensor], described: Mapping[str, Described]
+) -> dict[str, torch.Tensor]:
+    """What torch found, unless it is other than what was described: two readers of one archive.
+
+    Of two members of one name, for example, each might read another.
+    """
+    import torch
+
+    for key, tensor in found.items():
+        alike = tuple(tensor.shape) == tuple(described[key].size)
+        if not alike or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"tensor {key!r} can be read in two ways")
+    return found
 
 
 def _zipped(path: Path) -> Contents:
