@@ -125,13 +125,15 @@ def written_stage(
     seed: int,
     trt: bool = True,
     rewrite: Rewrite | None = None,
+    tell: Tell = lambda _: None,
 ) -> StageEntry:
     """The bundle's entry of a stage, after its graphs were exported, verified and written.
 
-    name: the name of the network; rewrite: as for `export_graph`.
+    name: the name of the network; rewrite: as for `export_graph`; tell: receives a line at the
+    beginning of each step, which may take minutes.
     """
     from mambapose.export.half import rounded
-    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
+    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs, unrolled
     from mambapose.export.verify import Exported, verify_stage
 
     if network.half:
@@ -139,10 +141,13 @@ def written_stage(
             graph: (rounded(module), spec) for graph, (module, spec) in torch_graphs.items()
         }
     metadata = {"mambapose.stage": stage, "mambapose.network": name}
-    models = {
-        graph: export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
-        for graph, (module, spec) in torch_graphs.items()
-    }
+    models = {}
+    for graph, (module, spec) in torch_graphs.items():
+        tell(f"{name}: making the graph {graph} with torch")
+        models[graph] = export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
+        if (note := unrolled(models[graph])) is not None:
+            tell(f"{name}: {note}")
+    tell(f"{name}: writing it, then comparing ONNX Runtime with torch")
     files = save_graphs(models, folder / "stages", stage, half=network.half, trt=trt)
     exported = {
         graph: Exported(module, spec, files[graph], has_scan(models[graph]))
@@ -193,10 +198,13 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     if file is None:
         return Loaded(model, WeightsEntry(None, None, trained=False), usual)
     facts, given = facts_of_weights(file)
-    if hasattr(module, "load_encoder") and module.load_encoder(model, file):
+    if hasattr(module, "load_encoder") and module.load_encoder(model, file, stage.weights_key):
         return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
-    load_weights(model, file, module.key_tables(model), network=stage.network.name)
+    load_weights(
+        model, file, module.key_tables(model), network=stage.network.name,
+        weights_key=stage.weights_key, tell=lambda note: tell(f"{stage.stage:7} {note}"),
+    )  # fmt: skip
     if facts.joints is not None:
         if not hasattr(module, "apply_facts"):
             raise ExportError(
