@@ -124,6 +124,7 @@ def run(
     height: float | None = None,
     lookahead: int | None = None,
     max_people: int | None = None,
+    person: str | int | None = None,
     max_pixels: int = MAX_PIXELS,
     flow: bool = True,
     depth: bool = True,
@@ -135,9 +136,10 @@ def run(
     """The poses of everybody in ``source``, as mp-run finds them with the options of that name.
 
     out: a folder that gets what mp-run writes, poses.json always; None writes nothing that stays.
-    quiet: print nothing. Errors are those of mp-run, all of them MambaPoseError; for a video that
-    breaks off it is an IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C,
-    SIGTERM and SIGHUP; what was found until then is in ``out``.
+    detect: a detector's file, or "none" to search for one person. quiet: print nothing. Errors are
+    those of mp-run, all of them MambaPoseError; for a video that breaks off it is an
+    IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C, SIGTERM and SIGHUP;
+    what was found until then is in ``out``.
     """
     if out is not None and names_a_file(Path(out)):
         raise OutputError(f"a folder was wanted as out, found {out}; save one file with save()")
@@ -152,7 +154,8 @@ def run(
             bundle=engine,
             out=folder,
             where=where or Where(),
-            detect=None if detect is None else Path(detect),
+            detect=None if detect is None else str(detect),
+            person=None if person is None else str(person),
             flow=flow,
             depth=depth,
             height=height,

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.people.choosing import CENTRE, LARGEST
 from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 from mambapose.runtime.run_options import HEIGHTS_M
@@ -21,7 +22,10 @@ class RunCommand(GroupedCommand):
     """mp-run's help."""
 
     headings = (
-        ("What", ("engine", "frame_range", "detect", "max_people", "height", "max_pixels")),
+        (
+            "What",
+            ("engine", "frame_range", "detect", "person", "max_people", "height", "max_pixels"),
+        ),
         (
             "Speed",
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
@@ -38,6 +42,13 @@ def _formats(context: click.Context, param: click.Parameter, text: str) -> tuple
     if unknown or not names:
         raise click.BadParameter(f"{text!r}: choose from {', '.join(WRITERS)}")
     return names
+
+
+def _person(context: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """largest, centre or the number of a person."""
+    if text is None or text in (LARGEST, CENTRE) or (text.isascii() and text.isdigit()):
+        return text
+    raise click.BadParameter(f"{text!r}: choose {LARGEST}, {CENTRE} or the number of a person")
 
 
 def _check_one_file(out: Path) -> None:
@@ -60,7 +71,8 @@ AT_LEAST_1 = click.IntRange(min=1)
     help="Folder that mp-export wrote  [default: the bundle that ships]",
 )
 @click.option("--range", "frame_range", metavar="A:B", help="Frames A to B-1, or 2s:5s.")
-@click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
+@click.option("--detect", metavar="FILE|none", help="Another detector (YOLOX); none: one person.")
+@click.option("--person", metavar="WHO", callback=_person, help="Only largest, centre or number N.")
 @click.option(
     "--max-pixels",
     default=MAX_PIXELS,

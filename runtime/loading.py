@@ -103,6 +103,7 @@ def needed_graphs(bundle: Bundle, size: Size, options: RunOptions) -> list[tuple
         (engine_name(stage.name, base), stage.name, graph)
         for stage in present
         if stage.name != MODEL
+        if stage.name != DETECT or options.detect
         if not stage.whole_frame or (stage.name in wanted and getattr(options, stage.name))
         for base, graph in clip_graphs(bundle, stage.name, portrait=size.portrait).items()
     ]

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import EngineError
+from mambapose.runtime.people.choosing import Chooser
 from mambapose.runtime.people.one_person import OnePerson
 from mambapose.runtime.people.tracking import MAX_PEOPLE, Followed, Tracker
 from mambapose.runtime.run_options import RunOptions
@@ -118,6 +119,7 @@ class Pipeline:
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
             self.people = Tracker(every, options.max_people or MAX_PEOPLE, options.trained)
+        self._chooser = None if options.person is None else Chooser(options.person)
         self.lifter = _lifter(lifters[0] if lifters else None, schedule, options, self.times)
         self._cuts = SceneCuts()
         self._size = size
@@ -263,6 +265,8 @@ class Pipeline:
             xy, score = joints_from_heatmaps(heatmaps, watched.crops)
         size = Size(*frame.image.shape[:2])
         reported = self.people.update(frame.index, subjects, xy, score, size)
+        if self._chooser is not None:
+            reported = self._chooser.choose(subjects.ids, subjects.boxes, reported, size)
         poses = _poses(frame.index, subjects, xy, score, reported)
         ids = tuple(pose.track for pose in poses)
         seen = _seen(ids, xy[reported], score[reported], watched.dense, size)

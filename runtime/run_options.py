@@ -15,18 +15,22 @@ class RunOptions:
     """What a run asks for. A field that is None takes the value of the bundle's schedule.
 
     height: the person's height in metres, for metric 3D. lookahead: how many later frames the 3D
-    may wait for, 0 for live. max_people: how many people are followed at once with a detector.
+    may wait for, 0 for live. detect: whether a detector finds people, where there is one; otherwise
+    one person is searched. max_people: how many people are followed at once with a detector;
+    person: the only one who is reported, ``largest``, ``centre`` or an id.
     trained: whether pose2d's scores mean anything; lift_unit: the unit of the lifter's 3D joints.
     """
 
     flow: bool = True
     depth: bool = True
+    detect: bool = True
     depth_every: int | None = None
     detect_every: int | None = None
     flow_iters: int | None = None
     height: float | None = None
     lookahead: int | None = None
     max_people: int | None = None
+    person: str | None = None
     trained: bool = True
     lift_unit: str = BODY_HEIGHTS
 

@@ -47,6 +47,7 @@ from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import Source, open_source
 
 UNTRAINED = "untrained weights"
+NO_DETECTOR = "none"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ class Run:
     """What the command line asks for.
 
     A field that is None takes the value of the bundle's schedule; threads None means all cores.
+    detect: the file of a detector, or NO_DETECTOR to search for one person.
     """
 
     source: str
     bundle: Path
     out: Path = Path("out")
     where: Where = field(default_factory=Where)
-    detect: Path | None = None
+    detect: str | None = None
+    person: str | None = None
     flow: bool = True
     depth: bool = True
     depth_every: int | None = None
@@ -77,6 +80,11 @@ class Run:
     quiet: bool = False
 
     @property
+    def detector(self) -> Path | None:
+        """The file of a detector to use instead of the bundle's, if one is given."""
+        return None if self.detect in (None, NO_DETECTOR) else Path(str(self.detect))
+
+    @property
     def options(self) -> RunOptions:
         """The options among these that the pipeline needs."""
         return RunOptions(
@@ -87,7 +95,9 @@ class Run:
             flow_iters=self.flow_iters,
             height=self.height,
             lookahead=self.lookahead,
+            detect=self.detect != NO_DETECTOR,
             max_people=self.max_people,
+            person=self.person,
         )
 
 
@@ -133,7 +143,7 @@ def _run_into(destination: Destination, run: Run, notes: list[str]) -> Outcome:
                     source.size,
                     run.options,
                     run.where,
-                    detector=run.detect,
+                    detector=run.detector,
                 )
             )
         notes += _opening_notes(run, bundle, source, pipeline)
