@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambapose.export.download import download
+from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import Card, Facts, facts_from_file, read_card
+from mambapose.export.weights import Card, Facts, facts_from_file, read_card, shipped_detector
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
 from mambapose.runtime.bundle.bundle import file_entry, file_sha256, write_bundle, write_gate
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
@@ -50,6 +51,8 @@ def _fill(plan: Plan, tell: Tell, trt: bool, folder: Path) -> Bundle:
         detector = download(source, tell)
     if detector is not None:
         licence = source.licence if source is not None else None
+        if detector == shipped_detector():
+            licence = SOURCES[detector.stem].licence
         stages["detect"] = entry = add_detector(detector, folder, plan.seed, licence)
         tell(f"detect  {detector.name}: layout {entry.options['layout']}")
     # All checkpoints first: a wrong one shows before the minutes of export.

@@ -72,7 +72,7 @@ def _sizes(
 @click.option("--lift3d", metavar="NAME|none", help="2D-to-3D lifter.")
 @click.option("--flow", metavar="NAME|none", help="Optical flow network.")
 @click.option("--depth", metavar="NAME|none", help="Depth network.")
-@click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
+@click.option("--detect", metavar="FILE|none", help="Another person detector (YOLOX), or none.")
 @click.option("--precision", type=click.Choice(["fp32"]), help="Number format of the graphs.")
 @click.option(
     "--model",
@@ -219,6 +219,7 @@ def _options(asked: dict[str, Any]) -> Any:
     networks = {stage: asked.pop(stage) for stage in default_networks()}
     weights = {stage: Path(file) for stage, file in asked.pop("weights").items()}
     keys = asked.pop("weights_keys")
+    detect = asked.pop("detect")
     if MODEL in keys:
         if len(weights) != 1:
             raise click.UsageError(f"--weights-key STAGE=KEY was wanted, found {keys[MODEL]}")
@@ -228,6 +229,8 @@ def _options(asked: dict[str, Any]) -> Any:
         weights=weights,
         weights_keys=keys,
         sizes=asked.pop("size"),
+        detect=None if detect in (None, "none") else Path(detect),
+        detector=detect != "none",
         **asked,
     )
 

@@ -64,6 +64,11 @@ def shipped_weights(network: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def shipped_detector() -> Path:
+    """The ONNX file of the detector that ships: YOLOX-nano of Megvii, Apache-2.0, unchanged."""
+    return FOLDER / "yolox-nano.onnx"
+
+
 def facts_from_file(path: Path) -> Facts:
     """What a checkpoint states about itself; only safetensors files can, by whatever name.
 
