@@ -1,12 +1,16 @@
 """Who is who with a detector: boxes for the next frame from the last poses, and ids that stay.
 
-    found    a detection that overlaps no known person starts an id, up to ``max_people``
+    found    a detection that is nobody known starts an id, up to ``max_people``
     kept     between detections the box is that of the last pose; a detection that overlaps a
              person by IOU or more replaces it
-    lost     a pose with fewer than MIN_JOINTS joints of MIN_SCORE stops the person; a detection
-             over the last box within KEEP_FRAMES gives the same id back; so does missing
-             MISSES detections in a row, which catches boxes that drifted onto the background
-    doubled  two people whose joints lie on each other: the newer id ends
+    hidden   two people whose joints lie on each other: one of them hides the other. The pose is
+             that of the person who was on his way there; the other's box goes on at his speed and
+             is looked at for HIDDEN_FRAMES, but not reported until it shows somebody else
+    lost     a pose with fewer than MIN_JOINTS joints of MIN_SCORE, or detections missed in a row,
+             which catches boxes that drifted onto the background: MISSES, or SURE_MISSES while the
+             pose is beyond doubt. A detection near where the person would be by now gives the same
+             id back within KEEP_FRAMES
+    doubled  a new id whose first pose lies on somebody known was a second box of the same person
 
 Weights that were never trained say nothing about where a person is, so then the box stays the
 detector's. Without a detector one person is assumed (``one_person.py``).
@@ -31,7 +35,14 @@ MARGIN = 0.1
 MIN_SIDE = 16.0  # px
 IOU = 0.3
 KEEP_FRAMES = 60
-MISSES = 2
+MISSES, SURE_MISSES = 2, 6
+SURE = 0.5  # mean score of the joints of a pose beyond doubt, as in one_person.py
+HIDDEN_FRAMES = 20
+# How far from where a lost person would be by now his detection may lie, by his box's diagonal:
+# at once, and more for each frame that he has been away.
+REACH, REACH_PER_FRAME = 0.5, 0.01
+SIZES = 1.6  # the diagonals of the two boxes may differ by this factor
+MEMORY = 0.7  # of the old speed and score in the new ones; how much exactly is free
 SAME_PERSON = 0.05  # mean joint distance by box diagonal
 NEW_SCORE = 0.4  # of a detection that may start an id
 MAX_PEOPLE = 10  # unless a run asks for another number
@@ -116,12 +127,55 @@ class Followed(Protocol):
 
 @dataclass
 class _Person:
+    """box: (4,) of the last pose or detection, moved on at ``speed`` (px a frame) while hidden.
+
+    pose_box and pose_frame: the last pose alone, by which the speed is measured.
+    """
+
     id: int
-    box: Boxes  # (4,)
+    box: Boxes
     last_seen: int = 0
     active: bool = True
     confirmed: bool = False
     misses: int = 0
+    score: float = 0.0
+    hidden: bool = False
+    speed: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    pose_box: Boxes = field(default_factory=lambda: np.zeros(4))
+    pose_frame: int = 0
+
+    def see(self, frame: int, box: Boxes, score: float) -> None:
+        """Take in a pose: its box (4,) and the mean score of its joints."""
+        if self.confirmed:
+            moved = (_centre(box) - _centre(self.pose_box)) / max(1, frame - self.pose_frame)
+            self.speed = MEMORY * self.speed + (1 - MEMORY) * moved
+            self.score = MEMORY * self.score + (1 - MEMORY) * score
+        else:
+            self.score = score
+        self.confirmed, self.active, self.hidden = True, True, False
+        self.box, self.last_seen = box, frame
+        self.pose_box, self.pose_frame = box, frame
+
+    def hide(self, frame: int) -> None:
+        """Go on unseen, for a while."""
+        self.hidden = True
+        self.box = self.box + np.tile(self.speed, 2)
+        self.active = frame - self.pose_frame <= HIDDEN_FRAMES
+
+    def expected(self, frame: int) -> Boxes:
+        """(4,) where the box would be by now. A hidden person's box is there already."""
+        if self.hidden and self.active:
+            return self.box
+        return self.box + np.tile(self.speed, 2) * min(frame - self.last_seen, HIDDEN_FRAMES)
+
+
+def _centre(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (box[..., :2] + box[..., 2:]) / 2
+
+
+def _diagonal(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    length: NDArray[np.float64] = np.linalg.norm(box[..., 2:] - box[..., :2], axis=-1)
+    return length
 
 
 @dataclass
@@ -146,27 +200,45 @@ class Tracker:
         one more: people who are followed come first, then those who were lost, then new ones.
         """
         self._last_detection = frame
-        self._people = [p for p in self._people if p.active or not self._ended(p, frame)]
-        known = np.array([person.box for person in self._people]).reshape(-1, 4)
-        pairs = assigned(overlaps(known, found.boxes), IOU)
-        matched = dict(pairs)
+        self._people = [person for person in self._people if not self._forgotten(person, frame)]
+        matched = self._matched(frame, found)
         for k, person in enumerate(self._people):
             person.misses = 0 if k in matched else person.misses + 1
-        kept = [k for k, person in enumerate(self._people) if not self._ended(person, frame)]
-        free = self.max_people - sum(self._people[k].active for k in kept)
-        for k in sorted(set(kept) & matched.keys(), key=lambda k: -found.scores[matched[k]]):
+            sure = person.score >= SURE and not person.hidden
+            if person.misses >= (SURE_MISSES if sure else MISSES):
+                person.active = False
+        free = self.max_people - sum(person.active for person in self._people)
+        for k in sorted(matched, key=lambda k: -found.scores[matched[k]]):
             person = self._people[k]
             if not person.active and free <= 0:
                 continue
             free -= not person.active
             person.box, person.active = found.boxes[matched[k]], True
-            person.last_seen = frame
-        self._people = [self._people[k] for k in kept]
+            if not person.hidden:
+                person.last_seen = frame
         taken = set(matched.values())
         starts = [k for k in range(len(found)) if k not in taken and found.scores[k] >= NEW_SCORE]
         for k in starts[: max(0, free)]:
             self._people.append(_Person(self._next_id, found.boxes[k], last_seen=frame))
             self._next_id += 1
+
+    def _matched(self, frame: int, found: Detections) -> dict[int, int]:
+        """Index of a person -> index of the detection of this person.
+
+        Boxes that overlap come first. A person who was lost may be further away, the further the
+        longer it is ago.
+        """
+        known = np.array([person.expected(frame) for person in self._people]).reshape(-1, 4)
+        similar = overlaps(known, found.boxes)
+        matched = dict(assigned(similar, IOU))
+        lost = np.array([not person.active for person in self._people], bool)
+        lost[list(matched)] = False
+        free = np.ones(len(found), bool)
+        free[list(matched.values())] = False
+        age = np.array([frame - person.last_seen for person in self._people])
+        near = nearness(known, found.boxes, REACH + REACH_PER_FRAME * age)
+        near[~lost], near[:, ~free] = 0.0, 0.0
+        return matched | dict(assigned(near, np.finfo(float).tiny))
 
     def search_due(self, frame: int) -> bool:
         """Always False: the detector finds people."""
@@ -176,14 +248,12 @@ class Tracker:
         """Does nothing: the detector finds people."""
 
     @staticmethod
-    def _ended(person: _Person, frame: int) -> bool:
-        if person.active:
-            return person.misses >= MISSES
-        return frame - person.last_seen > KEEP_FRAMES
+    def _forgotten(person: _Person, frame: int) -> bool:
+        return not person.active and frame - person.last_seen > KEEP_FRAMES
 
     def subjects(self, size: tuple[int, int]) -> Subjects:
-        """Everyone who is not lost, in order of id."""
-        active = [person for person in self._people if person.active]
+        """Everyone who is not lost, in order of id; also those who are hidden."""
+        active = [person for person in self._people if person.active and _inside(person.box, size)]
         boxes = np.array([person.box for person in active]).reshape(-1, 4)
         return Subjects(tuple(person.id for person in active), boxes)
 
@@ -197,28 +267,52 @@ class Tracker:
     ) -> NDArray[np.bool_]:
         """(N,) which people are reported; moves their boxes to the poses.
 
-        People who are lost and people who double an earlier one are not reported.
+        People who are lost, hidden, or second boxes of somebody else are not reported.
         """
         if not self.trained:
             return np.ones(len(subjects.ids), bool)
         boxes, trusted = boxes_from_joints(xy, score, size)
         people = {person.id: person for person in self._people}
-        reported = trusted & ~doubles(xy.astype(np.float64), boxes, trusted)
-        known = [(k, people[id_]) for k, id_ in enumerate(subjects.ids) if id_ in people]
-        for k, person in known:
-            person.confirmed |= bool(reported[k])
-            if frame < person.last_seen:  # a late pose: a detection has been there since
+        known = [people.get(id_) for id_ in subjects.ids]
+        behind = np.zeros(len(known), bool)
+        for one, other in doubles(xy.astype(np.float64), boxes, trusted):
+            if not (behind[one] or behind[other]):
+                behind[self._behind(one, other, known, boxes, frame)] = True
+        reported: NDArray[np.bool_] = trusted & ~behind
+        for k, person in enumerate(known):
+            if person is None:
                 continue
-            person.active = bool(reported[k])
-            if person.active:
-                person.box, person.last_seen = boxes[k], frame
-        ended = {
-            person.id
-            for k, person in known
-            if (trusted[k] and not reported[k]) or not person.confirmed
-        }
-        self._people = [person for person in self._people if person.id not in ended]
+            if not reported[k] and not person.confirmed:
+                self._people.remove(person)
+            elif frame < person.last_seen:  # a late pose: a detection has been there since
+                person.confirmed |= bool(reported[k])
+            elif reported[k]:
+                person.see(frame, boxes[k], float(np.clip(score[k], 0, 1).mean()))
+            elif behind[k] or (person.hidden and person.active):
+                person.hide(frame)
+            else:
+                person.active = False
         return reported
+
+    @staticmethod
+    def _behind(one: int, other: int, known: list[_Person | None], boxes: Boxes, frame: int) -> int:
+        """Which of two people whose poses are the same is not the one who is seen.
+
+        It is the one who was not yet reported or is hidden already, else the one who was not on his
+        way there.
+        """
+        first, second = known[one], known[other]
+        if first is None or second is None:
+            return one if first is None else other
+        if first.confirmed != second.confirmed:
+            return other if first.confirmed else one
+        if first.hidden != second.hidden:
+            return one if first.hidden else other
+        gaps = [
+            float(np.linalg.norm(_centre(boxes[k]) - _centre(person.expected(frame))))
+            for k, person in ((one, first), (other, second))
+        ]
+        return other if gaps[0] <= gaps[1] else one
 
     def forget(self) -> None:
         """Drop everybody; the detector looks at the next frame."""
@@ -226,16 +320,37 @@ class Tracker:
         self._last_detection = None
 
 
-def doubles(xy: NDArray[np.float64], boxes: Boxes, trusted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(N,) whether the joints of a trusted person lie on those of an earlier trusted person.
+def _inside(box: Boxes, size: tuple[int, int]) -> bool:
+    """Whether the middle of a box (4,) lies in a frame of size (H, W)."""
+    x, y = _centre(box)
+    return bool(0 <= x <= size[1] and 0 <= y <= size[0])
+
+
+def nearness(known: Boxes, found: Boxes, reach: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, M) how near boxes found (M, 4) are to boxes known (N, 4): 1 in the same place, 0 beyond.
+
+    reach: (N,) by the diagonal of the known box. Boxes of too different a size are not near.
+    """
+    large = _diagonal(known)[:, None]
+    gap = np.linalg.norm(_centre(known)[:, None] - _centre(found)[None], axis=-1)
+    ratio = _diagonal(found)[None] / np.maximum(large, 1e-9)
+    near = 1 - gap / np.maximum(reach[:, None] * large, 1e-9)
+    near[(ratio > SIZES) | (ratio < 1 / SIZES)] = 0.0
+    return np.clip(near, 0.0, 1.0)
+
+
+def doubles(
+    xy: NDArray[np.float64], boxes: Boxes, trusted: NDArray[np.bool_]
+) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) of trusted people whose joints lie on each other.
 
     xy: (N, J, 2) px; boxes: (N, 4) xyxy px; trusted: (N,).
     """
-    size = np.linalg.norm(boxes[:, 2:] - boxes[:, :2], axis=1)
+    size = _diagonal(boxes)
     gap = np.linalg.norm(xy[:, None] - xy[None], axis=-1).mean(axis=-1)
     near = gap < SAME_PERSON * np.minimum(size[:, None], size[None])
-    double: NDArray[np.bool_] = (np.tril(near, -1) & trusted[None]).any(axis=1) & trusted
-    return double
+    near &= trusted[:, None] & trusted[None]
+    return [(int(k), int(later)) for k, later in np.argwhere(np.triu(near, 1))]
 
 
 def assigned(similarity: NDArray[np.float64], least: float) -> list[tuple[int, int]]:
