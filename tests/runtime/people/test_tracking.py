@@ -292,7 +292,7 @@ def test_a_hidden_person_goes_on_at_his_speed():
 
 @pytest.mark.parametrize(("off", "id_"), [(120, 1), (160, 2)])
 def test_a_lost_person_is_found_near_where_he_would_be(off, id_):
-    """Up to half the diagonal of his box away, here 134 px, and 2.7 px more for each of 5 frames."""
+    """Up to half the diagonal of his box, here 134 px, and 2.7 px more for each of 5 frames."""
     tracker = Tracker(every=5, max_people=5)
     tracker.detect(0, seen(box_of(100, 100)))
     tracker.update(0, tracker.subjects(SIZE), *poses(person(100, 100)), SIZE)
