@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambapose.export.checkpoints.content import is_file
 from mambapose.export.download import download
 from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import Plan, StagePlan
@@ -201,12 +202,18 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     if file is None:
         return Loaded(model, WeightsEntry(None, None, trained=False), usual)
     facts, given = facts_of_weights(file)
-    if hasattr(module, "load_encoder") and module.load_encoder(model, file, stage.weights_key):
+
+    def noted(note: str) -> None:
+        tell(f"{stage.stage:7} {note}")
+
+    if hasattr(module, "load_encoder") and module.load_encoder(
+        model, file, stage.weights_key, noted
+    ):
         return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(
         model, file, module.key_tables(model), network=stage.network.name,
-        weights_key=stage.weights_key, tell=lambda note: tell(f"{stage.stage:7} {note}"),
+        weights_key=stage.weights_key, tell=noted,
     )  # fmt: skip
     if facts.joints is not None:
         if not hasattr(module, "apply_facts"):
@@ -248,7 +255,7 @@ def _with_random_rest(
 
 def facts_of_weights(file: Path) -> tuple[Facts, WeightsEntry]:
     """The facts that a checkpoint states, and its entry in the bundle; ExportError without file."""
-    if not file.is_file():
+    if not is_file(file):
         raise ExportError(f"a checkpoint file was wanted, found none at {file}; check the path")
     facts = facts_from_file(file)
     entry = WeightsEntry(
