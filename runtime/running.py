@@ -202,6 +202,9 @@ def record(
         if not stop.asked:
             journal.finish(frames=outcome.frames, problem=problem)
     notes += painter.notes
+    late = [note for note in source.notes if note not in notes]
+    say(run, late)
+    notes += late
     write_report(destination.folder, _report(run, meta, bundle, pipeline, outcome, notes))
     return outcome
 

@@ -24,6 +24,7 @@ MATROSKA_REST = {
 MATROSKA_BLOCKS = (0xA3, 0xA0, 0xE7, 0xA7, 0xAB, 0xBF)  # in a cluster of unknown length
 STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # lengths of AVI that was written into a pipe
 TS_SYNC = 0x47
+FLV_TAGS = (8, 9, 18)  # sound, picture, facts
 # More boxes than any whole file has; a file made of nothing else is not walked to its end.
 MOST_STEPS = 500_000
 MJPEG_TAIL_BYTES = 16 << 20  # more than one picture takes
@@ -208,13 +209,15 @@ def _flv(file: BinaryIO, size: int) -> Verdict:
     while at + 11 <= size:
         steps.to(file, at)
         head = file.read(4)
-        if head[0] & 0x1F not in (8, 9, 18):
+        if head[0] & 0x1F not in FLV_TAGS:
             return None
         end = at + 11 + int.from_bytes(head[1:], "big") + 4
         if end > size:
             return _beyond("its last tag", end, size)
         at = end
-    return None if at == size or at + 11 <= size else "its last tag has no length"
+    file.seek(at)
+    rest = file.read(1)
+    return "its last tag has no length" if rest and rest[0] & 0x1F in FLV_TAGS else None
 
 
 def _ogg(file: BinaryIO, size: int) -> Verdict:
@@ -273,9 +276,11 @@ def _mxf(file: BinaryIO, size: int) -> Verdict:
 
 
 def _ivf(file: BinaryIO, size: int) -> Verdict:
-    (at,) = struct.unpack("<6xH", file.read(8))
-    steps = _Steps()
-    while at + 12 <= size:
+    # The header counts the pictures, unless it was written into a pipe.
+    at, count = struct.unpack("<6xH16xI", file.read(28))
+    steps, seen = _Steps(), 0
+    while at + 12 <= size and seen != count:
+        seen += 1
         steps.to(file, at)
         at += 12 + struct.unpack("<I", file.read(4))[0]
     return _beyond("its last picture", at, size) if at > size else None

@@ -197,8 +197,12 @@ class VideoSource:
             stored = Size(picture.height, picture.width)
             time = self._time_of(picture)
             # A decoder that reorders knows of a new shape some pictures before it shows it.
-            if picture.key_frame or first is None:
+            if (picture.key_frame or first is None) and aspect != self._next_aspect:
                 aspect = self._next_aspect
+                self.notes.append(
+                    f"the shape of the pixels changes at frame {index}: from there pictures are "
+                    "fitted into the first one's frame"
+                )
             if first is None:
                 with self._edge("its first picture cannot be shown"):
                     matrix = turn or matrix_from_picture(picture)

@@ -322,6 +322,11 @@ def test_name_that_looks_like_a_protocol(tmp_path: Path, monkeypatch) -> None:
     assert len(read("10:30.mp4")) == 2
 
 
+def environment() -> dict[str, str]:
+    """For a Python that imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 STDIN_READER = """
 import sys
 from mambapose.runtime.errors import VideoError
@@ -347,7 +352,7 @@ def test_stdin_carries_a_container_but_not_raw_frames(tmp_path: Path) -> None:
             capture_output=True,
             timeout=60,
             check=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment(),
         )
         assert want in done.stdout.decode()
         assert done.stderr == b""
@@ -374,7 +379,7 @@ def test_reader_of_a_stalled_pipe_can_leave(tmp_path: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(),
     )
     try:
         assert process.stdin is not None
