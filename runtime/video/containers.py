@@ -31,7 +31,7 @@ NETWORK_FORMATS = (*FORMATS, "hls", "dash", "rtsp", "sdp", "rtp", "sap")
 ATTACHED = 0x0400 | 0x0800  # FFmpeg's dispositions: a cover picture, thumbnails of a time line
 DEPENDENT, DEFAULT = 0x80000, 0x0001
 STILL_CODECS = ("png", "mjpeg", "bmp", "gif", "webp", "tiff")
-STILL_BRANDS = (b"heic", b"heix", b"mif1", b"heim", b"heis")
+STILL_BRANDS = (b"heic", b"heix", b"mif1", b"heim", b"heis", b"avif")
 
 
 def open_container(name: str, address: str, form: str | None, max_pixels: int) -> Any:
@@ -106,6 +106,13 @@ def video_stream(name: str, address: str, container: Any) -> tuple[Any, str | No
     Cover pictures are no video. Of several streams the default ones are meant, of these the
     largest, of these the first. VideoError when there is none, or none that can be decoded.
     """
+    if len(container.streams.video) > 1 and address.startswith("file:"):
+        head = head_of(address) or b""
+        if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
+            raise VideoError(
+                f"video {name} was wanted, found a picture of several parts (HEIC, AVIF); "
+                "save it as .jpg or .png"
+            )
     every = [stream for stream in container.streams.video if not _is_cover(stream, container)]
     if not every:
         raise VideoError(
@@ -121,13 +128,6 @@ def video_stream(name: str, address: str, container: Any) -> tuple[Any, str | No
         raise VideoError(
             f"video {name} was wanted, {reason}; copy it again, or convert it to H.264 in an .mp4"
         )
-    if len(every) > 1 and address.startswith("file:"):
-        head = head_of(address) or b""
-        if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
-            raise VideoError(
-                f"video {name} was wanted, found a picture made of tiles (HEIC); "
-                "save it as .jpg or .png"
-            )
     marked = [stream for stream in known if _disposition(stream) & DEFAULT] or known
     chosen = max(marked, key=_pixels)
     return chosen, None if len(every) == 1 else _several(every, chosen)
@@ -137,10 +137,11 @@ def _is_cover(stream: Any, container: Any) -> bool:
     flags = _disposition(stream)
     if flags & (ATTACHED | DEPENDENT):
         return True
-    # PyAV before 18 does not tell; a still picture beside sound, without a rate, is a cover.
+    # PyAV before 18 does not tell; a still picture without a rate, beside others, is a cover.
     context = getattr(stream, "codec_context", None)
     still = context is not None and context.name in STILL_CODECS
-    return still and bool(container.streams.audio) and not stream.average_rate
+    alone = not container.streams.audio and len(container.streams.video) == 1
+    return still and not alone and not stream.average_rate
 
 
 def _disposition(stream: Any) -> int:

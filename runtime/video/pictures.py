@@ -20,7 +20,7 @@ ITU601, ITU709, BT2020 = 5, 1, 9
 COLOURSPACES = {1: ITU709, 4: 4, 7: 7, 9: BT2020, 10: BT2020}
 FULL_RANGE = 2
 
-# The most pixels that one picture may have, unless asked for: four times 8K UHD is 133 M.
+# The most pixels that one picture may have, unless asked for: 8K video has 33 M.
 MAX_PIXELS = 100_000_000
 # Width by height of a pixel. What differs less is rounding of an encoder; no camera or broadcast
 # standard lies outside the second pair, in which 2:1 and 1:2 are the extremes.

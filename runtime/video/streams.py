@@ -34,6 +34,8 @@ DECODE_THREADS = 4
 FRAME_THREAD_PIXELS = 4096 * 2304
 # Formats whose header states how long the video lasts; elsewhere FFmpeg estimates it.
 TIMED_FORMATS = ("mov", "matroska")
+# Formats without a beginning: a recording of them starts between two key frames.
+MID_STREAM = ("mpeg", "rtsp", "rtp", "sdp", "h264", "hevc")
 STILL_CODECS = ("mjpeg", "png")  # of which each packet is a file with a header of its own
 
 
@@ -63,7 +65,8 @@ class VideoSource:
         self._lock = threading.Lock()
         self._closed = False
         self._count = 0
-        self._damaged = 0
+        self._damaged = self._before = 0
+        self._keyed = False
         self._packets_read = 0
         self._last_pts = -1
         self._end_s: float | None = None
@@ -141,7 +144,7 @@ class VideoSource:
         for packet in self._packets():
             # A cut-off packet in a frame-threaded decoder would cost the frames in flight.
             if packet is not None and packet.is_corrupt:
-                self._damaged += 1
+                self._count_damage()
                 continue
             try:
                 pictures = context.decode(packet)
@@ -149,17 +152,22 @@ class VideoSource:
             except Exception as err:
                 if not is_edge_error(err):
                     raise
-                self._damaged += 1
+                self._count_damage()
                 continue
             # What the container gives stands above what the pictures say, until they say another.
             if (coded := float(aspect or 1)) != self._coded_aspect:
                 self._coded_aspect = self._next_aspect = coded
             turn = None
-            if packet is not None and context.name in STILL_CODECS:
+            if packet is not None and not self._count and context.name in STILL_CODECS:
                 facts = picture_facts(bytes(packet))
                 turn = None if facts is None else facts.matrix
             for picture in pictures:
                 yield picture, turn
+
+    def _count_damage(self) -> None:
+        """A packet cannot be decoded: damage, or the rest of a picture that began before."""
+        if self._count or not self._container.format.name.startswith(MID_STREAM):
+            self._damaged += 1
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, then None to flush; a read error sets ``problem``."""
@@ -177,6 +185,8 @@ class VideoSource:
             # Empty ones end every stream, and are what AVI has for a picture left out.
             if packet.size:
                 self._packets_read += 1
+                self._keyed = self._keyed or bool(packet.is_keyframe)
+                self._before += not self._keyed
                 self._note_end(packet)
                 yield packet
         yield None
@@ -237,6 +247,11 @@ class VideoSource:
         """Fix the size of all frames by the first picture, and say what is done to its pixels."""
         shown = square_size(stored, aspect)
         check_pixels(f"video {self.name}", shown, self._max_pixels)
+        if self._before and self._container.format.name.startswith(MID_STREAM):
+            self.notes.append(
+                f"it starts in mid-stream, {self._before} packet(s) before a key frame: their "
+                "pictures are missing or incomplete"
+            )
         if is_turned(matrix):
             stored, shown = stored.turned, shown.turned
         self.stored_size, self.size = stored, shown

@@ -83,11 +83,12 @@ def write(
     sound_s: float = 0.0,
     *,
     pipe: bool = False,
+    options_of_stream: dict[str, str] | None = None,
 ) -> int:
     """Write pictures at ``ticks`` (ms), the last one shown for ``last_ms``; returns how many."""
     out: Any = Pipe(path) if pipe else str(path)
     with av.open(out, "w", format=kind.form, options=dict(kind.options)) as container:
-        stream = container.add_stream(kind.codec, rate=kind.rate)
+        stream = container.add_stream(kind.codec, rate=kind.rate, options=options_of_stream or {})
         stream.width, stream.height, stream.pix_fmt = *SIZE, kind.pix_fmt
         stream.bit_rate = 400_000
         if kind.variable:
@@ -223,6 +224,22 @@ def test_what_is_behind_a_whole_file_is_no_cut(tmp_path: Path) -> None:
             assert missing_end(path, kind.form if kind.form != "mp4" else "mov") is None, name
             if kind.form in ("mp4", "mov", "matroska", "webm", "gif"):
                 assert verdict(path) == (count, None), (name, tail)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_recording_that_starts_in_mid_stream_has_no_problem(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.ts"
+    kind = Kind(codec, "mpegts", variable=False)
+    count = write(path, kind, options_of_stream={"g": "12", "keyint_min": "12"})
+    data, said = path.read_bytes(), 0
+    for packets in (5, len(data) // 188 // 3, len(data) // 188 // 2):
+        path.write_bytes(data[188 * packets :])
+        with open_source(str(path)) as source:
+            assert 12 < len(list(source)) <= count
+            assert source.problem is None
+            assert all("mid-stream" in note for note in source.notes)
+            said += len(source.notes)
+    assert said
 
 
 def test_an_unknown_container_says_nothing(tmp_path: Path) -> None:
