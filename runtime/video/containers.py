@@ -11,6 +11,7 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.video.edges import is_edge_error, reason_of
 from mambapose.runtime.video.endings import has_index, missing_end
 from mambapose.runtime.video.files import HEAD_BYTES, playlist_kind, read_regular
+from mambapose.runtime.video.images import IMAGE_SUFFIXES
 from mambapose.runtime.video.pictures import decoder_limit, import_av
 
 # Longer than a camera needs for its first picture, shorter than anybody waits; free in between.
@@ -85,6 +86,8 @@ def advice(address: str) -> str:
             return "its index (moov) is missing: the recording or copy was cut off; copy it again"
         missing = missing_end(_path(address), "mov")
         return f"it is damaged ({missing or 'its header cannot be read'}); copy it again"
+    if _path(address).suffix.lower() in IMAGE_SUFFIXES:
+        return "it holds neither a PNG, JPEG, BMP, WebP or TIFF picture nor a video"
     return "pass a video file such as .mp4, .mkv, .webm or .avi"
 
 
