@@ -53,8 +53,14 @@ def open_container(name: str, address: str, form: str | None, max_pixels: int) -
     bounded = int(av.__version__.split(".")[0]) >= 17
     each = {"max_pixels": decoder_limit(max_pixels)} if bounded else {}
     try:
+        # Titles in Latin-1 are common in old files, and nobody here reads them.
         return av.open(
-            address, format=form, options=each, container_options=options, timeout=timeout
+            address,
+            format=form,
+            options=each,
+            container_options=options,
+            timeout=timeout,
+            metadata_errors="replace",
         )
     except Exception as err:
         if not is_edge_error(err):

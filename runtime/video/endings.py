@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from mambapose.runtime.video.edges import EDGE_ERRORS
+
 # Boxes of MP4 whose loss costs pictures; ``free`` or a maker's own box at the end may lie.
 MOV_PICTURES = (b"mdat", b"moof", b"moov")
 SEGMENT, CLUSTER, EBML = 0x18538067, 0x1F43B675, 0x1A45DFA3
@@ -54,7 +56,7 @@ def missing_end(path: Path, form: str) -> Verdict:
             size = file.seek(0, 2)
             file.seek(0)
             return check(file, size)
-    except (OSError, ValueError, struct.error, IndexError):
+    except EDGE_ERRORS:
         return None
 
 
@@ -97,7 +99,7 @@ def has_index(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return any(kind == b"moov" for kind, *_ in _boxes(file, file.seek(0, 2)))
-    except (OSError, ValueError, struct.error):
+    except EDGE_ERRORS:
         return False
 
 

@@ -101,7 +101,8 @@ class VideoSource:
                 f"video {self.name} was wanted, no frame of it could be decoded "
                 f"({self.problem or 'it holds no picture'}); {advice(self._address)}"
             )
-        self.frame_count = self._promised_frames()
+        with self._edge("it cannot be read"):
+            self.frame_count = self._promised_frames()
 
     def _edge(self, what: str) -> Any:
         """Whatever FFmpeg raises in the block becomes a VideoError."""

@@ -148,6 +148,23 @@ def test_an_unknown_codec_is_one_line(tmp_path: Path, name: str) -> None:
     assert "codec" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.mp4"])
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Grandma TITLE"
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = *SMALL, "yuv420p"
+        image = av.VideoFrame.from_ndarray(numbered(1, SMALL), format="rgb24")
+        container.mux([*stream.encode(image.reformat(format="yuv420p")), *stream.encode(None)])
+    data = path.read_bytes()
+    assert b"TITLE" in data
+    path.write_bytes(data.replace(b"TITLE", b"\xfcTL\xe4\xff"))
+    with open_source(str(path)) as source:
+        assert len(list(source)) == 1
+        assert source.problem is None
+
+
 LISTS = {
     "a list of files for FFmpeg": "ffconcat version 1.0\nfile {0}\n",
     "an HLS playlist": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n",

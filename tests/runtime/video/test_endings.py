@@ -242,6 +242,18 @@ def test_a_recording_that_starts_in_mid_stream_has_no_problem(tmp_path: Path, co
     assert said
 
 
+@pytest.mark.parametrize("form", ["mov", "matroska", "avi", "mpegts", "flv", "ogg", "gif", "asf",
+                                  "mxf", "ivf", "mjpeg", "yuv4mpegpipe"])  # fmt: skip
+def test_nonsense_says_nothing_and_raises_nothing(tmp_path: Path, form: str) -> None:
+    path, rng = tmp_path / "a", np.random.default_rng(0)
+    starts = (b"", b"YUV4MPEG2 W-5 H0 C420\nFRAME\n", b"YUV4MPEG2 \n", b"GIF89a", b"FLV\1\1", b"DKIF",
+              b"RIFF\0\0\0\0AVI ", b"\x1a\x45\xdf\xa3", b"OggS\0", b"\0\0\0\1moov")  # fmt: skip
+    for start in starts:
+        for count in (0, 1, 7, 12, 40, 300):
+            path.write_bytes(start + rng.bytes(count))
+            assert isinstance(missing_end(path, form), str | None)
+
+
 def test_an_unknown_container_says_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     write(path, KINDS["a.mkv"])
