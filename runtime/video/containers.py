@@ -31,6 +31,7 @@ FORMATS = (
 NETWORK_FORMATS = (*FORMATS, "hls", "dash", "rtsp", "sdp", "rtp", "sap")
 ATTACHED = 0x0400 | 0x0800  # FFmpeg's dispositions: a cover picture, thumbnails of a time line
 DEPENDENT, DEFAULT = 0x80000, 0x0001
+NAMED = 6  # of the sizes of streams: more would not be read
 STILL_CODECS = ("png", "mjpeg", "bmp", "gif", "webp", "tiff")
 STILL_BRANDS = (b"heic", b"heix", b"mif1", b"heim", b"heis", b"avif")
 
@@ -171,7 +172,5 @@ def _several(every: Sequence[Any], chosen: Any) -> str:
         context = getattr(stream, "codec_context", None)
         sizes.append("unknown" if context is None else f"{context.width}x{context.height}")
     number = list(every).index(chosen) + 1
-    return (
-        f"{len(every)} video streams ({', '.join(sizes)}): stream {number} is read, of "
-        f"{sizes[number - 1]}"
-    )
+    named = ", ".join(sizes[:NAMED]) + (", ..." if len(sizes) > NAMED else "")
+    return f"{len(every)} video streams ({named}): stream {number} is read, of {sizes[number - 1]}"

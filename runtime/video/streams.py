@@ -147,6 +147,7 @@ class VideoSource:
             if packet is not None and packet.is_corrupt:
                 self._count_damage()
                 continue
+            turn = None if packet is None or self._count else self._turn_of(packet)
             try:
                 pictures = context.decode(packet)
                 aspect = context.sample_aspect_ratio
@@ -158,12 +159,16 @@ class VideoSource:
             # What the container gives stands above what the pictures say, until they say another.
             if (coded := float(aspect or 1)) != self._coded_aspect:
                 self._coded_aspect = self._next_aspect = coded
-            turn = None
-            if packet is not None and not self._count and context.name in STILL_CODECS:
-                facts = picture_facts(bytes(packet))
-                turn = None if facts is None else facts.matrix
             for picture in pictures:
                 yield picture, turn
+
+    def _turn_of(self, packet: Any) -> Matrix | None:
+        """The turn that the first packet asks for, where it is a picture file of its own."""
+        known = self._stream.codec_context.name in STILL_CODECS
+        facts = picture_facts(bytes(packet)) if known else None
+        if facts is not None and facts.size is not None:
+            check_pixels(f"video {self.name}", facts.size, self._max_pixels)
+        return None if facts is None else facts.matrix
 
     def _count_damage(self) -> None:
         """A packet cannot be decoded: damage, or the rest of a picture that began before."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import subprocess
+import sys
 import threading
+import zlib
 from pathlib import Path
 
 import av
@@ -16,7 +20,14 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.video.containers import FORMATS
 from mambapose.runtime.video.sources import open_source
 
-from .test_sources import number_of, numbered, read, write_video
+from .test_sources import (
+    STDIN_READER,
+    environment,
+    number_of,
+    numbered,
+    read,
+    write_video,
+)
 
 SMALL, LARGE = (64, 36), (128, 96)
 
@@ -255,6 +266,25 @@ def test_pictures_above_the_limit_are_refused_before_they_are_decoded(tmp_path: 
         open_source(str(path), max_pixels=96 * 64 - 1)
     with open_source(str(path), max_pixels=96 * 64) as source:
         assert len(list(source)) == 2
+
+
+def test_a_picture_on_stdin_has_the_limit_too(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(30001))), (b"IEND", b"")):
+        data += (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", STDIN_READER],
+        input=data,
+        capture_output=True,
+        timeout=60,
+        check=True,
+        env=environment(),
+    )
+    assert "30000x30000" in done.stdout.decode()
+    assert "--max-pixels" in done.stdout.decode()
 
 
 def test_a_range_in_seconds(tmp_path: Path) -> None:
