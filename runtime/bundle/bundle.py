@@ -23,19 +23,9 @@ from numpy.lib.npyio import NpzFile
 from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.entries import MANIFEST, Bundle, FileEntry, GraphEntry
 from mambapose.runtime.bundle.json import bundle_from_json, bundle_json
-from mambapose.runtime.bundle.staging import staged_folder
+from mambapose.runtime.bundle.staging import earlier_copy, staged_folder
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.types import Array
-
-
-def tool_version() -> str:
-    """The installed version of mambapose, or ``source`` when run from a tree."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mambapose")
-    except PackageNotFoundError:
-        return "source"
 
 
 def file_sha256(path: Path) -> str:
@@ -59,6 +49,11 @@ def read_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     """
     root = Path(path).absolute()
     manifest = root / MANIFEST
+    if not root.exists() and (earlier_copy(root) / MANIFEST).is_file():
+        raise BundleError(
+            f"a bundle folder was wanted at {path}, an export that was killed left the earlier one "
+            f"at {earlier_copy(root)}; rename it, or export again"
+        )
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise BundleError(f"a bundle folder was wanted, found {found} at {path}; run mp-export")

@@ -16,7 +16,7 @@ import numpy as np
 
 from mambapose.runtime.backends.loader import BACKENDS, load_engine, load_file
 from mambapose.runtime.backends.native import find_library, library_info, slow_notice
-from mambapose.runtime.bundle.bundle import read_bundle, read_gate, tool_version
+from mambapose.runtime.bundle.bundle import read_bundle, read_gate
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
 from mambapose.runtime.check.finding import Finding
@@ -24,6 +24,7 @@ from mambapose.runtime.check.plugin import plugin_findings
 from mambapose.runtime.errors import BundleError, EngineError
 from mambapose.runtime.loading import shipped_bundle
 from mambapose.runtime.types import Array, Where
+from mambapose.runtime.version import tool_version
 
 PROBE = Path(__file__).parent.parent / "data" / "probe.onnx"
 PROBE_LENGTH, PROBE_CHANNELS, PROBE_SKIP = 8, 4, 0.5

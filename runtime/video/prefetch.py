@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mambapose.runtime.types import Frame
 from mambapose.runtime.video.sources import Source
 
+WAIT_S = 0.1  # between two looks at what else was asked
 # Two waiting frames of 4K fit. Of larger ones a single frame waits, and the next is not even
 # decoded before it is taken; how much larger is free.
 WAITING_BYTES = 64 << 20
@@ -18,11 +19,20 @@ class Prefetch:
     """Frames of a source read ahead by one thread, at most ``depth`` waiting; order is kept.
 
     Nothing is read ahead while the waiting frames have ``most_bytes`` or more. An exception of the
-    source is raised here after the frames before it. close() stops the thread, also in the middle;
-    the source itself is left to whoever opened it.
+    source is raised here after the frames before it. The frames end when ``stop`` answers True
+    while none is there, as from a camera that does not answer. close() stops the thread, also in
+    the middle; the source itself is left to whoever opened it.
     """
 
-    def __init__(self, source: Source, depth: int = 2, most_bytes: int = WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        source: Source,
+        depth: int = 2,
+        most_bytes: int = WAITING_BYTES,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._asked = stop
         self._depth, self._most = depth, most_bytes
         self._waiting: deque[Frame | BaseException | None] = deque()
         self._bytes = 0
@@ -66,18 +76,25 @@ class Prefetch:
     def __next__(self) -> Frame:
         if self._done:
             raise StopIteration
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
-            item = self._waiting.popleft()
-            self._bytes -= item.image.nbytes if isinstance(item, Frame) else 0
-            self._changed.notify_all()
+        item = self._next()
         if isinstance(item, Frame):
             return item
         self._done = True
-        self._thread.join()
         if item is None:
             raise StopIteration
+        self._thread.join()
         raise item
+
+    def _next(self) -> Frame | BaseException | None:
+        """The next item; None also when ``stop`` asks to end and nothing has come."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._waiting, timeout=WAIT_S):
+                if self._asked():
+                    return None
+            item = self._waiting.popleft()
+            self._bytes -= item.image.nbytes if isinstance(item, Frame) else 0
+            self._changed.notify_all()
+            return item
 
     def close(self) -> None:
         """Stop reading ahead; waits at most a second for a camera that does not answer."""
