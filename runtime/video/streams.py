@@ -13,7 +13,7 @@ from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.containers import advice, open_container, video_stream
 from mambapose.runtime.video.edges import is_edge_error, masked, reason_of, video_errors
 from mambapose.runtime.video.endings import missing_end
-from mambapose.runtime.video.headers import Matrix, picture_facts
+from mambapose.runtime.video.headers import ORIENTATIONS, Matrix, picture_facts
 from mambapose.runtime.video.images import stretch_note
 from mambapose.runtime.video.part import Part
 from mambapose.runtime.video.pictures import (
@@ -168,7 +168,8 @@ class VideoSource:
         facts = picture_facts(bytes(packet)) if known else None
         if facts is not None and facts.size is not None:
             check_pixels(f"video {self.name}", facts.size, self._max_pixels)
-        return None if facts is None else facts.matrix
+        # Upright in itself, it may still be turned by its container.
+        return None if facts is None or facts.matrix == ORIENTATIONS[1] else facts.matrix
 
     def _count_damage(self) -> None:
         """A packet cannot be decoded: damage, or the rest of a picture that began before."""
@@ -213,7 +214,9 @@ class VideoSource:
             stored = Size(picture.height, picture.width)
             time = self._time_of(picture)
             # A decoder that reorders knows of a new shape some pictures before it shows it.
-            if (picture.key_frame or first is None) and aspect != self._next_aspect:
+            if first is None:
+                aspect = self._next_aspect
+            elif picture.key_frame and aspect != self._next_aspect:
                 aspect = self._next_aspect
                 self.notes.append(
                     f"the shape of the pixels changes at frame {index}: from there pictures are "
