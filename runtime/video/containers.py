@@ -147,7 +147,7 @@ def _is_cover(stream: Any, container: Any) -> bool:
     flags = _disposition(stream)
     if flags & (ATTACHED | DEPENDENT):
         return True
-    # PyAV before 18 does not tell; a still picture without a rate, beside others, is a cover.
+    # Older PyAV does not tell; a still picture without a rate, beside others, is a cover.
     context = getattr(stream, "codec_context", None)
     still = context is not None and context.name in STILL_CODECS
     alone = not container.streams.audio and len(container.streams.video) == 1
@@ -155,10 +155,9 @@ def _is_cover(stream: Any, container: Any) -> bool:
 
 
 def _disposition(stream: Any) -> int:
-    try:
-        return int(stream.disposition)
-    except (AttributeError, TypeError):
-        return 0
+    # A Flag, an IntFlag or a number, as PyAV's release has it.
+    flags = getattr(stream, "disposition", 0)
+    return int(getattr(flags, "value", flags) or 0)
 
 
 def _pixels(stream: Any) -> int:
