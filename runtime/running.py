@@ -226,6 +226,9 @@ def record(
                 raise VideoError(f"{masked(run.source)} gave no frame; check the source")
             recording.finish(frames=outcome.frames, problem=problem)
     notes += recording.notes
+    late = [note for note in source.notes if note not in notes]
+    say(run, late)
+    notes += late
     if outcome.frames:
         write_report(destination.folder, _report(run, meta, bundle, pipeline, outcome, notes))
     return outcome

@@ -11,6 +11,7 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.video.edges import is_edge_error, reason_of
 from mambapose.runtime.video.endings import has_index, missing_end
 from mambapose.runtime.video.files import HEAD_BYTES, playlist_kind, read_regular
+from mambapose.runtime.video.images import IMAGE_SUFFIXES
 from mambapose.runtime.video.pictures import decoder_limit, import_av
 
 # Longer than a camera needs for its first picture, shorter than anybody waits; free in between.
@@ -30,8 +31,9 @@ FORMATS = (
 NETWORK_FORMATS = (*FORMATS, "hls", "dash", "rtsp", "sdp", "rtp", "sap")
 ATTACHED = 0x0400 | 0x0800  # FFmpeg's dispositions: a cover picture, thumbnails of a time line
 DEPENDENT, DEFAULT = 0x80000, 0x0001
+NAMED = 6  # of the sizes of streams: more would not be read
 STILL_CODECS = ("png", "mjpeg", "bmp", "gif", "webp", "tiff")
-STILL_BRANDS = (b"heic", b"heix", b"mif1", b"heim", b"heis")
+STILL_BRANDS = (b"heic", b"heix", b"mif1", b"heim", b"heis", b"avif")
 
 
 def open_container(name: str, address: str, form: str | None, max_pixels: int) -> Any:
@@ -52,8 +54,14 @@ def open_container(name: str, address: str, form: str | None, max_pixels: int) -
     bounded = int(av.__version__.split(".")[0]) >= 17
     each = {"max_pixels": decoder_limit(max_pixels)} if bounded else {}
     try:
+        # Titles in Latin-1 are common in old files, and nobody here reads them.
         return av.open(
-            address, format=form, options=each, container_options=options, timeout=timeout
+            address,
+            format=form,
+            options=each,
+            container_options=options,
+            timeout=timeout,
+            metadata_errors="replace",
         )
     except Exception as err:
         if not is_edge_error(err):
@@ -85,6 +93,8 @@ def advice(address: str) -> str:
             return "its index (moov) is missing: the recording or copy was cut off; copy it again"
         missing = missing_end(_path(address), "mov")
         return f"it is damaged ({missing or 'its header cannot be read'}); copy it again"
+    if _path(address).suffix.lower() in IMAGE_SUFFIXES:
+        return "it holds neither a PNG, JPEG, BMP, WebP or TIFF picture nor a video"
     return "pass a video file such as .mp4, .mkv, .webm or .avi"
 
 
@@ -106,6 +116,13 @@ def video_stream(name: str, address: str, container: Any) -> tuple[Any, str | No
     Cover pictures are no video. Of several streams the default ones are meant, of these the
     largest, of these the first. VideoError when there is none, or none that can be decoded.
     """
+    if len(container.streams.video) > 1 and address.startswith("file:"):
+        head = head_of(address) or b""
+        if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
+            raise VideoError(
+                f"video {name} was wanted, found a picture of several parts (HEIC, AVIF); "
+                "save it as .jpg or .png"
+            )
     every = [stream for stream in container.streams.video if not _is_cover(stream, container)]
     if not every:
         raise VideoError(
@@ -121,13 +138,6 @@ def video_stream(name: str, address: str, container: Any) -> tuple[Any, str | No
         raise VideoError(
             f"video {name} was wanted, {reason}; copy it again, or convert it to H.264 in an .mp4"
         )
-    if len(every) > 1 and address.startswith("file:"):
-        head = head_of(address) or b""
-        if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
-            raise VideoError(
-                f"video {name} was wanted, found a picture made of tiles (HEIC); "
-                "save it as .jpg or .png"
-            )
     marked = [stream for stream in known if _disposition(stream) & DEFAULT] or known
     chosen = max(marked, key=_pixels)
     return chosen, None if len(every) == 1 else _several(every, chosen)
@@ -137,17 +147,17 @@ def _is_cover(stream: Any, container: Any) -> bool:
     flags = _disposition(stream)
     if flags & (ATTACHED | DEPENDENT):
         return True
-    # PyAV before 18 does not tell; a still picture beside sound, without a rate, is a cover.
+    # Older PyAV does not tell; a still picture without a rate, beside others, is a cover.
     context = getattr(stream, "codec_context", None)
     still = context is not None and context.name in STILL_CODECS
-    return still and bool(container.streams.audio) and not stream.average_rate
+    alone = not container.streams.audio and len(container.streams.video) == 1
+    return still and not alone and not stream.average_rate
 
 
 def _disposition(stream: Any) -> int:
-    try:
-        return int(stream.disposition)
-    except (AttributeError, TypeError):
-        return 0
+    # A Flag, an IntFlag or a number, as PyAV's release has it.
+    flags = getattr(stream, "disposition", 0)
+    return int(getattr(flags, "value", flags) or 0)
 
 
 def _pixels(stream: Any) -> int:
@@ -161,7 +171,5 @@ def _several(every: Sequence[Any], chosen: Any) -> str:
         context = getattr(stream, "codec_context", None)
         sizes.append("unknown" if context is None else f"{context.width}x{context.height}")
     number = list(every).index(chosen) + 1
-    return (
-        f"{len(every)} video streams ({', '.join(sizes)}): stream {number} is read, of "
-        f"{sizes[number - 1]}"
-    )
+    named = ", ".join(sizes[:NAMED]) + (", ..." if len(sizes) > NAMED else "")
+    return f"{len(every)} video streams ({named}): stream {number} is read, of {sizes[number - 1]}"

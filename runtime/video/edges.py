@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +13,7 @@ from mambapose.runtime.errors import MambaPoseError, VideoError
 # What PyAV, numpy and the system are known to raise for input that is damaged or not there.
 # AssertionError, AttributeError, NameError and TypeError are bugs and keep their traceback.
 EDGE_ERRORS = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
-               ValueError)  # fmt: skip
+               ValueError, struct.error, zlib.error)  # fmt: skip
 
 # Names of parameters in addresses of cameras and servers whose values are secrets.
 _SECRET = re.compile(

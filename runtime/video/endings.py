@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from mambapose.runtime.video.edges import EDGE_ERRORS
+
 # Boxes of MP4 whose loss costs pictures; ``free`` or a maker's own box at the end may lie.
 MOV_PICTURES = (b"mdat", b"moof", b"moov")
 SEGMENT, CLUSTER, EBML = 0x18538067, 0x1F43B675, 0x1A45DFA3
@@ -24,6 +26,7 @@ MATROSKA_REST = {
 MATROSKA_BLOCKS = (0xA3, 0xA0, 0xE7, 0xA7, 0xAB, 0xBF)  # in a cluster of unknown length
 STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # lengths of AVI that was written into a pipe
 TS_SYNC = 0x47
+FLV_TAGS = (8, 9, 18)  # sound, picture, facts
 # More boxes than any whole file has; a file made of nothing else is not walked to its end.
 MOST_STEPS = 500_000
 MJPEG_TAIL_BYTES = 16 << 20  # more than one picture takes
@@ -53,7 +56,7 @@ def missing_end(path: Path, form: str) -> Verdict:
             size = file.seek(0, 2)
             file.seek(0)
             return check(file, size)
-    except (OSError, ValueError, struct.error, IndexError):
+    except EDGE_ERRORS:
         return None
 
 
@@ -96,7 +99,7 @@ def has_index(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return any(kind == b"moov" for kind, *_ in _boxes(file, file.seek(0, 2)))
-    except (OSError, ValueError, struct.error):
+    except EDGE_ERRORS:
         return False
 
 
@@ -208,13 +211,15 @@ def _flv(file: BinaryIO, size: int) -> Verdict:
     while at + 11 <= size:
         steps.to(file, at)
         head = file.read(4)
-        if head[0] & 0x1F not in (8, 9, 18):
+        if head[0] & 0x1F not in FLV_TAGS:
             return None
         end = at + 11 + int.from_bytes(head[1:], "big") + 4
         if end > size:
             return _beyond("its last tag", end, size)
         at = end
-    return None if at == size or at + 11 <= size else "its last tag has no length"
+    file.seek(at)
+    rest = file.read(1)
+    return "its last tag has no length" if rest and rest[0] & 0x1F in FLV_TAGS else None
 
 
 def _ogg(file: BinaryIO, size: int) -> Verdict:
@@ -273,9 +278,11 @@ def _mxf(file: BinaryIO, size: int) -> Verdict:
 
 
 def _ivf(file: BinaryIO, size: int) -> Verdict:
-    (at,) = struct.unpack("<6xH", file.read(8))
-    steps = _Steps()
-    while at + 12 <= size:
+    # The header counts the pictures, unless it was written into a pipe.
+    at, count = struct.unpack("<6xH16xI", file.read(28))
+    steps, seen = _Steps(), 0
+    while at + 12 <= size and seen != count:
+        seen += 1
         steps.to(file, at)
         at += 12 + struct.unpack("<I", file.read(4))[0]
     return _beyond("its last picture", at, size) if at > size else None

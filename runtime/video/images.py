@@ -24,6 +24,8 @@ from mambapose.runtime.video.pictures import (
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 IMAGE_FPS = 30.0
+# Grey and YUV of these are of full range, which not every decoder says; WebP's are not.
+FULL_RANGE_CODECS = ("png", "tiff", "bmp", "mjpeg")
 # A file may be as large as its pixels with 16 bits of red, green, blue and alpha, and what
 # cameras put beside them: a thumbnail, a colour profile, a short film.
 BYTES_PER_PIXEL, BYTES_BESIDE = 8, 64 << 20
@@ -85,7 +87,13 @@ class ImageFolder:
                 shown = square_size(facts.size, facts.pixel_aspect)
                 check_pixels(f"image {path}", shown, self._max_pixels)
             picture = picture_from_bytes(data, facts, self._max_pixels)
-            image, stretch = squared(self._convert, picture, facts.pixel_aspect, facts.matrix)
+            image, stretch = squared(
+                self._convert,
+                picture,
+                facts.pixel_aspect,
+                facts.matrix,
+                full=facts.codec in FULL_RANGE_CODECS,
+            )
         corrupt = bool(picture.is_corrupt) or not facts.whole
         return Frame(image, index, index / self.fps, corrupt, stretch), facts
 

@@ -14,13 +14,15 @@ from mambapose.runtime.errors import VideoError
 from mambapose.runtime.types import ImageArray, Size, Stretch
 from mambapose.runtime.video.headers import Matrix, PictureFacts
 
+Convert = Callable[[Any, Size | None, bool], ImageArray]
+
 # H.273 matrix numbers to swscale's; everything else, unspecified too, is BT.601 as in ffmpeg
 # and OpenCV, with which the public networks were trained.
 ITU601, ITU709, BT2020 = 5, 1, 9
 COLOURSPACES = {1: ITU709, 4: 4, 7: 7, 9: BT2020, 10: BT2020}
 FULL_RANGE = 2
 
-# The most pixels that one picture may have, unless asked for: four times 8K UHD is 133 M.
+# The most pixels that one picture may have, unless asked for: 8K video has 33 M.
 MAX_PIXELS = 100_000_000
 # Width by height of a pixel. What differs less is rounding of an encoder; no camera or broadcast
 # standard lies outside the second pair, in which 2:1 and 1:2 are the extremes.
@@ -47,10 +49,11 @@ def import_av() -> Any:
     return av
 
 
-def rgb_converter() -> Callable[[Any, Size | None], ImageArray]:
+def rgb_converter() -> Convert:
     """A function from av.VideoFrame, and a size to scale it to, to uint8 RGB (H, W, 3).
 
-    It uses one swscale context for all.
+    Its third argument says that grey and YUV are of full range, whatever the frame says. It uses
+    one swscale context for all.
     """
     av = import_av()
     from av.video.reformatter import VideoReformatter
@@ -58,11 +61,11 @@ def rgb_converter() -> Callable[[Any, Size | None], ImageArray]:
     reformatter = VideoReformatter()
     knows_bt2020 = int(av.__version__.split(".")[0]) >= 14
 
-    def convert(picture: Any, size: Size | None = None) -> ImageArray:
+    def convert(picture: Any, size: Size | None = None, full: bool = False) -> ImageArray:
         source = COLOURSPACES.get(int(picture.colorspace), ITU601)
         if source == BT2020 and not knows_bt2020:
             source = ITU709
-        full = picture.color_range == FULL_RANGE or picture.format.name.startswith("yuvj")
+        full = full or picture.color_range == FULL_RANGE or picture.format.name.startswith("yuvj")
         # PyAV ignores the source's matrix and range when they equal the destination's, and
         # RGB has no matrix, so any other one is named. Range 0 means limited in every release;
         # PyAV 12 takes MPEG (1) for full.
@@ -129,11 +132,13 @@ def square_size(stored: Size, aspect: float) -> Size:
 
 
 def squared(
-    convert: Callable[[Any, Size | None], ImageArray],
+    convert: Convert,
     picture: Any,
     aspect: float,
     matrix: Matrix | None,
     frame: Size | None = None,
+    *,
+    full: bool = False,
 ) -> tuple[ImageArray, Stretch]:
     """The upright RGB image of a picture, its pixels made square, and how it was stretched.
 
@@ -149,7 +154,7 @@ def squared(
             inner = Size(
                 *(max(1, min(round(fit * a), b)) for a, b in zip(inner, room, strict=True))
             )
-    image = upright(convert(picture, inner), matrix)
+    image = upright(convert(picture, inner, full), matrix)
     wide, high = inner.width / stored.width, inner.height / stored.height
     if is_turned(matrix):
         wide, high = high, wide

@@ -13,7 +13,7 @@ from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.containers import advice, open_container, video_stream
 from mambapose.runtime.video.edges import is_edge_error, masked, reason_of, video_errors
 from mambapose.runtime.video.endings import missing_end
-from mambapose.runtime.video.headers import Matrix, picture_facts
+from mambapose.runtime.video.headers import ORIENTATIONS, Matrix, picture_facts
 from mambapose.runtime.video.images import stretch_note
 from mambapose.runtime.video.part import Part
 from mambapose.runtime.video.pictures import (
@@ -34,6 +34,8 @@ DECODE_THREADS = 4
 FRAME_THREAD_PIXELS = 4096 * 2304
 # Formats whose header states how long the video lasts; elsewhere FFmpeg estimates it.
 TIMED_FORMATS = ("mov", "matroska")
+# Formats without a beginning: a recording of them starts between two key frames.
+MID_STREAM = ("mpeg", "rtsp", "rtp", "sdp", "h264", "hevc")
 STILL_CODECS = ("mjpeg", "png")  # of which each packet is a file with a header of its own
 
 
@@ -63,7 +65,8 @@ class VideoSource:
         self._lock = threading.Lock()
         self._closed = False
         self._count = 0
-        self._damaged = 0
+        self._damaged = self._before = 0
+        self._keyed = False
         self._packets_read = 0
         self._last_pts = -1
         self._end_s: float | None = None
@@ -98,7 +101,8 @@ class VideoSource:
                 f"video {self.name} was wanted, no frame of it could be decoded "
                 f"({self.problem or 'it holds no picture'}); {advice(self._address)}"
             )
-        self.frame_count = self._promised_frames()
+        with self._edge("it cannot be read"):
+            self.frame_count = self._promised_frames()
 
     def _edge(self, what: str) -> Any:
         """Whatever FFmpeg raises in the block becomes a VideoError."""
@@ -141,25 +145,36 @@ class VideoSource:
         for packet in self._packets():
             # A cut-off packet in a frame-threaded decoder would cost the frames in flight.
             if packet is not None and packet.is_corrupt:
-                self._damaged += 1
+                self._count_damage()
                 continue
+            turn = None if packet is None or self._count else self._turn_of(packet)
             try:
                 pictures = context.decode(packet)
                 aspect = context.sample_aspect_ratio
             except Exception as err:
                 if not is_edge_error(err):
                     raise
-                self._damaged += 1
+                self._count_damage()
                 continue
             # What the container gives stands above what the pictures say, until they say another.
             if (coded := float(aspect or 1)) != self._coded_aspect:
                 self._coded_aspect = self._next_aspect = coded
-            turn = None
-            if packet is not None and context.name in STILL_CODECS:
-                facts = picture_facts(bytes(packet))
-                turn = None if facts is None else facts.matrix
             for picture in pictures:
                 yield picture, turn
+
+    def _turn_of(self, packet: Any) -> Matrix | None:
+        """The turn that the first packet asks for, where it is a picture file of its own."""
+        known = self._stream.codec_context.name in STILL_CODECS
+        facts = picture_facts(bytes(packet)) if known else None
+        if facts is not None and facts.size is not None:
+            check_pixels(f"video {self.name}", facts.size, self._max_pixels)
+        # Upright in itself, it may still be turned by its container.
+        return None if facts is None or facts.matrix == ORIENTATIONS[1] else facts.matrix
+
+    def _count_damage(self) -> None:
+        """A packet cannot be decoded: damage, or the rest of a picture that began before."""
+        if self._count or not self._container.format.name.startswith(MID_STREAM):
+            self._damaged += 1
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, then None to flush; a read error sets ``problem``."""
@@ -177,6 +192,8 @@ class VideoSource:
             # Empty ones end every stream, and are what AVI has for a picture left out.
             if packet.size:
                 self._packets_read += 1
+                self._keyed = self._keyed or bool(packet.is_keyframe)
+                self._before += not self._keyed
                 self._note_end(packet)
                 yield packet
         yield None
@@ -197,8 +214,14 @@ class VideoSource:
             stored = Size(picture.height, picture.width)
             time = self._time_of(picture)
             # A decoder that reorders knows of a new shape some pictures before it shows it.
-            if picture.key_frame or first is None:
+            if first is None:
                 aspect = self._next_aspect
+            elif picture.key_frame and aspect != self._next_aspect:
+                aspect = self._next_aspect
+                self.notes.append(
+                    f"the shape of the pixels changes at frame {index}: from there pictures are "
+                    "fitted into the first one's frame"
+                )
             if first is None:
                 with self._edge("its first picture cannot be shown"):
                     matrix = turn or matrix_from_picture(picture)
@@ -233,6 +256,11 @@ class VideoSource:
         """Fix the size of all frames by the first picture, and say what is done to its pixels."""
         shown = square_size(stored, aspect)
         check_pixels(f"video {self.name}", shown, self._max_pixels)
+        if self._before and self._container.format.name.startswith(MID_STREAM):
+            self.notes.append(
+                f"it starts in mid-stream, {self._before} packet(s) before a key frame: their "
+                "pictures are missing or incomplete"
+            )
         if is_turned(matrix):
             stored, shown = stored.turned, shown.turned
         self.stored_size, self.size = stored, shown

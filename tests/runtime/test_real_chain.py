@@ -112,7 +112,8 @@ def resident_kib():
 class Looped:
     """A source of 1000 frames that notes the process's size at every hundredth."""
 
-    size, fps, frame_count, problem = Size(96, 160), 30.0, 1000, None
+    size = stored_size = Size(96, 160)
+    fps, frame_count, problem, notes, corrupt_frames = 30.0, 1000, None, [], 0
 
     def __init__(self):
         clip = DrawnClip(frames=30, size=(160, 96))

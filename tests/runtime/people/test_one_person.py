@@ -16,7 +16,9 @@ from mambapose.runtime.people.one_person import (
     checked,
     followed,
     found_box,
+    grid,
     grid_boxes,
+    search_note,
     sights_of,
     wider,
 )
@@ -332,6 +334,42 @@ def test_boxes_of_a_size_cover_the_frame():
             assert boxes[:, 3].max() == pytest.approx(size[0])
     box = np.array([[10.0, 10, 20, 30]])
     assert wider(box, 2, (240, 426)).tolist() == [[5, 0, 25, 40]]
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [((360, 640), 108), ((640, 360), 34), ((480, 640), 84), ((300, 300), 64), ((1000, 2390), 151)],
+)
+def test_frames_of_usual_shapes_are_searched_as_ever(size, count):
+    boxes = grid(one_person.SIZES, size)
+    assert len(boxes) == count
+    for share in one_person.SIZES:
+        x = np.unique(grid_boxes(share, size)[:, 0].round(6))
+        assert np.diff(x).max(initial=0) <= 0.5 * share * size[0] + 1e-6
+
+
+@pytest.mark.parametrize("width", [900, 4_000, 64_000, 10**6])
+def test_the_boxes_of_a_search_are_bounded_however_wide_the_frame_is(width):
+    size = (256, width)
+    assert len(grid(one_person.SIZES, size)) < 2 * len(grid(one_person.SIZES, (360, 640)))
+    for share in one_person.SIZES:
+        boxes = grid_boxes(share, size)
+        assert boxes[:, 0].min() == pytest.approx(0)
+        assert boxes[:, 2].max() == pytest.approx(width)
+
+
+def test_a_panorama_is_searched_without_gaps_and_beyond_it_is_said():
+    size = (100, 400)
+    for place in np.linspace(0, 1, 5):
+        truth = joints_at(place * (400 - 24), 30, 60)
+        poses, _, _ = run(Clip(size, [truth] * 2))
+        assert poses[1] is not None
+        assert error(poses[1], truth) < 0.05
+    assert search_note(size) is None
+    assert search_note((360, 640)) is None
+    note = search_note((16, 4000))
+    assert note is not None
+    assert "250 times as wide as high" in note
 
 
 def test_a_cut_starts_a_new_id_and_a_new_search():

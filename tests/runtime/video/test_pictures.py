@@ -129,6 +129,28 @@ def test_jpeg_inside_tiff_is_refused_not_black(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.image, np.asarray(photo()))
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "bmp", "webp"])
+def test_every_mode_of_every_format_is_as_pillow_shows_it(
+    tmp_path: Path, suffix: str, mode: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if mode == "I;16":
+        grey = np.asarray(photo().convert("L")).astype(np.uint16)
+        picture = Image.fromarray(grey * 257)
+    else:
+        picture = photo().convert(mode)
+    try:
+        picture.save(path, **FORMATS.get(suffix, {}))
+    except OSError:
+        return  # there is no such file
+    with Image.open(path) as again:
+        want = again.convert("RGB") if again.mode != "I;16" else photo().convert("L").convert("RGB")
+        want = np.asarray(want).astype(int)
+    (frame,) = read(path)
+    assert np.abs(frame.image - want).mean() < 2
+
+
 def test_an_animation_says_that_its_first_picture_is_taken(tmp_path: Path) -> None:
     both = {"save_all": True, "append_images": [photo().rotate(180)]}
     photo().save(tmp_path / "a.webp", lossless=True, **both)

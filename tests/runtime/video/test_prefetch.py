@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import VideoError
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.prefetch import Prefetch
 
 
 class Counted:
     """A source of tiny frames that counts how far it was read and may break."""
 
-    size, fps, frame_count, problem = (2, 2), 30.0, None, None
+    size = stored_size = Size(2, 2)
+    fps, frame_count, problem, corrupt_frames = 30.0, None, None, 0
+    notes: list[str] = []  # noqa: RUF012
 
     def __init__(self, count: int, fails_at: int | None = None) -> None:
         self.count, self.fails_at, self.read = count, fails_at, 0
@@ -105,3 +107,23 @@ def test_reading_and_writing_do_not_grow(tmp_path: Path) -> None:
     # 1,000 frames of 56 KiB pass through; the file is 10 MiB and stays on disk.
     assert written < 2048
     assert read_back < 2048
+
+
+class Large(Counted):
+    """Frames of a kibibyte."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(self.count):
+            self.read += 1
+            yield Frame(np.zeros((16, 22, 3), np.uint8), index, index / 30)
+
+
+@pytest.mark.parametrize(("most_bytes", "ahead"), [(1, 1), (1057, 2), (10**6, 4)])
+def test_large_frames_are_not_read_ahead(most_bytes: int, ahead: int) -> None:
+    source = Large(1000)
+    with Prefetch(source, depth=4, most_bytes=most_bytes) as frames:
+        for taken in range(3):
+            time.sleep(0.1)
+            assert source.read == taken + ahead
+            assert next(frames).index == taken
+    assert [frame.index for frame in Prefetch(Large(50), most_bytes=1)] == list(range(50))

@@ -163,6 +163,15 @@ def test_display_matrix_turns_frames_upright(tmp_path: Path, matrix, turn) -> No
     np.testing.assert_array_equal(frames[0].image, turn(plain))
 
 
+@pytest.mark.parametrize("codec", ["mjpeg", "png"])
+def test_a_container_turns_pictures_that_are_files_of_their_own(tmp_path: Path, codec: str) -> None:
+    pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}[codec]
+    path = write_video(tmp_path / "turned.mov", count=2, codec=codec, pix_fmt=pix_fmt)
+    plain = read(path)[0].image
+    set_display_matrix(path, (0, 1, -1, 0))
+    np.testing.assert_array_equal(read(path)[0].image, np.rot90(plain, -1))
+
+
 def test_upright_follows_the_matrix_point_by_point() -> None:
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     for a, b, c, d in [(1, 0, 0, 1), (0, 1, -1, 0), (0, -1, 1, 0), (-1, 0, 0, 1), (0, -1, -1, 0)]:
@@ -322,6 +331,11 @@ def test_name_that_looks_like_a_protocol(tmp_path: Path, monkeypatch) -> None:
     assert len(read("10:30.mp4")) == 2
 
 
+def environment() -> dict[str, str]:
+    """For a Python that imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 STDIN_READER = """
 import sys
 from mambapose.runtime.errors import VideoError
@@ -347,7 +361,7 @@ def test_stdin_carries_a_container_but_not_raw_frames(tmp_path: Path) -> None:
             capture_output=True,
             timeout=60,
             check=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment(),
         )
         assert want in done.stdout.decode()
         assert done.stderr == b""
@@ -374,7 +388,7 @@ def test_reader_of_a_stalled_pipe_can_leave(tmp_path: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(),
     )
     try:
         assert process.stdin is not None
