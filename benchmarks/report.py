@@ -49,6 +49,8 @@ def limits_from_text(text: str) -> Limits:
         try:
             field, scale = UNITS[unit]
             found[field] = float(part.strip().removesuffix(unit)) * scale
+            if not 0 < found[field] < float("inf"):
+                raise ValueError("neither NaN, nor infinity, nor nothing")
         except (KeyError, ValueError) as err:
             raise MambaPoseError(
                 f"a budget such as 33ms,4GiB was wanted, found {part.strip()!r}; "

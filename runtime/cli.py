@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.options import FiniteRange
 from mambapose.runtime.pipeline import HEIGHTS_M
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
 
@@ -23,7 +24,7 @@ class RunCommand(GroupedCommand):
             "Speed",
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
         ),
-        ("Machine", ("backend", "device", "threads")),
+        ("Machine", ("backend", "device", "operator", "threads")),
         ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet", "help")),
     )
 
@@ -54,7 +55,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 @click.option(
     "--height",
     metavar="METRES",
-    type=click.FloatRange(*HEIGHTS_M),
+    type=FiniteRange(*HEIGHTS_M),
     help="Body height: 3D in metres.",
 )
 @click.option(
@@ -75,6 +76,7 @@ AT_LEAST_1 = click.IntRange(min=1)
     help="What runs the networks.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where.")
+@click.option("--operator", metavar="FILE", type=Path, help="Compiled selective scan to load.")
 @click.option("--threads", metavar="N", type=AT_LEAST_1, help="CPU threads  [default: all cores]")
 @click.option(
     "-o", "--out", metavar="DIR|FILE", type=Path, default=Path("out"), help="Default: folder out."
@@ -99,6 +101,7 @@ def command(
     no_depth: bool,
     backend: str,
     device: str,
+    operator: Path | None,
     threads: int | None,
     **asked: Any,
 ) -> None:
@@ -123,7 +126,7 @@ def command(
     run = Run(
         source=source,
         bundle=engine or shipped_bundle(),
-        where=Where(backend, device, threads),
+        where=Where(backend, device, threads, operator),
         flow=not no_flow,
         depth=not no_depth,
         **asked,

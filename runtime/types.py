@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -73,12 +74,14 @@ class Where:
     """Where graphs run.
 
     backend: its name, or ``auto``; device: ``cpu`` or ``cuda``; threads: None for all cores that
-    this process may use.
+    this process may use. operator: file of the compiled selective scan, which is loaded as code;
+    None for the one that the environment names, or the installed one. It never comes from a bundle.
     """
 
     backend: str = "auto"
     device: str = "cpu"
     threads: int | None = None
+    operator: Path | None = None
 
     @property
     def thread_count(self) -> int:

@@ -63,8 +63,8 @@ def test_imports_follow_the_arrows(part: str) -> None:
 
 # The runtime's floors, from the nouns up: a module imports its own floor and those below it.
 FLOORS = (
-    ("errors", "text", "types", "skeleton", "timing", "progress", "commands", "interrupt",
-     "targets", "stages.gate_limits", "stages.table"),
+    ("errors", "text", "options", "types", "skeleton", "timing", "progress", "commands",
+     "interrupt", "targets", "stages.gate_limits", "stages.table"),
     ("bundle", "video"),
     ("backends",),
     ("stages",),

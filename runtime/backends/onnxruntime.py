@@ -31,7 +31,8 @@ from mambapose.runtime.backends.native import (
     library_info,
     slow_notice,
 )
-from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.bundle.entries import ONNX, Bundle
+from mambapose.runtime.bundle.onnx_file import check_graph_files, check_single_file
 from mambapose.runtime.errors import LoadError, RunError
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
 
@@ -115,9 +116,10 @@ def engine_from_bundle(
     """
     where = where or Where()
     entry = bundle.graph(stage, graph)
+    check_graph_files(bundle.path, entry, ONNX)
     options = _options(where.thread_count)
     scans = bundle.stage(stage).scan_spec is not None
-    library = find_library(bundle=bundle.path) if scans else None
+    library = find_library(where.operator) if scans else None
     fast = library is not None and library_info(library).onnxruntime
     if fast and library is not None:
         _register(options, library)
@@ -141,6 +143,7 @@ def engine_from_file(
     where = where or Where()
     if not path.is_file():
         raise LoadError(f"an ONNX file was wanted at {path}, found none; check the path")
+    check_single_file(path)
     options = _options(where.thread_count)
     if library is not None:
         _register(options, library)
@@ -221,6 +224,8 @@ def _options(threads: int) -> Any:
     options.enable_mem_reuse = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Whatever a file is named: a name that ends in .ort would choose another, laxer reader.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", "1")

@@ -24,8 +24,9 @@ from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.official_files import OfficialFile
 from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.bundle.gate_file import read_gate
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import Where
 

@@ -13,13 +13,9 @@ import pytest
 from mambapose.runtime import loading
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.backends.native import find_library, library_info
-from mambapose.runtime.bundle.bundle import (
-    file_entry,
-    read_bundle,
-    write_bundle,
-    write_gate,
-)
+from mambapose.runtime.bundle.bundle import file_entry, read_bundle, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.gate_file import write_gate
 from mambapose.runtime.check import machine as check
 from mambapose.runtime.check.cli import main
 from mambapose.runtime.check.machine import PROBE, PROBE_LIMIT, Finding, probe_case, run_probe
@@ -282,7 +278,9 @@ def test_a_graph_that_is_not_what_the_bundle_says_fails(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     made = make_bundle(tmp_path / "bundle")
     (made.path / "stages" / "depth.onnx").write_bytes(b"broken")
-    finding = check.stage_finding(read_bundle(made.path, verify=False), "depth", "onnxruntime")
+    finding = check.stage_finding(
+        read_bundle(made.path, verify=False), "depth", Where("onnxruntime")
+    )
     assert finding.ok is False
     assert "cannot be loaded" in finding.text
 
