@@ -283,9 +283,7 @@ def test_every_way_to_a_tensor_is_looked_through() -> None:
         if inner != onnx_file.OPERATOR
     }
     assert found == wanted
-    assert ("NodeProto", onnx.NodeProto.DESCRIPTOR.fields_by_name["op_type"].number) == (
-        "NodeProto",
-        4,
-    )
+    operator = onnx.NodeProto.DESCRIPTOR.fields_by_name["op_type"].number
+    assert MESSAGES["NodeProto"][operator] == onnx_file.OPERATOR
     assert [f.name for f in onnx.StringStringEntryProto.DESCRIPTOR.fields] == ["key", "value"]
     assert MESSAGES[ENTRY] == {}
