@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.errors import EngineError, RunError
+from mambapose.runtime.text import printable
 
 Array = NDArray[np.generic]
 FloatArray = NDArray[np.float32]
 ImageArray = NDArray[np.uint8]
 Boxes = NDArray[np.float64]  # (N, 4) xyxy px
 
+MAX_SHOWN = 200  # characters of a tensor in a message: its names are those of a file
 _GRAPH_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)(?:@([1-9][0-9]{0,5})x([1-9][0-9]{0,5}))?")
 
 
@@ -131,7 +133,8 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})"
+        text = printable(f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})")
+        return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
     def check(self, array: Array) -> None:
         """Raise EngineError unless the array has this dtype and these dimensions."""

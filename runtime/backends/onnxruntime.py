@@ -34,9 +34,11 @@ from mambapose.runtime.backends.native import (
 from mambapose.runtime.bundle.entries import ONNX, Bundle
 from mambapose.runtime.bundle.onnx_file import check_graph_files, check_single_file
 from mambapose.runtime.errors import LoadError, RunError
+from mambapose.runtime.text import printable
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MAX_SAID = 1000  # characters of an error of ONNX Runtime that are passed on
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -253,4 +255,6 @@ def _session(path: Path, options: Any, device: str) -> Any:
 
 
 def _first_line(err: Exception) -> str:
-    return str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+    """The first line of what ONNX Runtime says; names of the graph are in it."""
+    lines = str(err).strip().splitlines() or [type(err).__name__]
+    return printable(lines[0] if len(lines[0]) <= MAX_SAID else lines[0][:MAX_SAID] + "...")

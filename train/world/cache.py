@@ -147,7 +147,7 @@ class ShotStore:
             for number in range(len(self) - 1)
         ):
             raise ExportError(
-                f"{folder}: {wanted} bytes of shots, one behind the other, were wanted, found "
+                f"{folder}: {wanted} bytes of shots were wanted, one behind the other, found "
                 f"{len(self._bytes)}; write the store again"
             )
 
