@@ -221,7 +221,8 @@ def _options(threads: int) -> Any:
     """SessionOptions of the shared arena, with ``threads`` threads that sleep when idle."""
     _share_arena()
     options = _import().SessionOptions()
-    options.log_severity_level = 3
+    # Fatal only: errors come as exceptions, and what it would print holds names from the graph.
+    options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False
     options.intra_op_num_threads = threads
@@ -232,6 +233,18 @@ def _options(threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+@lru_cache(maxsize=1)
+def _session_class() -> Any:
+    """An InferenceSession that never tries again by itself on what it takes for the next best.
+
+    ONNX Runtime would announce that on stdout, with the error's text and the names of the graph in
+    it. The attribute is its own, in every version since 1.20; here it cannot be set.
+    """
+    session: Any = _import().InferenceSession
+    never = property(lambda self: False, lambda self, value: None)
+    return type("Session", (session,), {"_enable_fallback": never})
 
 
 def _session(path: Path, options: Any, device: str) -> Any:
@@ -246,7 +259,9 @@ def _session(path: Path, options: Any, device: str) -> Any:
             f"device {device} was wanted, this ONNX Runtime has no {provider}; {remedy}"
         )
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = _session_class()(
+            str(path), options, providers=[provider], read_config_from_model=0
+        )
     except Exception as err:  # ONNX Runtime's exceptions share no base class
         raise LoadError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(err)}") from err
     if provider not in session.get_providers():

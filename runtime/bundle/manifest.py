@@ -23,13 +23,21 @@ REMEDY = "export the bundle again with mp-export"
 
 def refuse(where: str, problem: str) -> NoReturn:
     """Raise the BundleError of a manifest that cannot be believed."""
-    raise BundleError(printable(f"{where}: {problem}; {REMEDY}"))
+    raise BundleError(refusal(where, problem))
+
+
+def refusal(where: str, problem: str) -> str:
+    """The one line of a refusal: text of the manifest is escaped, and cut where it is long."""
+    return f"{_cut(printable(where))}: {_cut(printable(problem))}; {REMEDY}"
+
+
+def _cut(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def shown(value: object, most: int = 60) -> str:
     """A value of a manifest for a message: as Python writes it, on one line, cut when long."""
-    text = printable(repr(value))
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return _cut(printable(repr(value)), most)
 
 
 def manifest_from_bytes(data: bytes, where: str) -> dict[str, Any]:
@@ -55,7 +63,7 @@ def manifest_from_bytes(data: bytes, where: str) -> dict[str, Any]:
             f"{where}: text was wanted, found half a character ({half}); {REMEDY}"
         ) from err
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError, JSONDecodeError, too deep
-        raise BundleError(printable(f"{where}: not valid JSON ({err}); {REMEDY}")) from err
+        raise BundleError(refusal(where, f"not valid JSON ({err})")) from err
     if not isinstance(parsed, dict):
         refuse(where, f"an object was wanted, found {type(parsed).__name__}")
     return parsed
@@ -166,7 +174,7 @@ def file_inside(root: Path, name: str, where: str) -> Path:
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as err:  # RuntimeError: a loop of links (Python < 3.13)
-        raise BundleError(printable(f"{where}: file {name} is missing; {REMEDY}")) from err
+        raise BundleError(refusal(where, f"file {name} is missing")) from err
     if not real.is_relative_to(root.resolve()):
         refuse(where, f"file {name} is a link that leaves the bundle folder")
     if not real.is_file():
