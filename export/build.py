@@ -85,7 +85,7 @@ def created_now() -> str:
             moment = datetime.fromtimestamp(int(given), timezone.utc)
     except (ValueError, OverflowError, OSError) as err:  # beyond the year 9999, or of any system
         raise ExportError(
-            f"seconds since 1970 were wanted in SOURCE_DATE_EPOCH, found {given[:20]}"
+            f"seconds since 1970 were wanted in SOURCE_DATE_EPOCH, found {(given or '')[:20]}"
         ) from err
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 

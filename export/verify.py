@@ -125,7 +125,8 @@ def _check_varies(stage: str, name: str, inputs: Arrays, outputs: Arrays, run: R
     found = run(name, others)
     scales = {key: float(np.abs(array.astype(np.float64)).max()) for key, array in outputs.items()}
     if any(
-        np.abs(found[key].astype(np.float64) - array).max() > CONSTANT * (scales[key] or 1.0)
+        np.abs(found[key].astype(np.float64) - array.astype(np.float64)).max()
+        > CONSTANT * (scales[key] or 1.0)
         for key, array in outputs.items()
     ):
         return
@@ -145,7 +146,8 @@ def other_inputs(inputs: Arrays) -> dict[str, Array]:
     for name, array in inputs.items():
         turned = np.flip(array)
         if array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating):
-            turned = (turned * rng.uniform(0.5, 1, array.shape)).astype(array.dtype)
+            scaled = turned.astype(np.float64) * rng.uniform(0.5, 1, array.shape)
+            turned = scaled.astype(array.dtype)
         others[name] = np.ascontiguousarray(turned).reshape(array.shape)
     return others
 

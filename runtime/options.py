@@ -28,10 +28,8 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class FilePath(click.ParamType):
+class FilePath(click.Path):
     """A file that the command will write, as a Path: refused before the work if it cannot be."""
-
-    name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path; OutputError when nothing can be written there."""

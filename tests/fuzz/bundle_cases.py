@@ -80,9 +80,11 @@ def make_seed(folder: Path) -> None:
         stages = {}
         for name, (model, inputs, more) in made.items():
             file = out / f"stages/{name}.onnx"
-            outside = {"save_as_external_data": True, "size_threshold": 1024}
             if name == "pose2d":
-                onnx.save(model, str(file), location="pose2d.data", **outside)
+                onnx.save(
+                    model, str(file), location="pose2d.data", save_as_external_data=True,
+                    size_threshold=1024,
+                )  # fmt: skip
             else:
                 onnx.save(model, str(file))
             with backend.engine_from_file(file, WHERE, find_library()) as engine:
