@@ -11,9 +11,12 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import click
+
 from mambapose.benchmarks.exported import stage_of
 from mambapose.benchmarks.jobs import Row
 from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.text import printable
 
 COLUMNS = (
     ("what", 34),
@@ -57,6 +60,11 @@ def limits_from_text(text: str) -> Limits:
                 "use ms or s, MiB or GiB"
             ) from err
     return Limits(**found)
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print a line; names of a bundle are in it, which a terminal must not obey."""
+    click.echo(printable(text), err=err)
 
 
 def machine() -> dict[str, str | int]:

@@ -243,6 +243,8 @@ def test_wheel_without_a_compiler_is_complete_python(tmp_path):
         names = {name.removeprefix("mambapose/") for name in wheel.namelist()}
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"runtime", "export", "plugins", "benchmarks"}
+    notices = {name.rsplit("/")[-1] for name in names if ".dist-info/licenses/" in name}
+    assert notices == {"NOTICE", "LICENSE"}
     assert not [name for name in names if name.endswith(".so")]
     for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/cuda/scan_cuda.cu"):
         assert f"plugins/{source}" in names
