@@ -20,7 +20,7 @@ from mambapose.benchmarks.truth.pose_metrics import pose_metrics
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.people.tracking import PosesIn
-from mambapose.runtime.pipeline import RunOptions
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.detect import Detections, overlaps
 from mambapose.runtime.types import Frame, Pose, Size, Subjects, Where
 from mambapose.runtime.video.sample import SAMPLE, Truth

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mambapose.benchmarks.jobs import Job
+from mambapose.runtime import durable
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.loading import open_pipeline
 from mambapose.runtime.types import Frame, Size
@@ -34,7 +35,7 @@ def sample_frames(count: int, folder: Path) -> Path:
         with partial.open("wb") as file:
             for index in range(count):
                 file.write(images[abs(last - (index + last) % (2 * last))].tobytes())
-        partial.replace(path)
+        durable.replace(partial, path)
     return path
 
 

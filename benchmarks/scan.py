@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mambapose.benchmarks.jobs import own_module
 from mambapose.plugins import native_scan
 from mambapose.plugins.reference import selective_scan_reference
+from mambapose.runtime import durable
 from mambapose.runtime.errors import EngineError
 
 SHAPES = ((384, 16, 197), (128, 16, 4131))  # D, N, L
@@ -160,7 +161,7 @@ def plain_library() -> ctypes.CDLL:
             raise EngineError(
                 f"{compiler} cannot build the plain loop: {built.stderr.strip().splitlines()[-1:]}"
             )
-        fresh.replace(path)
+        durable.replace(fresh, path)
     return ctypes.CDLL(str(path))
 
 

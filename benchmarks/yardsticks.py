@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mambapose.runtime.bundle.bundle import tool_version, write_bundle
+from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, WeightsEntry
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.stages.joints import BODY_HEIGHTS
 from mambapose.runtime.targets import target_from_name
 from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.version import tool_version
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from mambapose.export.download import download
 from mambapose.export.notices import write_notices
+from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import Card, Facts, facts_from_file, read_card
+from mambapose.export.weights import Card, Facts, facts_from_file, read_card, shipped_detector
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
-from mambapose.runtime.bundle.bundle import file_entry, file_sha256, tool_version, write_bundle
+from mambapose.runtime.bundle.bundle import file_entry, file_sha256, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.bundle.gate_file import write_gate
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec
+from mambapose.runtime.version import tool_version
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,8 @@ def _fill(plan: Plan, tell: Tell, trt: bool, folder: Path) -> Bundle:
         detector = download(source, tell)
     if detector is not None:
         licence = source.licence if source is not None else None
+        if detector == shipped_detector():
+            licence = SOURCES[detector.stem].licence
         stages["detect"] = entry = add_detector(detector, folder, plan.seed, licence)
         tell(f"detect  {detector.name}: layout {entry.options['layout']}")
     # All checkpoints first: a wrong one shows before the minutes of export.
@@ -132,13 +136,15 @@ def written_stage(
     seed: int,
     trt: bool = True,
     rewrite: Rewrite | None = None,
+    tell: Tell = lambda _: None,
 ) -> StageEntry:
     """The bundle's entry of a stage, after its graphs were exported, verified and written.
 
-    name: the name of the network; rewrite: as for `export_graph`.
+    name: the name of the network; rewrite: as for `export_graph`; tell: receives a line at the
+    beginning of each step, which may take minutes.
     """
     from mambapose.export.half import rounded
-    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
+    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs, unrolled
     from mambapose.export.verify import Exported, verify_stage
 
     if network.half:
@@ -146,10 +152,13 @@ def written_stage(
             graph: (rounded(module), spec) for graph, (module, spec) in torch_graphs.items()
         }
     metadata = {"mambapose.stage": stage, "mambapose.network": name}
-    models = {
-        graph: export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
-        for graph, (module, spec) in torch_graphs.items()
-    }
+    models = {}
+    for graph, (module, spec) in torch_graphs.items():
+        tell(f"{name}: making the graph {graph} with torch")
+        models[graph] = export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
+        if (note := unrolled(models[graph])) is not None:
+            tell(f"{name}: {note}")
+    tell(f"{name}: writing it, then comparing ONNX Runtime with torch")
     files = save_graphs(models, folder / "stages", stage, half=network.half, trt=trt)
     exported = {
         graph: Exported(module, spec, files[graph], has_scan(models[graph]))
@@ -200,10 +209,13 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     if file is None:
         return Loaded(model, WeightsEntry(None, None, trained=False), usual)
     facts, given = facts_of_weights(file)
-    if hasattr(module, "load_encoder") and module.load_encoder(model, file):
+    if hasattr(module, "load_encoder") and module.load_encoder(model, file, stage.weights_key):
         return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
-    load_weights(model, file, module.key_tables(model), network=stage.network.name)
+    load_weights(
+        model, file, module.key_tables(model), network=stage.network.name,
+        weights_key=stage.weights_key, tell=lambda note: tell(f"{stage.stage:7} {note}"),
+    )  # fmt: skip
     if facts.joints is not None:
         if not hasattr(module, "apply_facts"):
             raise ExportError(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mambapose.export.fetch import forget, receive
 from mambapose.export.official_files import OfficialFile, way_by_hand
+from mambapose.runtime import durable
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 
@@ -65,7 +66,7 @@ def _fetch(source: OfficialFile, path: Path, tell: Tell) -> None:
     found = file_sha256(partial)
     _check(source, partial, found)
     _hash_file(path).write_text(f"{found}  {path.name}\n")
-    os.replace(partial, path)
+    durable.replace(partial, path)
     forget(partial)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.official_files import SOURCES, OfficialFile, wanted_sources, way_by_hand
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.export.weights import shipped_weights
+from mambapose.export.weights import shipped_detector, shipped_weights
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import DETECT, STAGES
 from mambapose.runtime.targets import Schedule, Target
 from mambapose.runtime.types import Size
 
 MAX_FLOW_ITERS = 100
+POSE = "pose2d"
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class ExportOptions:
 
     networks: Mapping[str, str] = field(default_factory=dict)  # "none" drops the stage
     weights: Mapping[str, Path] = field(default_factory=dict)
+    weights_keys: Mapping[str, str] = field(default_factory=dict)  # the entry of the file to take
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
-    detect: Path | None = None
+    detect: Path | None = None  # in place of the detector that ships
+    detector: bool = True
     flow_iters: int | None = None
     clip_frames: int | None = None
     flip: bool = False
@@ -44,7 +47,7 @@ class StagePlan:
     sizes: (H, W) of each variant, the clip's landscape first; empty for a lifter. weights: the
     checkpoint, which may be the one that ships; source: where to download it instead; with neither,
     the weights are random from the seed. random_rest: the checkpoint may hold the network's encoder
-    alone; the other weights are then random.
+    alone; the other weights are then random. weights_key: the entry of the checkpoint to take.
     """
 
     stage: str
@@ -55,6 +58,7 @@ class StagePlan:
     flip: bool = False
     shipped: bool = False
     random_rest: bool = False
+    weights_key: str | None = None
 
     @property
     def untrained(self) -> bool:
@@ -67,7 +71,8 @@ class Plan:
     """Everything an export does, in pipeline order.
 
     detect: a detector's ONNX file to copy; detect_source: where to download one instead. notes:
-    what the user should know before the work starts.
+    what the user should know before the work starts. A bundle with a pose network has a detector
+    unless some of its stages alone are asked for.
     """
 
     target: Target
@@ -97,7 +102,9 @@ class Plan:
                 f"{stage.stage:7} {stage.network.name:24} {size}{rhythm and f', {rhythm}'}"
                 f"{flip}, {weights}"
             )
-        if self.detect is not None:
+        if self.detect == shipped_detector():
+            lines.append(f"detect  {self.detect.stem:24} weights that ship")
+        elif self.detect is not None:
             lines.append(f"detect  {self.detect}")
         if self.detect_source is not None:
             source = self.detect_source
@@ -122,20 +129,34 @@ def make_plan(target: Target, options: ExportOptions) -> Plan:
         for stage, name in names.items()
     )
     stages, notes = _without_weightless(stages, options)
-    for what, given in (("--weights", options.weights), ("--size", options.sizes)):
+    given_for_stages: tuple[tuple[str, Mapping[str, object]], ...] = (
+        ("--weights", options.weights),
+        ("--size", options.sizes),
+        ("--weights-key", options.weights_keys),
+    )
+    for what, given in given_for_stages:
         for stage in given:
             if stage not in names:
                 raise ExportError(
                     f"{what} {stage}=... names a stage that is not exported; the plan has: "
                     f"{', '.join(names)}"
                 )
+    detect = options.detect
+    if detect is None and options.detector and not options.only and POSE in names:
+        detect = None if DETECT in sources else shipped_detector()
     if options.detect is not None and not options.detect.is_file():
         raise ExportError(
             f"a detector's ONNX file was wanted, found none at {options.detect}; check the path"
         )
+    for plan in stages:
+        if plan.weights_key is not None and (plan.shipped or plan.untrained):
+            raise ExportError(
+                f"--weights-key {plan.stage}={plan.weights_key} chooses inside a file, none was "
+                f"given; add --weights {plan.stage}=FILE"
+            )
     _check_weights(stages, options)
     return Plan(
-        target, precision, schedule, stages, options.detect, sources.get(DETECT), options.seed,
+        target, precision, schedule, stages, detect, sources.get(DETECT), options.seed,
         notes,
     )  # fmt: skip
 
@@ -251,8 +272,9 @@ def _stage_plan(
                     "out"
                 )
     return StagePlan(
-        stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None, options.untrained
-    )
+        stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None,
+        options.untrained, options.weights_keys.get(stage),
+    )  # fmt: skip
 
 
 def _without_weightless(

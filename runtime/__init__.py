@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         run,
     )
     from mambapose.runtime.errors import IncompleteError, MambaPoseError
-    from mambapose.runtime.pipeline import RunOptions
+    from mambapose.runtime.run_options import RunOptions
     from mambapose.runtime.types import Frame, Pose, Size, Where
 
     __version__: str
@@ -31,7 +31,7 @@ _HOMES = {
     "MambaPoseError": "errors",
     "Pose": "types",
     "Result": "api",
-    "RunOptions": "pipeline",
+    "RunOptions": "run_options",
     "Size": "types",
     "Where": "types",
     "open_bundle": "api",
@@ -59,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("mambapose.runtime.bundle.bundle").tool_version()
+        return import_module("mambapose.runtime.version").tool_version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"mambapose.runtime.{_HOMES[name]}"), name)

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mambapose.runtime import loading
+from mambapose.runtime import durable, loading
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.edges import edge
 from mambapose.runtime.errors import IncompleteError, OutputError
-from mambapose.runtime.pipeline import Pipeline, RunOptions
+from mambapose.runtime.pipeline import Pipeline
 from mambapose.runtime.results.destination import names_a_file
-from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
+from mambapose.runtime.results.files import DEFAULT_FORMATS, PART, WRITERS
+from mambapose.runtime.results.journal import pose_from_record
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.running import Run, run_video
 from mambapose.runtime.types import Pose, Size, Where
+from mambapose.runtime.video.pictures import MAX_PIXELS
 from mambapose.runtime.video.sources import Source
 from mambapose.runtime.video.sources import open_source as source_from_uri
 
@@ -60,18 +62,16 @@ class Result:
         if form not in WRITERS:
             known = ", ".join(f".{name}" for name in WRITERS)
             raise OutputError(f"a file with the suffix {known} was wanted, found {path}")
-        try:
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                part = Path(folder) / path.name
-                with WRITERS[form](part, self.meta) as writer:
-                    for frame in self._frames:
-                        writer.add(frame)
-                    writer.finish()
-                part.replace(path)
-        except OSError as err:
-            raise OutputError(
-                f"{path} cannot be written ({err.strerror or err}); choose another place"
-            ) from err
+        with (
+            edge(OutputError, f"{path} cannot be written", "choose another place"),
+            tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        ):
+            part = Path(folder) / f"result{PART}"
+            with WRITERS[form](part, self.meta) as writer:
+                for frame in self._frames:
+                    writer.add(frame)
+                writer.finish()
+            durable.replace(part, path)
         return path
 
 
@@ -83,13 +83,15 @@ def open_bundle(path: PathLike | None = None) -> Bundle:
     return read_bundle(loading.shipped_bundle() if path is None else path)
 
 
-def open_source(source: PathLike, *, frame_range: str | None = None) -> Source:
+def open_source(
+    source: PathLike, *, frame_range: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Source:
     """The frames of a video, a folder of images, a camera or a stream.
 
-    frame_range: ``A:B`` keeps frames A to B-1. Close the source, or use it in a ``with`` block.
-    VideoError when it cannot be opened.
+    frame_range: ``A:B`` keeps frames A to B-1; max_pixels: larger pictures are refused. Close the
+    source, or use it in a ``with`` block. VideoError when it cannot be opened.
     """
-    return source_from_uri(str(source), frame_range=frame_range)
+    return source_from_uri(str(source), frame_range=frame_range, max_pixels=max_pixels)
 
 
 def open_pipeline(
@@ -121,7 +123,9 @@ def run(
     frame_range: str | None = None,
     height: float | None = None,
     lookahead: int | None = None,
-    max_people: int = 10,
+    max_people: int | None = None,
+    person: str | int | None = None,
+    max_pixels: int = MAX_PIXELS,
     flow: bool = True,
     depth: bool = True,
     overlay: bool = False,
@@ -132,8 +136,9 @@ def run(
     """The poses of everybody in ``source``, as mp-run finds them with the options of that name.
 
     out: a folder that gets what mp-run writes, poses.json always; None writes nothing that stays.
-    quiet: print nothing. Errors are those of mp-run, all of them MambaPoseError; for a video that
-    breaks off it is an IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C;
+    detect: a detector's file, or "none" to search for one person. quiet: print nothing. Errors are
+    those of mp-run, all of them MambaPoseError; for a video that breaks off it is an
+    IncompleteError with the poses up to there. KeyboardInterrupt on Ctrl-C, SIGTERM and SIGHUP;
     what was found until then is in ``out``.
     """
     if out is not None and names_a_file(Path(out)):
@@ -149,12 +154,14 @@ def run(
             bundle=engine,
             out=folder,
             where=where or Where(),
-            detect=None if detect is None else Path(detect),
+            detect=None if detect is None else str(detect),
+            person=None if person is None else str(person),
             flow=flow,
             depth=depth,
             height=height,
             lookahead=lookahead,
             max_people=max_people,
+            max_pixels=max_pixels,
             overlay=overlay,
             formats=tuple(dict.fromkeys(("json", *formats))),
             frame_range=frame_range,
@@ -181,14 +188,7 @@ def _result(folder: Path, kept: Path | None) -> Result:
 def _poses(document: Mapping[str, Any]) -> tuple[Pose, ...]:
     """The people of poses.json as Poses."""
     return tuple(
-        Pose(
-            frame["frame"],
-            person["id"],
-            np.array(person["box"], np.float32),
-            np.array(person["xy"], np.float32),
-            np.array(person["score"], np.float32),
-            None if person["xyz"] is None else np.array(person["xyz"], np.float32),
-        )
+        pose_from_record(frame["frame"], person)
         for frame in document["frames"]
         for person in frame["people"]
     )

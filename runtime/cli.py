@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mambapose.runtime.commands import GroupedCommand, run_command
 from mambapose.runtime.options import FiniteRange
-from mambapose.runtime.pipeline import HEIGHTS_M
+from mambapose.runtime.people.choosing import CENTRE, LARGEST
+from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
+from mambapose.runtime.run_options import HEIGHTS_M
+from mambapose.runtime.video.pictures import MAX_PIXELS
 
 EPILOG = "Example: mp-run walk.mp4 -o walk --overlay"
 
@@ -19,13 +23,16 @@ class RunCommand(GroupedCommand):
     """mp-run's help."""
 
     headings = (
-        ("What", ("engine", "frame_range", "detect", "max_people", "height")),
+        (
+            "What",
+            ("engine", "frame_range", "detect", "person", "max_people", "height", "max_pixels"),
+        ),
         (
             "Speed",
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
         ),
         ("Machine", ("backend", "device", "operator", "threads")),
-        ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet", "help")),
+        ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet")),
     )
 
 
@@ -36,6 +43,21 @@ def _formats(context: click.Context, param: click.Parameter, text: str) -> tuple
     if unknown or not names:
         raise click.BadParameter(f"{text!r}: choose from {', '.join(WRITERS)}")
     return names
+
+
+def _person(context: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """largest, centre or the number of a person."""
+    if text is None or text in (LARGEST, CENTRE) or (text.isascii() and text.isdigit()):
+        return text
+    raise click.BadParameter(f"{text!r}: choose {LARGEST}, {CENTRE} or the number of a person")
+
+
+def _check_one_file(out: Path) -> None:
+    """UsageError when --out names the one result file and --format asks for others."""
+    given = click.get_current_context().get_parameter_source("formats")
+    kind = out.suffix.lower().removeprefix(".")
+    if given is ParameterSource.COMMANDLINE and names_a_file(out) and kind in WRITERS:
+        raise click.UsageError(f"--out {out} names one file; leave out --format, or name a folder")
 
 
 AT_LEAST_1 = click.IntRange(min=1)
@@ -49,9 +71,17 @@ AT_LEAST_1 = click.IntRange(min=1)
     type=Path,
     help="Folder that mp-export wrote  [default: the bundle that ships]",
 )
-@click.option("--range", "frame_range", metavar="A:B", help="Only frames A to B-1.")
-@click.option("--detect", metavar="FILE", type=Path, help="Person detector, an ONNX file (YOLOX).")
-@click.option("--max-people", default=10, metavar="N", type=AT_LEAST_1, help="At most N people.")
+@click.option("--range", "frame_range", metavar="A:B", help="Frames A to B-1, or 2s:5s.")
+@click.option("--detect", metavar="FILE|none", help="Another detector (YOLOX); none: one person.")
+@click.option("--person", metavar="WHO", callback=_person, help="Only largest, centre or number N.")
+@click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    metavar="N",
+    type=AT_LEAST_1,
+    help="Largest picture  [default: 100 million]",
+)
+@click.option("--max-people", metavar="N", type=AT_LEAST_1, help="At most N people  [default: 10]")
 @click.option(
     "--height",
     metavar="METRES",
@@ -91,7 +121,7 @@ AT_LEAST_1 = click.IntRange(min=1)
     help=f"Result files  [{','.join(WRITERS)}]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the same folder.")
-@click.option("--recover", is_flag=True, help="Make the results of an interrupted run in --out.")
+@click.option("--recover", is_flag=True, help="Results of an interrupted run.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
     source: str | None,
@@ -107,15 +137,18 @@ def command(
 ) -> None:
     """Find the people in INPUT and write their 2D and 3D joints.
 
-    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin).
+    INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin:
+    mkv, mpegts, nut, fragmented mp4 or y4m, no raw frames).
     Without --detect one person is assumed, and found by the pose network itself.
     """
+    _check_one_file(asked["out"])
     if recover:
-        if source is not None:
-            raise click.UsageError("--recover takes no INPUT: it reads the folder of --out")
+        if source is not None and not asked["overlay"]:
+            raise click.UsageError("--recover takes INPUT for --overlay only: it reads --out")
         from mambapose.runtime.running import recover_results
 
-        recover_results(asked["out"], asked["formats"], quiet=asked["quiet"])
+        names = ("out", "formats", "overlay", "quiet")
+        recover_results(**{name: asked[name] for name in names}, source=source)
         return
     if source is None:
         raise click.UsageError("Missing argument 'INPUT'.")

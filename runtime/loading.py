@@ -13,7 +13,8 @@ from mambapose.runtime.backends.loader import load_engine, load_file
 from mambapose.runtime.bundle.bundle import ignored_code
 from mambapose.runtime.bundle.entries import MANIFEST, Bundle
 from mambapose.runtime.errors import BundleError
-from mambapose.runtime.pipeline import Pipeline, RunOptions, engine_name
+from mambapose.runtime.pipeline import Pipeline, engine_name
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.contracts import check_contract
 from mambapose.runtime.stages.flow import FlowStage
 from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
@@ -82,7 +83,7 @@ def open_pipeline(
             trained=bundle.stage("pose2d").weights.trained,
             lift_unit=lift_unit(bundle),
         )
-        return Pipeline(engines, bundle.schedule, known)
+        return Pipeline(engines, bundle.schedule, known, size)
     except BaseException:
         for engine in engines.values():
             engine.close()
@@ -129,6 +130,7 @@ def needed_graphs(bundle: Bundle, size: Size, options: RunOptions) -> list[tuple
         (engine_name(stage.name, base), stage.name, graph)
         for stage in present
         if stage.name != MODEL
+        if stage.name != DETECT or options.detect
         if not stage.whole_frame or (stage.name in wanted and getattr(options, stage.name))
         for base, graph in clip_graphs(bundle, stage.name, portrait=size.portrait).items()
     ]

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import EngineError
+from mambapose.runtime.people.choosing import Chooser
 from mambapose.runtime.people.one_person import OnePerson
-from mambapose.runtime.people.tracking import Followed, Tracker
+from mambapose.runtime.people.tracking import MAX_PEOPLE, Followed, Tracker
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.causal_lifting import STEP, CausalLifter
 from mambapose.runtime.stages.clip_pose import ClipPose
 from mambapose.runtime.stages.crop import (
@@ -51,61 +53,46 @@ from mambapose.runtime.video.scenes import SceneCuts
 
 # Crops of a search that run together: more would raise the peak of memory, and save no time.
 SEARCH_BATCH = 4
-HEIGHTS_M = (0.3, 3.0)  # of a person
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run asks for. A field that is None takes the value of the bundle's schedule.
-
-    height: the person's height in metres, for metric 3D. lookahead: how many later frames the 3D
-    may wait for, 0 for live. trained: whether pose2d's scores mean anything; lift_unit: the unit of
-    the lifter's 3D joints.
-    """
-
-    flow: bool = True
-    depth: bool = True
-    depth_every: int | None = None
-    detect_every: int | None = None
-    flow_iters: int | None = None
-    height: float | None = None
-    lookahead: int | None = None
-    max_people: int = 10
-    trained: bool = True
-    lift_unit: str = BODY_HEIGHTS
-
-    def __post_init__(self) -> None:
-        """EngineError for a number that no run can have."""
-        least = {"depth_every": 1, "detect_every": 1, "flow_iters": 1, "max_people": 1}
-        for name, low in {**least, "lookahead": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise EngineError(f"{name} of at least {low} was wanted, found {value}")
-        least_m, most_m = HEIGHTS_M
-        if self.height is not None and not least_m <= self.height <= most_m:
-            raise EngineError(
-                f"a body height of {least_m} to {most_m} m was wanted, found {self.height}; "
-                "give metres"
-            )
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """The people of one frame. After a wait for the 3D joints the frame's image is (0, 0, 3)."""
+    """The people of one frame, in px of ``frame.image``.
+
+    After a wait for the 3D joints the frame's image is (0, 0, 3).
+    """
 
     frame: Frame
     poses: list[Pose]
+
+    @property
+    def stored_poses(self) -> list[Pose]:
+        """The poses in px of the picture that the file holds, whose pixels may not be square."""
+        stretch = self.frame.stretch
+        return [
+            replace(
+                pose,
+                box=stretch.stored(pose.box.reshape(2, 2)).reshape(4),
+                xy=stretch.stored(pose.xy),
+            )
+            for pose in self.poses
+        ]
 
 
 class Pipeline:
     """Runs the engines of the stages on frames and yields the poses.
 
     engines: by the names that ``engine_name`` gives; ``pose2d`` must be among them. Flow and depth
-    do not run when no other network has them as an input. The pipeline closes the engines.
+    do not run when no other network has them as an input. size: of the frames to come; None takes
+    that of the first. The pipeline closes the engines.
     """
 
     def __init__(
-        self, engines: Mapping[str, Engine], schedule: Schedule, options: RunOptions | None = None
+        self,
+        engines: Mapping[str, Engine],
+        schedule: Schedule,
+        options: RunOptions | None = None,
+        size: Size | None = None,
     ) -> None:
         options = options or RunOptions()
         self.engines = engines
@@ -131,9 +118,12 @@ class Pipeline:
         self.people: Followed = OnePerson(trained=options.trained)
         if self._detector is not None:
             every = options.detect_every or schedule.detect_every
-            self.people = Tracker(every, options.max_people, options.trained)
+            self.people = Tracker(every, options.max_people or MAX_PEOPLE, options.trained)
+        self._chooser = None if options.person is None else Chooser(options.person)
         self.lifter = _lifter(lifters[0] if lifters else None, schedule, options, self.times)
         self._cuts = SceneCuts()
+        self._size = size
+        self._begun = False
 
     @property
     def lifts_later(self) -> bool:
@@ -149,7 +139,20 @@ class Pipeline:
 
         on_frame: called in order with the picture and poses of every frame. When 3D joints wait for
         later frames (``lifts_later``), it gets the 2D poses, before their 3D is known.
+
+        People are followed from frame to frame, so a pipeline runs once. Raises EngineError for a
+        second run, and for a frame of another size.
         """
+        if self._begun:
+            raise EngineError(
+                "a pipeline runs once, this one has run; open another one for other frames"
+            )
+        self._begun = True
+        return self._run(frames, on_frame)
+
+    def _run(
+        self, frames: Iterable[Frame], on_frame: Callable[[FrameResult], None] | None
+    ) -> Iterator[FrameResult]:
         waiting: deque[FrameResult] = deque()
         for result, seen in self._results_2d(frames):
             if self.lifter is not None and not self.lifts_later:
@@ -201,10 +204,26 @@ class Pipeline:
     def _results_2d(self, frames: Iterable[Frame]) -> Iterator[tuple[FrameResult, Seen]]:
         """Every frame in order with its 2D poses, and the same people as input for the lifter."""
         for frame in frames:
+            self._check(frame)
             with self.times.measure("frame"):
                 found = self._watch(frame)
             yield from found
         yield from self._rest()
+
+    def _check(self, frame: Frame) -> None:
+        """EngineError for a frame whose size or type is not that of the others."""
+        image = frame.image
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise EngineError(
+                f"frames of uint8 (H, W, 3) were wanted, found {image.dtype} {image.shape}"
+            )
+        size = Size(*image.shape[:2])
+        self._size = self._size or size
+        if size != self._size:
+            raise EngineError(
+                f"frames of {self._size.width}x{self._size.height} were wanted, frame "
+                f"{frame.index} has {size.width}x{size.height}; open a pipeline for each size"
+            )
 
     def _watch(self, frame: Frame) -> list[tuple[FrameResult, Seen]]:
         """The results that are complete once this frame has been seen.
@@ -246,6 +265,8 @@ class Pipeline:
             xy, score = joints_from_heatmaps(heatmaps, watched.crops)
         size = Size(*frame.image.shape[:2])
         reported = self.people.update(frame.index, subjects, xy, score, size)
+        if self._chooser is not None:
+            reported = self._chooser.choose(subjects.ids, subjects.boxes, reported, size)
         poses = _poses(frame.index, subjects, xy, score, reported)
         ids = tuple(pose.track for pose in poses)
         seen = _seen(ids, xy[reported], score[reported], watched.dense, size)
@@ -378,7 +399,9 @@ def _poses(
 ) -> list[Pose]:
     boxes = subjects.boxes.astype(np.float32)
     return [
-        Pose(frame, subjects.ids[k], boxes[k], xy[k], score[k]) for k in np.flatnonzero(reported)
+        # A heatmap may rise a little above 1; what is reported is a score of 0 to 1.
+        Pose(frame, subjects.ids[k], boxes[k], xy[k], np.clip(score[k], 0, 1))
+        for k in np.flatnonzero(reported)
     ]
 
 

@@ -68,7 +68,7 @@ class Progress:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
         elif self.done:
-            self._say("\r" if self._terminal else "", "\n")
+            self._say("\r" if self._terminal else "", "\n", last=True)
 
     def __enter__(self) -> Progress:
         return self
@@ -76,20 +76,23 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _say(self, before: str, after: str) -> None:
+    def _say(self, before: str, after: str, *, last: bool = False) -> None:
         with suppress(BrokenPipeError):  # nobody reads on; the run is worth more than its progress
-            self._stream.write(before + self.line() + after)
+            self._stream.write(before + self.line(last=last) + after)
             self._stream.flush()
 
-    def line(self) -> str:
-        """One line of text: what is done, how fast, and what is left if the total is known."""
+    def line(self, *, last: bool = False) -> str:
+        """One line of text: what is done, how fast, and what is left if the total is known.
+
+        last: no more will come, so nothing is left.
+        """
         elapsed = max(self._clock() - self._start, 1e-9)
         rate = self.done / elapsed
         if self._total is None:
             return f"{self._label}: {self.done}, {rate:.1f} per second"
         text = f"{self._label}: {self.done} of {self._total}, {rate:.1f} per second"
         left = self._total - self.done
-        if left > 0 and self.done:
+        if left > 0 and self.done and not last:
             text += f", about {duration_text(left / rate)} left"
         return text
 

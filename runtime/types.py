@@ -99,13 +99,51 @@ class Subjects:
     boxes: Boxes
 
 
+class Stretch(NamedTuple):
+    """Where a picture of the file lies in its frame, whose pixels are square.
+
+    A pixel of the picture is ``wide`` x ``high`` px of the frame, and the picture begins at
+    ``left``, ``top``. Pixels count from 0 at their centres, in both.
+    """
+
+    wide: float = 1.0
+    high: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+
+    def stored(self, xy: FloatArray) -> FloatArray:
+        """Points (..., 2) of the frame in px of the picture that the file holds, upright."""
+        if self == Stretch():
+            return xy
+        scale, start = np.array(self[:2]), np.array(self[2:])
+        stored: FloatArray = ((xy + 0.5 - start) / scale - 0.5).astype(np.float32)
+        return stored
+
+    def shown(self, xy: FloatArray) -> FloatArray:
+        """Points (..., 2) of the file's picture in px of the frame: undoes ``stored``."""
+        if self == Stretch():
+            return xy
+        scale, start = np.array(self[:2]), np.array(self[2:])
+        shown: FloatArray = ((xy + 0.5) * scale + start - 0.5).astype(np.float32)
+        return shown
+
+
+UNSTRETCHED = Stretch()
+
+
 @dataclass(frozen=True)
 class Frame:
-    """One decoded image. image: uint8 RGB (H, W, 3); timestamp in seconds from the start."""
+    """One decoded image. image: uint8 RGB (H, W, 3); timestamp in seconds from the start.
+
+    corrupt: the decoder says that parts of it are made up; stretch: how the picture of the file
+    was made one of square pixels.
+    """
 
     image: ImageArray
     index: int
     timestamp: float
+    corrupt: bool = False
+    stretch: Stretch = UNSTRETCHED
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mambapose.runtime import durable
 from mambapose.runtime.errors import ExportError
 
 FORMAT_VERSION = 1
@@ -176,5 +176,5 @@ def write_checkpoint(content: Mapping[str, Any], folder: Path) -> Path:
     path = folder / CHECKPOINT
     beside = path.with_suffix(".part")
     torch.save(dict(content), beside)
-    os.replace(beside, path)
+    durable.replace(beside, path)
     return path

@@ -47,7 +47,7 @@ from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.export.rewrites import rewritten
 from mambapose.export.samples import sample_inputs
 from mambapose.plugins.standins import StandIns
-from mambapose.runtime.bundle.bundle import tool_version, write_bundle
+from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.stages.contracts import fits
@@ -55,6 +55,7 @@ from mambapose.runtime.stages.joints import IMAGE_UNITS
 from mambapose.runtime.stages.table import MODEL, STAGES, own_network_stages
 from mambapose.runtime.targets import Schedule, Target
 from mambapose.runtime.types import GraphSpec, Size, TensorSpec
+from mambapose.runtime.version import tool_version
 
 AS_BUILT = "as built"  # label of weights that the user's code made or loaded itself
 Tell = Callable[[str], None]
@@ -66,7 +67,8 @@ class OwnModel:
 
     model: ``package.module:name``; outputs: names of the outputs, if any were given; stage: the
     stage of the bundle; weights: a checkpoint, or None to keep those the network was built with;
-    rewrite: turn flips and copies into orders of the scans.
+    rewrite: turn flips and copies into orders of the scans; weights_key: the entry of the
+    checkpoint to take.
     """
 
     model: str
@@ -76,6 +78,7 @@ class OwnModel:
     weights: Path | None = None
     seed: int = 0
     rewrite: bool = True
+    weights_key: str | None = None
 
 
 class Positional(nn.Module):
@@ -116,8 +119,9 @@ def build_own_model(
 
 def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
     torch.manual_seed(asked.seed)
+    tell(f"{asked.model}: building it and calling it")
     model = built(asked.model)
-    network = _loaded(asked, model)
+    network = _loaded(asked, model, tell)
     spec = contract("main", model, asked.inputs, asked.outputs)
     check_contract(asked.stage, spec)
     samples = sample_inputs(asked.stage, spec, asked.seed).values()
@@ -132,6 +136,7 @@ def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: 
             asked.stage, asked.model, network, graphs, folder,
             precision=target.precision, options=options, flow_iters=schedule.flow_iters,
             seed=asked.seed, rewrite=partial(_rewritten, tell) if asked.rewrite else None,
+            tell=tell,
         )  # fmt: skip
     _tell_what_happened(entry, noted, tell)
     stages = {**_around(asked, target, tell, folder), asked.stage: entry}
@@ -194,12 +199,14 @@ def _around(asked: OwnModel, target: Target, tell: Tell, folder: Path) -> dict[s
     }
 
 
-def _loaded(asked: OwnModel, model: nn.Module) -> Loaded:
+def _loaded(asked: OwnModel, model: nn.Module, tell: Tell) -> Loaded:
     """The network with the weights of the file, or with those it was built with."""
     if asked.weights is None:
         return Loaded(model, WeightsEntry(None, None, trained=True, label=AS_BUILT))
     facts, weights = facts_of_weights(asked.weights)
-    load_weights(model, asked.weights, network=asked.model)
+    load_weights(
+        model, asked.weights, network=asked.model, weights_key=asked.weights_key, tell=tell
+    )
     return Loaded(model, weights, facts.unit, facts.half)
 
 

@@ -23,19 +23,9 @@ from pathlib import Path
 from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.entries import MANIFEST, Bundle, FileEntry
 from mambapose.runtime.bundle.json import bundle_from_json, bundle_json
-from mambapose.runtime.bundle.staging import staged_folder
+from mambapose.runtime.bundle.staging import earlier_copy, staged_folder
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.text import printable
-
-
-def tool_version() -> str:
-    """The installed version of mambapose, or ``source`` when run from a tree."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mambapose")
-    except PackageNotFoundError:
-        return "source"
 
 
 def file_sha256(path: Path) -> str:
@@ -75,6 +65,11 @@ def _manifest_bytes(root: Path, path: Path | str) -> bytes:
     """The text of the bundle's manifest, at most as many bytes as one may have."""
     manifest = root / MANIFEST
     shown = printable(str(path))
+    if not root.exists() and (earlier_copy(root) / MANIFEST).is_file():
+        raise BundleError(
+            f"a bundle folder was wanted at {shown}, an export that was killed left the earlier "
+            f"one at {printable(str(earlier_copy(root)))}; rename it, or export again"
+        )
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise BundleError(f"a bundle folder was wanted, found {found} at {shown}; run mp-export")

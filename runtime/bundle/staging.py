@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -9,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mambapose.runtime import durable
+from mambapose.runtime.edges import reason
 from mambapose.runtime.errors import BundleError
+from mambapose.runtime.folder_lock import NO_LOCKS, try_lock
+
+# Of renameat2 in Linux: paths are relative to the working folder; both names stay in use.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def check_destination(out: Path, *, overwrite: bool, marker: str) -> None:
@@ -29,95 +36,130 @@ def check_destination(out: Path, *, overwrite: bool, marker: str) -> None:
         )
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sync_tree(folder: Path) -> None:
     """Flush every file and folder below ``folder`` to the disk."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _sync(Path(root) / name)
-        _sync(Path(root))
+            durable.sync(Path(root) / name)
+        durable.sync(Path(root))
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock, or None when a living process holds it."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two folders in one step; False where the system cannot do that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    done = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
+    return bool(done == 0)
 
 
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Delete half-written folders whose process was killed: their lock is free."""
-    for folder in parent.glob(f"{prefix}*"):
-        handle = _lock(folder) if folder.is_dir() and not folder.is_symlink() else None
-        if handle is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(handle)
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Move ``folder`` to ``out``; what was there survives until the move has happened."""
-    if not out.exists():
+def _replace(folder: Path, out: Path, old: Path) -> None:
+    """Move ``folder`` to ``out``, and what was there to ``folder`` or away."""
+    if not os.path.lexists(out):
         os.rename(folder, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    try:
-        os.rename(out, old)  # onto an empty folder: POSIX replaces it
-        os.rename(folder, out)
-    except BaseException:
-        if not out.exists():
+    elif not _exchange(folder, out):
+        os.rename(out, old)
+        try:
+            os.rename(folder, out)
+        except BaseException:
             os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def earlier_copy(out: Path) -> Path:
+    """Where the earlier folder is while another takes its place, on systems that cannot swap."""
+    return out.parent / f".{out.name}.old"
+
+
+def _restore(out: Path, marker: str) -> None:
+    """Put the earlier folder back that a killed export had moved away; remove one left over."""
+    old = earlier_copy(out)
+    if old.is_symlink() or not (old / marker).is_file():
+        return
+    if os.path.lexists(out):
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(old, out)
+
+
+def _take(out: Path) -> tuple[Path, int | None]:
+    """The empty folder to fill for ``out``, and the lock on it (None without locks).
+
+    BundleError when another export has it; one left by a killed process is emptied.
+    """
+    folder = out.parent / f".{out.name}.partial"
+    if folder.is_symlink():
+        raise BundleError(f"{folder} is a link; remove it, or choose another --out")
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = try_lock(folder)
+        except FileNotFoundError:
+            continue  # another export has just ended
+        except OSError as err:
+            if err.errno not in NO_LOCKS:
+                raise
+            # Nobody can tell whether the folder is in use, so it is left alone.
+            return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=out.parent)), None
+        if lock is None:
+            raise BundleError(f"another export to {out} is running; choose another --out")
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return folder, lock
+
+
+def _check_free(out: Path) -> None:
+    """BundleError when a run or another export uses the folder ``out``."""
+    if not out.is_dir():
+        return
+    try:
+        handle = try_lock(out)
+    except OSError:
+        return  # without locks, or gone: replacing it will tell
+    if handle is None:
+        raise BundleError(f"{out} is in use by a run; wait for it, or choose another --out")
+    os.close(handle)
 
 
 @contextmanager
 def staged_folder(out: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     """A temporary sibling of ``out`` that becomes ``out`` when the block ends without error.
 
-    Any exception, Ctrl-C included, removes the sibling and leaves ``out`` as it was. A sibling
-    left by a killed process is removed by the next call for the same ``out``.
-    BundleError: ``out`` exists without ``overwrite``, or the disk cannot take the folder.
+    Any exception, Ctrl-C included, removes the sibling and leaves ``out`` as it was. With
+    ``overwrite`` the two folders swap names in one step, so there is always a whole one, whatever
+    kills the process; on systems without that step the next call for the same ``out`` restores it.
+    BundleError: ``out`` exists without ``overwrite``, is in use, or the disk cannot take it.
     """
     out = Path(os.path.abspath(out))
-    check_destination(out, overwrite=overwrite, marker=marker)
-    prefix = f".{out.name}.partial-"
     folder = None
     lock = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out.parent, prefix)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        lock = _lock(folder)
+        check_destination(out, overwrite=overwrite, marker=marker)
+        folder, lock = _take(out)
+        _restore(out, marker)
+        check_destination(out, overwrite=overwrite, marker=marker)
+        _check_free(out)
         yield folder
         _sync_tree(folder)
-        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        folder.chmod(0o777 & ~_umask())  # it was private until here
         check_destination(out, overwrite=overwrite, marker=marker)
-        _replace(folder, out)
-        _sync(out.parent)
+        _check_free(out)
+        _replace(folder, out, earlier_copy(out))
+        durable.sync(out.parent)
     except OSError as err:
         raise BundleError(
-            f"{out} could not be written: {err.strerror or err}; nothing was changed, "
+            f"{out} could not be written: {reason(err)}; nothing was changed, "
             "free the disk or choose another --out"
         ) from err
     finally:
-        if lock is not None:
-            os.close(lock)
         if folder is not None:
             with suppress(OSError):
                 shutil.rmtree(folder)
+        if lock is not None:
+            os.close(lock)
 
 
 def _umask() -> int:

@@ -20,7 +20,6 @@ from mambapose.runtime.bundle.bundle import (
     ignored_code,
     read_bundle,
     short_list,
-    tool_version,
     unlisted_files,
 )
 from mambapose.runtime.bundle.entries import Bundle
@@ -34,6 +33,7 @@ from mambapose.runtime.loading import check_contracts, clip_graphs, shipped_bund
 from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.text import printable
 from mambapose.runtime.types import Array, Where
+from mambapose.runtime.version import tool_version
 
 PROBE = Path(__file__).parent.parent / "data" / "probe.onnx"
 PROBE_LENGTH, PROBE_CHANNELS, PROBE_SKIP = 8, 4, 0.5

@@ -12,8 +12,10 @@
               the last place, then everywhere; in vain, so does one SEARCH_EVERY frames later, and
               so on at twice the distance up to SEARCH_AT_LEAST_EVERY
 
-A search costs 50 to 120 crops; ``times`` of run.json says how long they took. The scores of weights
-that were never trained say nothing about where a person is: then the box stays the full frame.
+A search costs 50 to 180 crops, however wide the frame is: beyond WIDEST its boxes lie further
+apart, and beyond twice that somebody may stand between them; ``times`` of run.json says how long
+they took. The scores of weights that were never trained say nothing about where a person is: then
+the box stays the full frame.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ SIZES = (1.0, 0.7, 0.5, 0.35)
 FEW = 3  # of the sizes are enough for most people; the smallest boxes are the most and come last
 ASPECT = 0.75  # width by height of a crop
 STEP_X, STEP_Y = 0.5, 0.4  # between neighbours, by the height of a box
+# Width by height of a frame from which on there are no more boxes. Films have 2.4, and at 2.5 a
+# search costs 1.6 times that at 16:9.
+WIDEST = 2.5
 BEST, REFINEMENTS = 3, 2
 # Mean scores over the joints: of a person to begin with, to go on with, and beyond doubt. A network
 # in training gave 0.66 and more on the sample clip, up to 0.26 on the same scene without anybody.
@@ -243,10 +248,13 @@ def grid(sizes: tuple[float, ...], size: tuple[int, int]) -> Boxes:
 
 
 def grid_boxes(share: float, size: tuple[int, int]) -> Boxes:
-    """(N, 4) boxes as tall as ``share`` of the height of a frame (H, W), spread evenly over it."""
+    """(N, 4) boxes as tall as ``share`` of the height of a frame (H, W), spread evenly over it.
+
+    N does not grow with the width beyond WIDEST times the height.
+    """
     tall = share * size[0]
     wide = ASPECT * tall
-    x = _places(size[1], wide, STEP_X * tall)
+    x = _places(size[1], wide, STEP_X * tall * max(1.0, size[1] / (WIDEST * size[0])))
     y = _places(size[0], tall, STEP_Y * tall)
     low = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     return np.concatenate([low, low + np.array([wide, tall])], axis=1)
@@ -258,6 +266,17 @@ def _places(length: float, side: float, step: float) -> NDArray[np.float64]:
     if room <= 0:
         return np.array([room / 2])
     return np.linspace(0, room, int(np.ceil(room / step)) + 1)
+
+
+def search_note(size: tuple[int, int]) -> str | None:
+    """What is to be said of the search in frames (H, W) so wide that places are left out."""
+    times = size[1] / size[0]
+    if times <= 2 * WIDEST:
+        return None
+    return (
+        f"frames are {times:.0f} times as wide as high: the search for a person leaves gaps; "
+        "give a detector with --detect"
+    )
 
 
 def wider(box: Boxes, factor: float, size: tuple[int, int]) -> Boxes:

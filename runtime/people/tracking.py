@@ -34,6 +34,7 @@ KEEP_FRAMES = 60
 MISSES = 2
 SAME_PERSON = 0.05  # mean joint distance by box diagonal
 NEW_SCORE = 0.4  # of a detection that may start an id
+MAX_PEOPLE = 10  # unless a run asks for another number
 
 # Boxes (N, 4) of one frame -> joints (N, 17, 2) in frame pixels and their scores (N, 17).
 PosesIn = Callable[[Boxes], tuple[NDArray[np.floating], NDArray[np.floating]]]
@@ -141,20 +142,26 @@ class Tracker:
     def detect(self, frame: int, found: Detections) -> None:
         """Compare the detections with the people known: renew boxes, end and start people.
 
-        A lost person whose last box is detected again gets the same id back.
+        A lost person whose last box is detected again gets the same id back, if there is room for
+        one more: people who are followed come first, then those who were lost, then new ones.
         """
         self._last_detection = frame
+        self._people = [p for p in self._people if p.active or not self._ended(p, frame)]
         known = np.array([person.box for person in self._people]).reshape(-1, 4)
         pairs = assigned(overlaps(known, found.boxes), IOU)
         matched = dict(pairs)
         for k, person in enumerate(self._people):
-            if k in matched:
-                person.box, person.misses, person.active = found.boxes[matched[k]], 0, True
-                person.last_seen = frame
-            else:
-                person.misses += 1
-        self._people = [p for p in self._people if not self._ended(p, frame)]
-        free = self.max_people - sum(person.active for person in self._people)
+            person.misses = 0 if k in matched else person.misses + 1
+        kept = [k for k, person in enumerate(self._people) if not self._ended(person, frame)]
+        free = self.max_people - sum(self._people[k].active for k in kept)
+        for k in sorted(set(kept) & matched.keys(), key=lambda k: -found.scores[matched[k]]):
+            person = self._people[k]
+            if not person.active and free <= 0:
+                continue
+            free -= not person.active
+            person.box, person.active = found.boxes[matched[k]], True
+            person.last_seen = frame
+        self._people = [self._people[k] for k in kept]
         taken = set(matched.values())
         starts = [k for k in range(len(found)) if k not in taken and found.scores[k] >= NEW_SCORE]
         for k in starts[: max(0, free)]:

@@ -1,15 +1,19 @@
-"""Where a run writes: its folder, which older files it may replace, what it removes on failure."""
+"""Where a run writes: its folder and the lock on it, and which older files it may replace."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambapose.runtime.edges import edge, reason
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.results.files import WRITERS, Written, write_results
-from mambapose.runtime.results.journal import JOURNAL, read_journal
+from mambapose.runtime.folder_lock import InUseError, locked_folder
+from mambapose.runtime.results.files import PART, WRITERS, Written, write_results
+from mambapose.runtime.results.journal import JOURNAL
 from mambapose.runtime.results.report import REPORT
 
 OVERLAY = "overlay.mp4"
@@ -18,7 +22,7 @@ RESULTS = tuple(f"poses.{name}" for name in WRITERS)
 
 @dataclass(frozen=True)
 class Destination:
-    """Where results go. file: a single result that the user asked for; it is moved there last."""
+    """Where results go. file: a single result that the user asked for, outside the folder."""
 
     folder: Path
     overlay: Path | None
@@ -31,58 +35,99 @@ class Destination:
         named = [path for path in (self.overlay, self.file) if path is not None]
         return list(dict.fromkeys([*(self.folder / name for name in names), *named]))
 
-    def check(self, source: str, *, overwrite: bool) -> None:
-        """OutputError when files of an earlier run are there, unless ``overwrite`` is set.
+    def parts(self) -> list[Path]:
+        """The names that files have until they are complete; a killed run leaves them behind."""
+        return [path.with_name(path.name + PART) for path in self.files()]
 
-        A file that is the source itself is refused in any case.
+    @contextmanager
+    def locked(self) -> Iterator[list[str]]:
+        """Make the folder and keep every other run, recovery and export out of it for the block.
+
+        Yields what to tell about it: a sentence where the filesystem has no locks. A folder that
+        was made here and is empty at the end is removed. OutputError: it is taken, or cannot be
+        made.
         """
-        if self.folder.exists() and not self.folder.is_dir():
+        wanted = f"a folder was wanted at {self.folder}, it cannot be made or opened"
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise OutputError(
                 f"a folder was wanted at {self.folder}, found a file; choose another --out"
             )
-        video = Path(source.removeprefix("file://"))
+        with edge(OutputError, wanted, "choose another --out"):
+            lock = locked_folder(self.folder)
+            try:
+                locks = lock.__enter__()
+            except InUseError as err:
+                raise OutputError(
+                    f"{self.folder} is in use by another run or export; wait for it, or choose "
+                    "another --out"
+                ) from err
+        try:
+            yield [] if locks else [f"{self.folder} cannot be locked: let no other run use it"]
+        finally:
+            lock.__exit__(None, None, None)
+
+    def check(self, source: str, *, overwrite: bool) -> None:
+        """OutputError when files of an earlier run are there, unless ``overwrite`` is set.
+
+        Also when the source itself would be overwritten, or nothing can be written here.
+        """
+        with edge(OutputError, f"video {source!r} has no usable name", "rename it"):
+            video = Path(source.removeprefix("file://"))
+            there = os.path.exists(video)
         for path in filter(os.path.lexists, self.files()):
-            if video.exists() and path.exists() and path.samefile(video):
+            if there and path.exists() and path.samefile(video):
                 raise OutputError(f"the input {path} would be overwritten; choose another --out")
+            if path.is_dir():
+                raise OutputError(f"{path} cannot be replaced (a folder); choose another --out")
             if not overwrite:
                 raise OutputError(
                     f"a new run was to be written to {self.folder}, found {path}; choose another "
                     "--out, or pass --overwrite (or --recover to keep an interrupted run)"
                 )
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """OutputError for names and folders that would fail at the end of a run."""
+        for path in self.parts():
+            with edge(OutputError, f"{path.name!r} cannot be a file", "choose another --out"):
+                str(path).encode()  # the video writer takes UTF-8 only
+                if len(os.fsencode(path.name)) > 255:
+                    raise ValueError("its name is longer than 255 bytes")
+        for folder in dict.fromkeys(path.parent for path in self.parts()):
+            with (
+                edge(OutputError, f"nothing can be written to {folder}", "choose another --out"),
+                tempfile.TemporaryFile(dir=folder),
+            ):
+                pass
+
+    def journal_state(self) -> object:
+        """What changes when a run has begun its journal here; None without one."""
+        try:
+            found = os.stat(self.folder / JOURNAL)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def clear(self) -> None:
         """Remove what an earlier run left. OutputError when a file cannot be removed."""
-        for path in self.files():
+        for path in [*self.files(), *self.parts()]:
             try:
                 if os.path.lexists(path):
                     path.unlink()
             except OSError as err:
                 raise OutputError(
-                    f"{path} cannot be replaced ({err.strerror}); choose another --out"
+                    f"{path} cannot be replaced ({reason(err)}); choose another --out"
                 ) from err
 
     def write_results(self) -> Written:
         """Make the result files from the journal, each at its place."""
-        written = write_results(self.folder, self.formats)
-        if self.file is None:
-            return written
-        return Written([written.paths[0].replace(self.file)], written.frames, written.complete)
-
-    def discard_if_empty(self) -> bool:
-        """Whether the run recorded no frame; then the files it left are removed."""
-        journal = self.folder / JOURNAL
-        if journal.is_file() and any(True for _ in read_journal(journal)):
-            return False
-        with suppress(OSError):  # the folder may hold something else, or be read-only
-            for path in self.files():
-                path.unlink(missing_ok=True)
-            self.folder.rmdir()
-        return True
+        return write_results(self.folder, self.formats, self.file)
 
 
 def names_a_file(out: Path) -> bool:
     """Whether ``out`` names an overlay or a result file by its suffix, and is no folder."""
-    return out.suffix.lower() in (".mp4", *(f".{name}" for name in WRITERS)) and not out.is_dir()
+    named = out.suffix.lower() in (".mp4", *(f".{name}" for name in WRITERS))
+    return named and not os.path.isdir(out)
 
 
 def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False) -> Destination:

@@ -13,12 +13,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambapose.runtime import durable
+from mambapose.runtime.edges import edge
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results.formats.csv import CsvWriter
 from mambapose.runtime.results.formats.json import JsonWriter
 from mambapose.runtime.results.formats.npz import NpzWriter
 from mambapose.runtime.results.formats.writer import Writer
-from mambapose.runtime.results.journal import JOURNAL, journal_state, read_journal
+from mambapose.runtime.results.journal import JOURNAL
+from mambapose.runtime.results.journal_reader import Damage, JournalReader
 from mambapose.runtime.skeleton import COCO17, H36M17, Skeleton
 
 WRITERS: Mapping[str, Callable[[Path, Mapping[str, object]], Writer]] = {
@@ -28,10 +31,11 @@ WRITERS: Mapping[str, Callable[[Path, Mapping[str, object]], Writer]] = {
 }
 DEFAULT_FORMATS = ("json", "npz", "csv")
 FORMAT_VERSION = 1
+PART = ".part"  # ends the name of a file that is not complete yet
 
 
-def conventions() -> dict[str, object]:
-    """The part of every run's meta that says what the numbers mean."""
+def conventions(unit: str = "body heights") -> dict[str, object]:
+    """The part of every run's meta that says what the numbers mean; unit: of the 3D joints."""
     return {
         "format_version": FORMAT_VERSION,
         "skeletons": {
@@ -43,7 +47,7 @@ def conventions() -> dict[str, object]:
             "box": "pixels of the original frame, x0 y0 x1 y1",
             "xy": "pixels of the original frame",
             "score": "heatmap peak, 0 to 1",
-            "xyz": "body heights",
+            "xyz": unit,
         },
         "axes": {
             "xy": "x right, y down; whole numbers are pixel centres, (0, 0) the top left one",
@@ -62,52 +66,83 @@ def _skeleton_facts(skeleton: Skeleton) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Written:
-    """Result files and what they hold. complete: whether the run had reached its end."""
+    """Result files and what they hold.
+
+    complete: whether the run had reached its end. damage: the lines of the journal left out.
+    """
 
     paths: list[Path]
     frames: int
     complete: bool
+    damage: Damage
 
 
-def write_results(outdir: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> Written:
+def write_results(
+    outdir: Path, formats: Sequence[str] = DEFAULT_FORMATS, file: Path | None = None
+) -> Written:
     """The result files made from OUTDIR/poses.ndjson, in the order of formats.
 
-    The meta gains ``complete`` (the run reached its end) and the facts of the end line. Raises
-    OutputError; then no result file has been touched.
+    file: where the result goes when there is a single format; otherwise they are OUTDIR/poses.*.
+    The meta gains ``complete`` (the run reached its end and no line is damaged), the facts of the
+    end line and, when there are any, ``damaged_lines``. Raises OutputError; then no result file has
+    been touched.
     """
     unknown = sorted(set(formats) - set(WRITERS))
     if unknown:
         raise OutputError(
             f"result formats {', '.join(WRITERS)} can be written, found {', '.join(unknown)}"
         )
-    journal = outdir / JOURNAL
-    state = journal_state(journal)
-    complete = state.end is not None
-    meta = {**state.meta, **(state.end or {}), "complete": complete}
-    paths = [outdir / f"poses.{name}" for name in formats]
-    parts = [path.with_name(path.name + ".part") for path in paths]
-    frames = 0
+    paths = [file] if file is not None else [outdir / f"poses.{name}" for name in formats]
+    parts = [path.with_name(path.name + PART) for path in paths]
+    reader = JournalReader(outdir / JOURNAL)
     try:
-        with ExitStack() as stack:
-            writers = [
-                stack.enter_context(WRITERS[name](part, meta))
-                for name, part in zip(formats, parts, strict=True)
-            ]
-            for record in read_journal(journal):
-                frames += 1
-                for writer in writers:
-                    writer.add(record)
-            for writer in writers:
-                writer.finish()
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    except OSError as err:
-        raise OutputError(
-            f"results in {outdir} cannot be written ({err.strerror or err}); every frame is safe "
-            f"in {JOURNAL}: free some space, then make the results with mp-run --recover"
-        ) from err
+        with edge(
+            OutputError,
+            f"results in {outdir} cannot be written",
+            f"every frame is safe in {JOURNAL}: free some space, then make the results with mp-run "
+            "--recover",
+        ):
+            presumed = _meta(reader)
+            frames = _write_parts(reader, parts, formats, presumed)
+            if (found := _meta(reader)) != presumed:  # damage that nobody could know of before
+                frames = _write_parts(reader, parts, formats, found)
+            for part, path in zip(parts, paths, strict=True):
+                durable.replace(part, path)
     finally:
         for part in parts:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-    return Written(paths, frames, complete)
+    return Written(paths, frames, bool(found["complete"]), reader.damage)
+
+
+def _meta(reader: JournalReader) -> dict[str, object]:
+    """The meta of results, by what the reader knows of the journal so far."""
+    meta = reader.meta
+    if meta is None:
+        meta = conventions(unit="unknown: the first line of the journal is damaged")
+    lines = reader.damage.lines
+    complete = reader.end is not None and lines == 0
+    damaged = {"damaged_lines": lines} if lines else {}
+    return {**meta, **(reader.end or {}), "complete": complete, **damaged}
+
+
+def _write_parts(
+    reader: JournalReader,
+    parts: Sequence[Path],
+    formats: Sequence[str],
+    meta: Mapping[str, object],
+) -> int:
+    """Write every format into its part; returns the number of frames."""
+    frames = 0
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(WRITERS[name](part, meta))
+            for name, part in zip(formats, parts, strict=True)
+        ]
+        for record in reader:
+            frames += 1
+            for writer in writers:
+                writer.add(record)
+        for writer in writers:
+            writer.finish()
+    return frames

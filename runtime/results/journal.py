@@ -6,34 +6,36 @@ OUTDIR/poses.ndjson holds one JSON object per line:
     {"frame": i, "timestamp": s, "people": [...]}    each frame in order; a person has id, box, xy,
                                                      score and xyz (null without a lifter), but no
                                                      xyz while their 3D joints wait for later frames
+                                                     ("corrupt": true stands before people where the
+                                                     decoder made parts of the picture up)
     {"frame": i, "xyz": {"id": [[x, y, z], ...]}}    the 3D joints that were waited for
     {"end": {...}}                                   last, in a run that reached its end
 
-It survives kill -9: at most the line being written is lost.
+It survives kill -9: at most the line being written is lost. A power cut costs about a second more:
+the disk gets the lines once a second. ``journal_reader`` reads it back.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from mambapose.runtime import durable
+from mambapose.runtime.edges import FAULTS, edge, reason
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.types import Array, Pose
 
 JOURNAL = "poses.ndjson"
 # Decimals kept: a thousandth of a pixel, of a 1.8 m person's height 0.02 mm.
 DECIMALS_PX, DECIMALS_SCORE, DECIMALS_HEIGHT, DECIMALS_S = 3, 4, 5, 6
-# From the end of a journal in which its last line begins, if that says how the run ended: a line of
-# a few hundred bytes, so the value is free.
-END_BYTES = 1 << 16
+SYNC_EVERY_S = 1.0  # what a power cut may cost; a sync a second is no load, even for an SD card
 
 Record = dict[str, Any]
 
@@ -41,36 +43,50 @@ Record = dict[str, Any]
 class Journal:
     """Appends lines to OUTDIR/poses.ndjson; a line is in the file as soon as it is written.
 
-    frames: how many were appended. Raises OutputError, also when the journal exists.
+    A thread of its own hands them to the disk once a second, so that no frame waits for it.
+    frames: how many were appended. Raises OutputError, also when the journal exists or is deleted
+    while it is written.
     """
 
     def __init__(self, outdir: Path, meta: Mapping[str, object]) -> None:
         self.path = outdir / JOURNAL
         self.frames = 0
         self._good = 0
-        try:
+        self._file: int | None = None
+        self._problem: str | None = None
+        self._closing = threading.Event()
+        with edge(
+            OutputError, f"journal {self.path} cannot be created", "choose another output folder"
+        ):
             outdir.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            self._file: int | None = os.open(self.path, flags, 0o666)
-        except OSError as err:
-            raise OutputError(
-                f"journal {self.path} cannot be created ({err.strerror}); choose another folder"
-            ) from err
-        self._write({"meta": dict(meta)})
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file = os.open(self.path, flags, 0o666)
+            line = json_text({"meta": dict(meta)})
+        self._append(line)
+        self._thread = threading.Thread(target=self._sync_often, name="mambapose-sync", daemon=True)
+        self._thread.start()
 
     def append(
-        self, frame: int, timestamp: float, poses: Sequence[Pose], *, waits: bool = False
+        self,
+        frame: int,
+        timestamp: float,
+        poses: Sequence[Pose],
+        *,
+        waits: bool = False,
+        corrupt: bool = False,
     ) -> None:
         """Write the people of one frame; frame and timestamp are those of the source.
 
-        waits: the 3D joints are not known yet; ``lift`` adds them later.
+        waits: the 3D joints are not known yet; ``lift`` adds them later. corrupt: the decoder made
+        parts of the picture up.
         """
         people = [record_from_pose(pose) for pose in poses]
         if waits:
             for person in people:
                 del person["xyz"]
         time = round(float(timestamp), DECIMALS_S)
-        self._write({"frame": int(frame), "timestamp": time, "people": people})
+        mark = {"corrupt": True} if corrupt else {}
+        self._write({"frame": int(frame), "timestamp": time, **mark, "people": people})
         self.frames += 1
 
     def lift(self, frame: int, poses: Sequence[Pose]) -> None:
@@ -85,34 +101,79 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file; without finish() before, results will say the run was interrupted."""
+        """Sync and close the file; without finish() before, the run counts as interrupted."""
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            self._closing.set()
+            self._thread.join()
+            file, self._file = self._file, None
+            os.close(file)
+            self._raise_problem()
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.close()
+        except OutputError:
+            if kind is None:  # an earlier error is the cause worth telling
+                raise
 
     def _write(self, record: Mapping[str, object]) -> None:
+        with edge(OutputError, f"journal {self.path} takes finite numbers only", "report this"):
+            line = json_text(record)
+        self._append(line)
+
+    def _append(self, text: str) -> None:
         if self._file is None:
             raise OutputError(f"journal {self.path} is closed; nothing more can be added to it")
-        line = json_text(record).encode() + b"\n"
+        self._raise_problem()
+        line = text.encode() + b"\n"
         left = memoryview(line)
         try:
             while left:
                 left = left[os.write(self._file, left) :]
-        except OSError as err:
+        except FAULTS as err:
             # Best effort: readers ignore a torn last line anyway.
             with suppress(OSError):
                 os.ftruncate(self._file, self._good)
-            raise OutputError(
-                f"journal {self.path} cannot grow ({err.strerror}); {self.frames} frames are safe "
-                "in it: free some space, then make their results with mp-run --recover"
-            ) from err
+            raise OutputError(self._cannot_grow(err)) from err
         self._good += len(line)
+
+    def _cannot_grow(self, err: BaseException) -> str:
+        if self.frames == 0:
+            return f"journal {self.path} cannot grow ({reason(err)}); free some space, run again"
+        return (
+            f"journal {self.path} cannot grow ({reason(err)}); {self.frames} frames are safe in "
+            "it: free some space, then make their results with mp-run --recover"
+        )
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            raise OutputError(self._problem)
+
+    def _sync_often(self) -> None:
+        """The thread: sync once a second and at the end; see whether the file is still there."""
+        synced = 0
+        with suppress(OSError):  # some filesystems cannot sync a folder
+            durable.sync(self.path.parent)
+        while self._problem is None:
+            last = self._closing.wait(SYNC_EVERY_S)
+            written = self._good
+            assert self._file is not None
+            try:
+                if written > synced:
+                    os.fsync(self._file)
+                    synced = written
+                if os.fstat(self._file).st_nlink == 0:
+                    self._problem = (
+                        f"journal {self.path} was deleted while the run wrote to it, and its frames"
+                        " with it; run again, and leave the output folder alone"
+                    )
+            except OSError as err:
+                self._problem = self._cannot_grow(err)
+            if last:
+                return
 
 
 def json_text(record: Mapping[str, object]) -> str:
@@ -141,98 +202,13 @@ def _listed(array: Array, decimals: int) -> list[Any]:
     return listed
 
 
-@dataclass(frozen=True)
-class JournalState:
-    """The first and last line of a journal.
-
-    meta: facts of the first line; end: facts of the last line, None when the run was interrupted.
-    """
-
-    meta: Record
-    end: Record | None
-
-
-def journal_state(path: Path) -> JournalState:
-    """Meta and end of a journal, read without going through its frames.
-
-    OutputError when the journal is missing or damaged.
-    """
-    with _open_journal(path) as file:
-        first = file.readline()
-        file.seek(max(0, os.fstat(file.fileno()).st_size - END_BYTES))
-        tail = file.read()
-    if not first.endswith(b"\n"):
-        raise OutputError(f"journal {path} ends inside its first line; there is no frame to keep")
-    meta = _parse(first, path, 1)
-    if not isinstance(meta.get("meta"), dict):
-        raise OutputError(
-            f"journal {path} should start with a meta line, found something else; "
-            "pass an output folder that mp-run wrote"
-        )
-    last = tail.rsplit(b"\n", 2)[-2] if tail.endswith(b"\n") else b""
-    end = json.loads(last)["end"] if last.startswith(b'{"end":') else None
-    return JournalState(meta["meta"], end)
-
-
-def read_journal(path: Path) -> Iterator[Record]:
-    """Every frame in order: {"frame": i, "timestamp": s, "people": [...]}, each person with xyz.
-
-    A torn last line (kill -9, full disk) is left out, and 3D joints that never came are None.
-    OutputError names any other damage. Only frames that wait for their 3D are held.
-    """
-    waiting: deque[Record] = deque()
-    for number, record in _records(path):
-        if {"frame", "timestamp", "people"} <= record.keys():
-            waiting.append(record)
-        elif not _lifted(waiting, record):
-            raise OutputError(f"journal {path} line {number} is not a frame; it was altered")
-        while waiting and all("xyz" in person for person in waiting[0]["people"]):
-            yield waiting.popleft()
-    for record in waiting:
-        for person in record["people"]:
-            person.setdefault("xyz", None)
-        yield record
-
-
-def _lifted(waiting: deque[Record], amendment: Record) -> bool:
-    """Give the frame of an amendment its 3D joints; False when no such frame waits."""
-    frame, xyz = amendment.get("frame"), amendment.get("xyz")
-    for record in waiting:
-        if record["frame"] == frame and isinstance(xyz, dict):
-            for person in record["people"]:
-                person["xyz"] = xyz.get(str(person["id"]))
-            return True
-    return False
-
-
-def _records(path: Path) -> Iterator[tuple[int, Record]]:
-    """(line number, object) of every whole line between the first and the end."""
-    with _open_journal(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            if number > 1 and not line.startswith(b'{"end":'):
-                yield number, _parse(line, path, number)
-
-
-def _open_journal(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as err:
-        raise OutputError(
-            f"journal {path} was wanted, it cannot be read ({err.strerror}); "
-            "pass an output folder that mp-run wrote"
-        ) from err
-
-
-def _parse(line: bytes, path: Path, number: int) -> Record:
-    try:
-        record = json.loads(line)
-    except ValueError as err:
-        raise OutputError(
-            f"journal {path} line {number} is damaged ({err}); cut the file before that line, "
-            "then recover the frames in front of it"
-        ) from err
-    if not isinstance(record, dict):
-        raise OutputError(f"journal {path} line {number} is not an object; it was altered")
-    return record
+def pose_from_record(frame: int, person: Record) -> Pose:
+    """The Pose of one person of a journal or of poses.json; null becomes NaN."""
+    return Pose(
+        frame,
+        person["id"],
+        np.array(person["box"], np.float32),
+        np.array(person["xy"], np.float32),
+        np.array(person["score"], np.float32),
+        None if person["xyz"] is None else np.array(person["xyz"], np.float32),
+    )

@@ -1,6 +1,7 @@
 """The overlay video: RGB frames to H.264 in a background thread.
 
-It survives kill -9: at most its last second is lost (fragmented MP4).
+It is written beside its name and takes it when it is complete. What a killed run leaves under the
+other name may not play; ``mp-run --recover --overlay`` draws the video again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from mambapose.runtime import durable
+from mambapose.runtime.edges import FAULTS, edge, reason
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.results.journal import JOURNAL
+from mambapose.runtime.results.files import PART
 from mambapose.runtime.types import ImageArray, Size
 from mambapose.runtime.video.pictures import ITU601, ITU709, import_av
 
@@ -28,8 +31,7 @@ class Overlay:
     """Writes RGB frames to a fragmented MP4 (H.264, yuv420p, BT.709) in a background thread.
 
     size: of the frames; odd sizes are padded by one row or column. codec: the encoder in
-    use; note: a sentence when that is not H.264. At most ``depth`` frames wait to be encoded.
-    Raises OutputError.
+    use. At most ``depth`` frames wait to be encoded. Raises OutputError.
     """
 
     def __init__(
@@ -39,12 +41,8 @@ class Overlay:
         from av.video.reformatter import VideoReformatter
 
         self.path = path
+        self._part = path.with_name(path.name + PART)
         self.codec = encoder_name()
-        self.note = (
-            None
-            if self.codec != "mpeg4"
-            else f"{path.name}: this PyAV has no H.264 encoder, MPEG-4 Part 2 is used instead"
-        )
         self._size = size
         self._error: BaseException | None = None
         self._closed = False
@@ -54,14 +52,16 @@ class Overlay:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._container: Any = av.open(
-                str(path),
+                str(self._part),
                 "w",
                 format="mp4",
                 options={"movflags": "frag_keyframe+empty_moov", "flush_packets": "1"},
             )
-        except (av.error.FFmpegError, OSError) as err:
+            self._stream = self._add_stream(rate, crf)
+        except (av.error.FFmpegError, *FAULTS) as err:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
             raise self._failure(err) from err
-        self._stream = self._add_stream(rate, crf)
         self._reformatter = VideoReformatter()
         self._queue: queue.Queue[tuple[Any, float] | None] = queue.Queue(depth)
         self._thread = threading.Thread(
@@ -112,11 +112,22 @@ class Overlay:
         self._queue.put((picture, timestamp))
 
     def close(self) -> None:
-        """Encode what waits, complete the file and stop the thread."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+        """Encode what waits, complete the file, stop the thread and give the file its name."""
+        if self._closed:
+            return
+        try:
+            self._end()
+            with edge(OutputError, self._cannot("written"), "free some space"):
+                durable.replace(self._part, self.path)
+        finally:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        """Stop the thread. OutputError when it has failed."""
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
         self._raise_failure()
 
     def __enter__(self) -> Overlay:
@@ -134,16 +145,17 @@ class Overlay:
         import av
 
         error, self._error = self._error, None
-        if isinstance(error, (av.error.FFmpegError, OSError)):
+        if isinstance(error, (av.error.FFmpegError, *FAULTS)):
             raise self._failure(error) from error
         if error is not None:
             raise error
 
-    def _failure(self, err: Exception) -> OutputError:
-        reason = getattr(err, "strerror", None) or err
+    def _cannot(self, done: str) -> str:
+        return f"overlay video {self.path} cannot be {done}"
+
+    def _failure(self, err: BaseException) -> OutputError:
         return OutputError(
-            f"overlay video {self.path} cannot be written ({reason}); the poses so far are safe "
-            f"in {JOURNAL} (mp-run --recover); free some space or run without the overlay"
+            f"{self._cannot('written')} ({reason(err)}); free some space or run without the overlay"
         )
 
     def _encode_all(self) -> None:
@@ -179,6 +191,13 @@ def even(image: ImageArray) -> ImageArray:
     if height % 2 == width % 2 == 0:
         return image
     return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def encoder_note(path: Path) -> str | None:
+    """A sentence when the video will not be H.264. OutputError without any encoder."""
+    if encoder_name() != "mpeg4":
+        return None
+    return f"{path.name}: this PyAV has no H.264 encoder, MPEG-4 Part 2 is used instead"
 
 
 def encoder_name() -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.pipeline import FrameResult, Pipeline
-from mambapose.runtime.results.overlay import Overlay
+from mambapose.runtime.results.overlay import Overlay, encoder_note
 from mambapose.runtime.types import ImageArray
 from mambapose.runtime.video.sources import Source
 
@@ -27,7 +27,7 @@ HELD_BYTES = 128 << 20
 
 
 class Painter:
-    """Writes the overlay video of a run, or nothing when ``path`` is None.
+    """Writes the overlay video of a run once it is started, or nothing when ``path`` is None.
 
     untrained: write in the picture that the weights are untrained; label: what the picture says
     about the weights, in small letters.
@@ -42,27 +42,31 @@ class Painter:
         untrained: bool,
         label: str | None = None,
     ) -> None:
+        self.notes: list[str] = []
         if path is not None:
             _check_pillow()
+            self.notes += [note for note in (encoder_note(path),) if note is not None]
+        self._path, self._source = path, source
         self._times = pipeline.times
         self._untrained = untrained
         self._label = label
-        self._video = None if path is None else Overlay(path, source.size, source.fps)
+        self._video: Overlay | None = None
         self._held: deque[bytes] = deque()
-        self.notes: list[str] = []
         waiting = 0
         if pipeline.lifter is not None and pipeline.lifts_later:
             waiting = pipeline.lifter.lookahead + 1
         held = waiting * source.size.height * source.size.width * BYTES_PER_PIXEL
         self._waits = 0 < held <= HELD_BYTES
-        if self._video is not None:
-            if held > HELD_BYTES:
-                self.notes.append(
-                    f"overlay without the 3D view: {waiting} waiting frames would take "
-                    f"{held / (1 << 20):.0f} MiB"
-                )
-            if self._video.note is not None:
-                self.notes.append(self._video.note)
+        if path is not None and held > HELD_BYTES:
+            self.notes.append(
+                f"overlay without the 3D view: {waiting} waiting frames would take "
+                f"{held / (1 << 20):.0f} MiB"
+            )
+
+    def start(self) -> None:
+        """Open the video: the first frame is there. OutputError when it cannot be written."""
+        if self._path is not None:
+            self._video = Overlay(self._path, self._source.size, self._source.fps)
 
     def paint_now(self, result: FrameResult) -> None:
         """Draw the 2D poses of a frame, or keep its picture until the 3D ones are known."""

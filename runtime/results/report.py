@@ -7,16 +7,20 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mambapose.runtime.bundle.bundle import tool_version
+from mambapose.runtime import durable
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.edges import FAULTS, edge
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.pipeline import Pipeline
-from mambapose.runtime.results.files import conventions
+from mambapose.runtime.results.files import PART, conventions
 from mambapose.runtime.stages.causal_lifting import CausalLifter
 from mambapose.runtime.stages.table import STAGES, whole_frame_inputs
+from mambapose.runtime.text import printable
+from mambapose.runtime.version import tool_version
 from mambapose.runtime.video.sources import Source
 
 REPORT = "run.json"
@@ -66,13 +70,10 @@ def run_meta(
     bundle: Bundle, pipeline: Pipeline, source: Source, name: str, *, height: float | None
 ) -> dict[str, object]:
     """The meta of every result file: what ran, on what, and what the numbers mean."""
-    meta = conventions()
-    units = meta["units"]
-    assert isinstance(units, dict)
-    units["xyz"] = "body heights" if height is None else f"metres, for a height of {height:g} m"
+    unit = "body heights" if height is None else f"metres, for a height of {height:g} m"
     lifter = pipeline.lifter
     untrained = untrained_stages(bundle, pipeline)
-    return meta | {
+    return conventions(unit) | {
         "tool": {"name": "mambapose", "version": tool_version()},
         "bundle": {"hash": bundle.hash, "target": bundle.target, "created": bundle.created},
         "trained": not untrained,
@@ -80,9 +81,10 @@ def run_meta(
         "label": label_text(labelled_stages(bundle, pipeline)),
         "stages": {stage: _stage_facts(bundle, stage) for stage in used_stages(pipeline)},
         "source": {
-            "name": name,
-            "width": source.size.width,
-            "height": source.size.height,
+            "name": printable(name),
+            "path": source_path(name),
+            "width": source.stored_size.width,
+            "height": source.stored_size.height,
             "fps": source.fps,
         },
         "people": people_rule(pipeline),
@@ -91,6 +93,15 @@ def run_meta(
         if lifter is None
         else {"frames": lifter.frames, "hop": lifter.hop, "lookahead": lifter.lookahead},
     }
+
+
+def source_path(name: str) -> str | None:
+    """The absolute path of a source that is a file or a folder; None for cameras and streams."""
+    path = Path(name.removeprefix("file://"))
+    with suppress(*FAULTS):
+        if path.is_file() or path.is_dir():
+            return printable(str(path.absolute()))
+    return None
 
 
 def people_rule(pipeline: Pipeline) -> str:
@@ -155,16 +166,15 @@ def peak_rss_mib() -> float:
 def write_report(folder: Path, facts: Mapping[str, object]) -> Path:
     """Write run.json, complete or not at all; returns its path."""
     path = folder / REPORT
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART)
     report = {"format_version": FORMAT_VERSION, **facts, "versions": versions(),
               "machine": {"system": platform.platform(), "processor": platform.machine()},
               "peak_rss_mib": peak_rss_mib()}  # fmt: skip
     try:
-        part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as err:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"report {path} cannot be written ({err.strerror or err}); free some space"
-        ) from err
+        with edge(OutputError, f"report {path} cannot be written", "free some space"):
+            part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            durable.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return path

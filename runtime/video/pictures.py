@@ -1,4 +1,4 @@
-"""Decoded PyAV pictures as upright RGB arrays: colours, display matrix, single image files."""
+"""Decoded PyAV pictures as upright RGB arrays: colours, display matrix, square pixels."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from typing import Any
 import numpy as np
 
 from mambapose.runtime.errors import VideoError
-from mambapose.runtime.types import ImageArray
-
-Matrix = tuple[int, int, int, int]
-
-# The content decides, not the suffix: photographs renamed from .jpg to .png are common.
-IMAGE_CODECS = (
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"\xff\xd8\xff", "mjpeg"),
-    (b"BM", "bmp"),
-    (b"RIFF", "webp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
-)
+from mambapose.runtime.types import ImageArray, Size, Stretch
+from mambapose.runtime.video.headers import Matrix, PictureFacts
 
 # H.273 matrix numbers to swscale's; everything else, unspecified too, is BT.601 as in ffmpeg
 # and OpenCV, with which the public networks were trained.
 ITU601, ITU709, BT2020 = 5, 1, 9
 COLOURSPACES = {1: ITU709, 4: 4, 7: 7, 9: BT2020, 10: BT2020}
 FULL_RANGE = 2
+
+# The most pixels that one picture may have, unless asked for: four times 8K UHD is 133 M.
+MAX_PIXELS = 100_000_000
+# Width by height of a pixel. What differs less is rounding of an encoder; no camera or broadcast
+# standard lies outside the second pair, in which 2:1 and 1:2 are the extremes.
+SQUARE_WITHIN = 0.01
+ASPECTS = (0.1, 10.0)
 
 
 def import_av() -> Any:
@@ -51,15 +47,18 @@ def import_av() -> Any:
     return av
 
 
-def rgb_converter() -> Callable[[Any], ImageArray]:
-    """A function from av.VideoFrame to uint8 RGB (H, W, 3); it uses one swscale context for all."""
+def rgb_converter() -> Callable[[Any, Size | None], ImageArray]:
+    """A function from av.VideoFrame, and a size to scale it to, to uint8 RGB (H, W, 3).
+
+    It uses one swscale context for all.
+    """
     av = import_av()
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()
     knows_bt2020 = int(av.__version__.split(".")[0]) >= 14
 
-    def convert(picture: Any) -> ImageArray:
+    def convert(picture: Any, size: Size | None = None) -> ImageArray:
         source = COLOURSPACES.get(int(picture.colorspace), ITU601)
         if source == BT2020 and not knows_bt2020:
             source = ITU709
@@ -69,6 +68,8 @@ def rgb_converter() -> Callable[[Any], ImageArray]:
         # PyAV 12 takes MPEG (1) for full.
         rgb: Any = reformatter.reformat(
             picture,
+            width=picture.width if size is None else size.width,
+            height=picture.height if size is None else size.height,
             format="rgb24",
             src_colorspace=source,
             dst_colorspace=ITU709 if source == ITU601 else ITU601,
@@ -110,13 +111,64 @@ def upright(image: ImageArray, matrix: Matrix | None) -> ImageArray:
     return np.ascontiguousarray(image)
 
 
-def picture_from_bytes(data: bytes) -> Any:
-    """The av.VideoFrame of one encoded image; ValueError when the format is not known."""
+def is_turned(matrix: Matrix | None) -> bool:
+    """Whether ``upright`` swaps the sides of a picture."""
+    return matrix is not None and abs(matrix[1]) > abs(matrix[0])
+
+
+def square_size(stored: Size, aspect: float) -> Size:
+    """The size of a picture with square pixels, when its pixels are ``aspect`` as wide as high.
+
+    It is only ever enlarged: nothing that the file holds is lost.
+    """
+    if not ASPECTS[0] <= aspect <= ASPECTS[1] or abs(aspect - 1) < SQUARE_WITHIN:
+        return stored
+    if aspect > 1:
+        return Size(stored.height, max(1, round(stored.width * aspect)))
+    return Size(max(1, round(stored.height / aspect)), stored.width)
+
+
+def squared(
+    convert: Callable[[Any, Size | None], ImageArray],
+    picture: Any,
+    aspect: float,
+    matrix: Matrix | None,
+    frame: Size | None = None,
+) -> tuple[ImageArray, Stretch]:
+    """The upright RGB image of a picture, its pixels made square, and how it was stretched.
+
+    frame: the size it must have, None for its own; a picture of another shape is fitted into it
+    between black bars, as a television does.
+    """
+    stored = Size(picture.height, picture.width)
+    inner = square_size(stored, aspect)
+    if frame is not None:
+        room = frame.turned if is_turned(matrix) else frame
+        fit = min(room.height / inner.height, room.width / inner.width)
+        if inner != room:
+            inner = Size(
+                *(max(1, min(round(fit * a), b)) for a, b in zip(inner, room, strict=True))
+            )
+    image = upright(convert(picture, inner), matrix)
+    wide, high = inner.width / stored.width, inner.height / stored.height
+    if is_turned(matrix):
+        wide, high = high, wide
+    left = top = 0
+    if frame is not None and image.shape[:2] != frame:
+        canvas = np.zeros((*frame, 3), np.uint8)
+        top, left = ((a - b) // 2 for a, b in zip(frame, image.shape[:2], strict=True))
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+        image = canvas
+    return image, Stretch(wide, high, float(left), float(top))
+
+
+def picture_from_bytes(data: bytes, facts: PictureFacts, max_pixels: int = MAX_PIXELS) -> Any:
+    """The av.VideoFrame of one encoded image; ValueError when it cannot be decoded."""
+    if facts.refused is not None:
+        raise ValueError(facts.refused)
     av = import_av()
-    codec = next((name for magic, name in IMAGE_CODECS if data.startswith(magic)), None)
-    if codec is None:
-        raise ValueError("not a PNG, JPEG, BMP, WebP or TIFF file")
-    context: Any = av.CodecContext.create(codec, "r")
+    context: Any = av.CodecContext.create(facts.codec, "r")
+    context.options = {"max_pixels": decoder_limit(max_pixels)}
     try:
         pictures = [*context.decode(av.Packet(data)), *context.decode(None)]
     except av.error.FFmpegError as err:
@@ -124,3 +176,20 @@ def picture_from_bytes(data: bytes) -> Any:
     if not pictures:
         raise ValueError("it holds no picture")
     return pictures[0]
+
+
+def decoder_limit(max_pixels: int) -> str:
+    """The limit for FFmpeg, where a header lies or a stream grows.
+
+    It counts rows and columns that it adds to the picture, so its own limit is wider than ours.
+    """
+    return str(min(max_pixels * 5 // 4 + (1 << 22), (1 << 31) - 1))
+
+
+def check_pixels(name: str, size: Size, max_pixels: int) -> None:
+    """VideoError when pictures of this size have more than ``max_pixels`` pixels."""
+    if size.height * size.width > max_pixels:
+        raise VideoError(
+            f"pictures of at most {max_pixels / 1e6:g} million pixels were wanted, {name} has "
+            f"{size.width}x{size.height}; make it smaller, or allow more with --max-pixels"
+        )

@@ -14,21 +14,36 @@ from typing import Protocol
 
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.types import Frame, Size
-from mambapose.runtime.video.images import IMAGE_SUFFIXES, ImageFolder
-from mambapose.runtime.video.streams import Slice, VideoSource
+from mambapose.runtime.video.containers import head_of
+from mambapose.runtime.video.edges import masked
+from mambapose.runtime.video.files import kind_of
+from mambapose.runtime.video.headers import is_picture
+from mambapose.runtime.video.images import ImageFolder
+from mambapose.runtime.video.part import range_from_text
+from mambapose.runtime.video.pictures import MAX_PIXELS
+from mambapose.runtime.video.streams import VideoSource
+
+# Files of many JPEG pictures, one after the other: each begins as a photograph does.
+MOTION_JPEG = (".mjpeg", ".mjpg")
 
 
 class Source(Protocol):
     """Frames in order.
 
-    size: of the upright frames; fps: mean rate; frame_count: the number that the container
-    promises, or None (used for progress only); problem: a sentence once the stream broke off early.
+    size: of the upright frames, whose pixels are square; stored_size: of the upright pictures of
+    the file, in whose pixels results are given (``Frame.stretch`` leads from one to the other);
+    fps: mean rate; frame_count: the number that the container promises, or None (used for progress
+    only); problem: a sentence once the stream broke off early; notes: sentences on what was taken
+    other than one might think; corrupt_frames: how many of the frames given out so far are damaged.
     """
 
     size: Size
+    stored_size: Size
     fps: float
     frame_count: int | None
     problem: str | None
+    notes: list[str]
+    corrupt_frames: int
 
     def __iter__(self) -> Iterator[Frame]: ...
 
@@ -39,10 +54,13 @@ class Source(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-def open_source(uri: str, *, frame_range: str | None = None) -> Source:
+def open_source(
+    uri: str, *, frame_range: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Source:
     """The source behind a file, image folder, camera, stream address, or ``-`` for stdin.
 
-    frame_range: ``A:B`` keeps frames A to B-1; either side may be left out. Raises VideoError.
+    frame_range: ``A:B`` keeps frames A to B-1, ``2s:5s`` seconds; either side may be left out.
+    max_pixels: pictures with more are refused before they are decoded. Raises VideoError.
     """
     part = range_from_text(frame_range)
     if uri.startswith("csi://"):
@@ -51,39 +69,22 @@ def open_source(uri: str, *, frame_range: str | None = None) -> Source:
             "which is not part of this version; use /dev/videoN or an rtsp:// address"
         )
     if uri == "-":
-        return VideoSource("stdin", "pipe:0", part)
-    if uri.startswith("/dev/video"):
-        return VideoSource(uri, uri, part, form="v4l2")
-    if re.match(r"[a-z][a-z0-9+.-]+://", uri) and not uri.startswith("file://"):
-        return VideoSource(uri, uri, part)
+        return VideoSource("stdin", "pipe:0", part, max_pixels=max_pixels)
+    if re.fullmatch(r"/dev/video\d+", uri):
+        return VideoSource(uri, uri, part, form="v4l2", max_pixels=max_pixels)
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", uri) and not uri.startswith("file://"):
+        return VideoSource(masked(uri), uri, part, max_pixels=max_pixels)
     path = Path(uri.removeprefix("file://"))
-    if path.is_dir():
-        return ImageFolder(path, part)
-    if not path.exists():
-        raise VideoError(f"video {path} was wanted, there is no such file; check the path")
-    if path.is_file() and path.stat().st_size == 0:
-        raise VideoError(f"video {path} was wanted, found an empty file (0 bytes); copy it again")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageFolder(path, part)
+    kind = kind_of(path)
+    if kind == "folder":
+        return ImageFolder(path, part, max_pixels)
+    if kind == "camera":
+        return VideoSource(str(path), str(path), part, form="v4l2", max_pixels=max_pixels)
     # The prefix keeps FFmpeg from taking the start of a name such as 10:30.mp4 for a protocol.
-    return VideoSource(str(path), f"file:{path}", part)
-
-
-def range_from_text(text: str | None) -> Slice:
-    """(start, stop or None) from ``A:B``, ``A:``, ``:B``; (0, None) from None.
-
-    VideoError for any other text.
-    """
-    if text is None:
-        return 0, None
-    match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)
-    if match is None:
-        raise VideoError(
-            f"range A:B in frames was wanted, found {text!r}; "
-            "use for example 100:200, 100: or :200 (counted from 0, the end excluded)"
-        )
-    start = int(match[1] or 0)
-    stop = int(match[2]) if match[2] else None
-    if stop is not None and stop <= start:
-        raise VideoError(f"range {text!r} holds no frame; the end must be larger than the start")
-    return start, stop
+    address = f"file:{path}"
+    head = head_of(address)
+    if head == b"":
+        raise VideoError(f"video {path} was wanted, found an empty file (0 bytes); copy it again")
+    if head is not None and is_picture(head) and path.suffix.lower() not in MOTION_JPEG:
+        return ImageFolder(path, part, max_pixels)
+    return VideoSource(str(path), address, part, max_pixels=max_pixels)

@@ -5,27 +5,36 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.types import Frame, Size
+from mambapose.runtime.video.containers import advice, open_container, video_stream
+from mambapose.runtime.video.edges import is_edge_error, masked, reason_of, video_errors
+from mambapose.runtime.video.endings import missing_end
+from mambapose.runtime.video.headers import Matrix, picture_facts
+from mambapose.runtime.video.images import stretch_note
+from mambapose.runtime.video.part import Part
 from mambapose.runtime.video.pictures import (
-    Matrix,
-    import_av,
+    ASPECTS,
+    MAX_PIXELS,
+    check_pixels,
+    decoder_limit,
+    is_turned,
     matrix_from_picture,
     rgb_converter,
-    upright,
+    square_size,
+    squared,
 )
 
-# Longer than a camera needs for its first picture, shorter than anybody waits; free in between.
-STREAM_TIMEOUT_S = 10.0
-# Frame threads hold a few decoded pictures each; four keep up with 4K and bound the memory. It
-# decides speed and nothing else.
+# Frame threads hold a few decoded pictures each; four keep up with 4K and bound the memory. Larger
+# pictures are decoded by threads that share one. Both decide speed and memory, nothing else.
 DECODE_THREADS = 4
+FRAME_THREAD_PIXELS = 4096 * 2304
 # Formats whose header states how long the video lasts; elsewhere FFmpeg estimates it.
 TIMED_FORMATS = ("mov", "matroska")
-
-Slice = tuple[int, int | None]  # first frame, and the one after the last or None
+STILL_CODECS = ("mjpeg", "png")  # of which each packet is a file with a header of its own
 
 
 class VideoSource:
@@ -35,16 +44,30 @@ class VideoSource:
     and ``size`` is the size that the frames really have.
     """
 
-    def __init__(self, name: str, address: str, part: Slice, *, form: str | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        part: Part,
+        *,
+        form: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.name = masked(name)
         self.problem: str | None = None
+        self.notes: list[str] = []
+        self.corrupt_frames = 0
+        self._address = address
         self._part = part
+        self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._closed = False
         self._count = 0
         self._damaged = 0
-        self._end_s = 0.0
-        self._container = _open_container(name, address, form)
+        self._packets_read = 0
+        self._last_pts = -1
+        self._end_s: float | None = None
+        self._container = open_container(self.name, address, form, max_pixels)
         try:
             self._start()
         except BaseException:
@@ -52,38 +75,54 @@ class VideoSource:
             raise
 
     def _start(self) -> None:
-        if not self._container.streams.video:
-            raise VideoError(
-                f"video {self.name} was wanted, found a file without a video stream; "
-                "pass one that has pictures"
-            )
-        self._stream: Any = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = DECODE_THREADS
-        self.fps = _rate_of(self._stream)
+        with self._edge("it cannot be read"):
+            self._stream, several = video_stream(self.name, self._address, self._container)
+            context = self._stream.codec_context
+            if several is not None:
+                self.notes.append(several)
+            size = Size(context.height or 0, context.width or 0)
+            check_pixels(f"video {self.name}", size, self._max_pixels)
+            many = size.height * size.width > FRAME_THREAD_PIXELS
+            self._stream.thread_type = "SLICE" if many else "AUTO"
+            context.thread_count = DECODE_THREADS
+            context.options = {"max_pixels": decoder_limit(self._max_pixels)}
+            self.fps = _rate_of(self._stream)
+            coded = context.sample_aspect_ratio
+            self._coded_aspect = float(coded or 1)
+            self._next_aspect = float(self._stream.sample_aspect_ratio or coded or 1)
+            self._convert = rgb_converter()
         self._frames = self._number(self._decode())
         self._first = next(self._frames, None)
         if self._first is None:
             raise VideoError(
-                f"video {self.name} was wanted, no frame of it could be decoded; "
-                f"{self.problem or 'it holds no picture'}"
+                f"video {self.name} was wanted, no frame of it could be decoded "
+                f"({self.problem or 'it holds no picture'}); {advice(self._address)}"
             )
-        self.size = Size(*self._first.image.shape[:2])
         self.frame_count = self._promised_frames()
 
+    def _edge(self, what: str) -> Any:
+        """Whatever FFmpeg raises in the block becomes a VideoError."""
+        return video_errors(
+            f"video {self.name} was wanted, {what}", "it is damaged or of a kind that is not read"
+        )
+
     def __iter__(self) -> Iterator[Frame]:
-        start, stop = self._part
-        delivered = False
+        part, delivered, last_s = self._part, False, 0.0
         while (frame := self._next()) is not None:
-            if frame.index >= start:
+            index, last_s = frame.index, frame.timestamp
+            if part.ends_before(index, last_s):
+                break
+            if part.begins_by(index, last_s):
                 delivered = True
+                self.corrupt_frames += frame.corrupt
                 yield frame
-            if stop is not None and frame.index >= stop - 1:
+            del frame
+            if part.is_last(index):
                 return
         if not delivered and not self._closed:
             raise VideoError(
-                f"frames from {start} were wanted, video {self.name} has {self._count}; "
-                "start the range earlier"
+                f"{part} were wanted, video {self.name} has {self._count}, the last one at "
+                f"{last_s:.2f} s; start the range earlier"
             )
 
     def _next(self) -> Frame | None:
@@ -96,58 +135,81 @@ class VideoSource:
                 return frame
             return next(self._frames, None)
 
-    def _decode(self) -> Iterator[Any]:
-        """Decoded pictures; broken packets are skipped and counted."""
-        import av
-
+    def _decode(self) -> Iterator[tuple[Any, Matrix | None]]:
+        """Decoded pictures, and the turn that their packet asks for; broken packets are counted."""
+        context = self._stream.codec_context
         for packet in self._packets():
             # A cut-off packet in a frame-threaded decoder would cost the frames in flight.
             if packet is not None and packet.is_corrupt:
                 self._damaged += 1
                 continue
             try:
-                pictures = self._stream.codec_context.decode(packet)
-            except av.error.FFmpegError:
+                pictures = context.decode(packet)
+                aspect = context.sample_aspect_ratio
+            except Exception as err:
+                if not is_edge_error(err):
+                    raise
                 self._damaged += 1
                 continue
-            last_s = 0.0 if packet is None else float(packet.duration or 0) * self._tick_s()
+            # What the container gives stands above what the pictures say, until they say another.
+            if (coded := float(aspect or 1)) != self._coded_aspect:
+                self._coded_aspect = self._next_aspect = coded
+            turn = None
+            if packet is not None and context.name in STILL_CODECS:
+                facts = picture_facts(bytes(packet))
+                turn = None if facts is None else facts.matrix
             for picture in pictures:
-                self._end_s = (self._time_of(picture) or 0.0) + last_s
-                yield picture
+                yield picture, turn
 
     def _packets(self) -> Iterator[Any]:
-        """Packets of the stream; a read error sets ``problem`` and flushes the decoder (None)."""
-        import av
-
+        """Packets of the stream, then None to flush; a read error sets ``problem``."""
         packets = self._container.demux(self._stream)
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError as err:
-                self.problem = f"{self.name}: the stream broke off ({_reason(err)})"
+            except Exception as err:
+                if not is_edge_error(err):
+                    raise
+                self.problem = f"{self.name}: the stream broke off ({reason_of(err)})"
                 packet = None
             if packet is None:
                 break
-            yield packet
-        if self.problem is not None:
-            yield None
+            # Empty ones end every stream, and are what AVI has for a picture left out.
+            if packet.size:
+                self._packets_read += 1
+                self._note_end(packet)
+                yield packet
+        yield None
 
-    def _number(self, pictures: Iterator[Any]) -> Iterator[Frame]:
+    def _note_end(self, packet: Any) -> None:
+        """Until when the last picture is shown; None when its packet does not say it."""
+        if packet.pts is not None and packet.pts > self._last_pts:
+            self._last_pts = packet.pts
+            end = (packet.pts + packet.duration) * self._tick_s() if packet.duration else None
+            self._end_s = end
+
+    def _number(self, pictures: Iterator[tuple[Any, Matrix | None]]) -> Iterator[Frame]:
         """Upright RGB frames with index and timestamp; at the end, whether the stream was whole."""
-        convert = rgb_converter()
-        matrix: Matrix | None = None
-        size: Size | None = None
+        first: tuple[Size, Matrix | None] | None = None
         origin = timestamp = 0.0
-        for index, picture in enumerate(pictures):
+        aspect = self._next_aspect
+        for index, (picture, turn) in enumerate(pictures):
+            stored = Size(picture.height, picture.width)
             time = self._time_of(picture)
-            if size is None:
-                size = Size(picture.height, picture.width)
-                matrix = matrix_from_picture(picture)
+            # A decoder that reorders knows of a new shape some pictures before it shows it.
+            if picture.key_frame or first is None:
+                aspect = self._next_aspect
+            if first is None:
+                with self._edge("its first picture cannot be shown"):
+                    matrix = turn or matrix_from_picture(picture)
+                self._open_shape(stored, aspect, matrix)
+                first = stored, matrix
                 origin = time or 0.0
-            elif size != (picture.height, picture.width):
+            elif stored != first[0]:
+                before = first[0]
                 self.problem = (
-                    f"{self.name}: pictures change from {size.width}x{size.height} to "
-                    f"{picture.width}x{picture.height} at frame {index}; it was read up to there"
+                    f"{self.name}: pictures change from {before.width}x{before.height} to "
+                    f"{stored.width}x{stored.height} at frame {index}; it was read up to there"
                 )
                 return
             elif time is None or time - origin <= timestamp:
@@ -156,25 +218,66 @@ class VideoSource:
             else:
                 timestamp = time - origin
             self._count = index + 1
-            yield Frame(upright(convert(picture), matrix), index, timestamp)
-        self._judge_end(origin)
+            # No name holds a frame after it was given out: one of 8K takes 100 MB.
+            yield self._frame(picture, index, timestamp, aspect, first[1])
+        self._judge_end()
 
-    def _judge_end(self, origin: float) -> None:
+    def _frame(
+        self, picture: Any, index: int, timestamp: float, aspect: float, matrix: Matrix | None
+    ) -> Frame:
+        with self._edge(f"frame {index} cannot be shown"):
+            image, stretch = squared(self._convert, picture, aspect, matrix, self.size)
+            return Frame(image, index, timestamp, bool(picture.is_corrupt), stretch)
+
+    def _open_shape(self, stored: Size, aspect: float, matrix: Matrix | None) -> None:
+        """Fix the size of all frames by the first picture, and say what is done to its pixels."""
+        shown = square_size(stored, aspect)
+        check_pixels(f"video {self.name}", shown, self._max_pixels)
+        if is_turned(matrix):
+            stored, shown = stored.turned, shown.turned
+        self.stored_size, self.size = stored, shown
+        if stored != shown:
+            self.notes.append(stretch_note(stored, shown))
+        elif not ASPECTS[0] <= aspect <= ASPECTS[1]:
+            self.notes.append(
+                f"its pixels are said to be {aspect:g} times as wide as high, which no camera has: "
+                "they are taken for square"
+            )
+
+    def _judge_end(self) -> None:
         """Set ``problem`` when packets were damaged or the file ended before its header says."""
-        promised = self._promised_s()
         if self.problem is not None:
             return
-        shown = self._end_s - origin
-        if promised is not None and shown < promised - 0.5 - 3.0 / self.fps:
+        missing = self._missing()
+        if missing is not None:
             self.problem = (
-                f"{self.name}: the file is cut off, {self._count} frames "
-                f"({shown:.1f} of {promised:.1f} s) could be decoded"
+                f"{self.name}: the file is cut off ({missing}), {self._count} frames could be "
+                "decoded"
             )
         elif self._damaged:
             self.problem = (
                 f"{self.name}: {self._damaged} damaged packet(s) were skipped, "
                 f"{self._count} frames could be decoded"
             )
+
+    def _missing(self) -> str | None:
+        """What says that pictures are missing at the end, or None."""
+        frames = int(self._stream.frames)
+        if self._path is not None:
+            form = self._container.format.name
+            # All that the index of an MP4 promises was there: what is cut is sound.
+            every = 0 < frames <= self._packets_read and not self._damaged
+            return None if every and form.startswith("mov") else missing_end(self._path, form)
+        promised = self._promised_s()
+        if promised is None or self._end_s is None or self._end_s >= promised - 0.5 - 3 / self.fps:
+            return None
+        return f"its pictures last {self._end_s:.1f} of {promised:.1f} s"
+
+    @property
+    def _path(self) -> Path | None:
+        """The file, None for a camera, a stream or a pipe."""
+        prefix, _, rest = self._address.partition(":")
+        return Path(rest) if prefix == "file" else None
 
     def _promised_s(self) -> float | None:
         """Seconds the header promises for the video stream, where it says so reliably."""
@@ -191,12 +294,14 @@ class VideoSource:
         return whole if len(container.streams) == 1 else None
 
     def _promised_frames(self) -> int | None:
-        seconds = self._promised_s()
-        count = int(self._stream.frames) or (seconds and max(1, round(seconds * self.fps)))
-        start, stop = self._part
-        if not count:
-            return None if stop is None else stop - start
-        return max(0, min(count, stop or count) - start)
+        """How many frames to expect, None for a pipe or a stream: its header tells only a part."""
+        count = 0
+        if self._path is not None:
+            seconds = self._promised_s()
+            count = int(self._stream.frames) or (seconds and max(1, round(seconds * self.fps))) or 0
+            # AVI and IVF that were written into a pipe promise what a field can hold.
+            count = 0 if count > self._path.stat().st_size else count
+        return self._part.expected(count, self.fps)
 
     def _tick_s(self) -> float:
         return float(self._stream.time_base)
@@ -219,41 +324,6 @@ class VideoSource:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _open_container(name: str, address: str, form: str | None) -> Any:
-    av = import_av()
-    options = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}
-    # A server that falls silent has gone; a pipe or a camera may take its time.
-    timeout = STREAM_TIMEOUT_S if "://" in address else None
-    try:
-        return av.open(address, format=form, options=options, timeout=timeout)
-    except (av.error.FFmpegError, OSError, ValueError) as err:
-        raise VideoError(
-            f"video {name} was wanted, it cannot be read ({_reason(err)}); {_advice(address)}"
-        ) from err
-
-
-def _advice(address: str) -> str:
-    if address == "pipe:0":
-        return (
-            "stdin must carry a container (mkv, mpegts, nut, fragmented mp4, y4m): "
-            "raw frames do not tell their size"
-        )
-    if not address.startswith("file:"):
-        return "check the address and that the camera or server answers"
-    try:
-        with open(address.removeprefix("file:"), "rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-    except OSError:
-        return "check its permissions"
-    if is_mp4:
-        return "its index (moov) is missing: the recording or copy was cut off; copy it again"
-    return "pass a video file such as .mp4, .mkv, .webm or .avi"
-
-
-def _reason(err: BaseException) -> str:
-    return str(getattr(err, "strerror", None) or err).splitlines()[0]
 
 
 def _rate_of(stream: Any) -> float:

@@ -27,7 +27,7 @@ from mambapose.benchmarks.accuracy_video import (
 from mambapose.benchmarks.cli import command
 from mambapose.benchmarks.truth.lift_metrics import measured_h36m
 from mambapose.runtime.bundle.bundle import read_bundle
-from mambapose.runtime.pipeline import RunOptions
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.crop import crops_from_boxes
 from mambapose.runtime.stages.flow import GRAPHS, FlowStage
 from mambapose.runtime.types import Pose

@@ -11,6 +11,8 @@ from mambapose.export import weights
 from mambapose.export.models import NETWORKS
 from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import ExportOptions, Plan, default_networks, make_plan
+from mambapose.export.weights import shipped_detector
+from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.targets import TARGETS, Schedule
 
@@ -212,7 +214,7 @@ def test_flow_and_depth_are_left_out_where_they_have_no_weights(
         "depth: no weights ship; give --weights depth=FILE or --download "
         "depth-anything-v2-small; going on without",
     )
-    assert [line.split()[0] for line in found.lines()] == ["target", "pose2d", "lift3d"]
+    assert [line.split()[0] for line in found.lines()] == ["target", "pose2d", "lift3d", "detect"]
     assert "weights that ship" in found.lines()[1]
     file = tmp_path / "vits.pth"
     file.write_bytes(b"x")
@@ -233,3 +235,18 @@ def test_a_causal_lifter_has_no_window_to_choose() -> None:
         with pytest.raises(ExportError, match=f"{option} is for lifters of a window"):
             plan(**causal, **given)
     assert plan(networks={"lift3d": "posemagic-nano"}, flip=True, clip_frames=27).stages
+
+
+def test_the_detector_that_ships_comes_with_a_pose_network_unless_told() -> None:
+    assert plan(untrained=True).detect == shipped_detector()
+    last = plan(untrained=True).lines()[-1]
+    assert last.split() == ["detect", "yolox-nano", "weights", "that", "ship"]
+    assert plan(untrained=True, detector=False).detect is None
+    assert plan(untrained=True, only=("pose2d",)).detect is None
+    assert plan(untrained=True, networks={"pose2d": "none"}).detect is None
+    assert plan(untrained=True, download=("yolox-tiny",)).detect is None
+
+
+def test_the_detector_that_ships_is_the_published_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert file_sha256(shipped_detector()) == SOURCES["yolox-nano"].sha256

@@ -17,7 +17,8 @@ import pytest
 from mambapose.runtime import loading, running
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.cli import RunCommand, command, main
-from mambapose.runtime.results.destination import destination_of
+from mambapose.runtime.results.destination import RESULTS
+from mambapose.runtime.results.journal import JOURNAL
 from mambapose.runtime.running import noted_warnings
 from mambapose.runtime.targets import Schedule
 
@@ -105,7 +106,7 @@ def test_help_is_grouped_short_and_needs_click_alone():
 def test_every_option_is_in_the_help():
     listed = [name for _, names in RunCommand.headings for name in names]
     options = [param.name for param in command.params if param.name != "source"]
-    assert sorted(listed) == sorted([*options, "help"])
+    assert sorted(listed) == sorted(set(options) - {"version"})
     backend = next(param for param in command.params if param.name == "backend")
     assert list(backend.type.choices) == ["auto", *BACKENDS]
 
@@ -156,7 +157,7 @@ def test_a_missing_package_is_one_line(capsys, monkeypatch, tmp_path, bundle, cl
         ([], "Missing argument 'INPUT'"),
         (["--engine", "b", "clip.mp4", "--format", "xml"], "json, npz, csv"),
         (["--engine", "b", "clip.mp4", "--flow-iters", "0"], "flow-iters"),
-        (["--recover", "clip.mp4"], "--recover takes no INPUT"),
+        (["--recover", "clip.mp4"], "--recover takes INPUT for --overlay only"),
     ],
 )
 def test_usage_errors_exit_2(capsys, args, text):
@@ -169,7 +170,7 @@ def test_a_run_writes_everything_and_says_so(capsys, tmp_path, bundle, clip):
     assert mp_run("--engine", bundle, clip, "-o", out, "--overlay") == 0
     said = capsys.readouterr()
     assert "note: no detector: one person assumed" in said.err
-    for name in ("poses.json", "poses.npz", "poses.csv", "overlay.mp4", "run.json"):
+    for name in (*RESULTS, JOURNAL, "overlay.mp4", "run.json"):
         assert f"wrote {out / name}" in said.out
         assert (out / name).stat().st_size > 0
     assert said.out.splitlines()[-1].startswith("24 frames, 1 person, ")
@@ -178,13 +179,23 @@ def test_a_run_writes_everything_and_says_so(capsys, tmp_path, bundle, clip):
     assert report["frames"] == 24
     assert report["problem"] is None
     assert report["bundle_hash"] == meta["bundle"]["hash"]
-    assert report["source"] == {"name": str(clip), "width": 160, "height": 96, "fps": 30.0}
+    assert report["source"] == {
+        "name": str(clip), "path": str(clip), "width": 160, "height": 96, "fps": 30.0,
+    }  # fmt: skip
     assert report["backend"] == "onnxruntime"
     assert report["threads"] >= 1
     assert {"frame", "pose2d", "lift3d", "overlay", "journal"} <= set(report["times"])
     assert report["times"]["pose2d"]["runs"] == 24
     assert "onnxruntime" in report["versions"]
     assert report["peak_rss_mib"] > 10
+
+
+def test_an_option_that_has_no_effect_is_named(capsys, tmp_path, bundle, clip):
+    common = ("--engine", bundle, clip, "--range", "0:2")
+    assert mp_run(*common, "-o", tmp_path / "a", "--max-people", 3) == 0
+    assert "note: --max-people has no effect without a detector" in capsys.readouterr().err
+    assert mp_run(*common, "-o", tmp_path / "b") == 0
+    assert "--max-people" not in capsys.readouterr().err
 
 
 def test_quiet_is_quiet(capsys, tmp_path, bundle, clip):
@@ -247,42 +258,27 @@ def test_a_label_of_the_weights_is_shown_everywhere(capsys, monkeypatch, tmp_pat
     assert drawn == [text] * 24
 
 
-def test_an_earlier_run_is_not_replaced_unless_asked(capsys, tmp_path, bundle, clip):
-    out = tmp_path / "out"
-    assert mp_run("--engine", bundle, clip, "-o", out, "--overlay", "--quiet") == 0
-    before = (out / "poses.json").read_bytes()
-    assert "--overwrite" in refusal(capsys, "--engine", bundle, clip, "-o", out)
-    assert (out / "poses.json").read_bytes() == before
-    code = mp_run("--engine", bundle, clip, "-o", out, "--overwrite", "--format", "csv", "--quiet")
-    assert code == 0
-    names = sorted(path.name for path in out.iterdir())
-    assert names == ["poses.csv", "poses.ndjson", "run.json"]
+@pytest.mark.parametrize("args", [("--help",), ("--recover", "-o", "RUN")])
+def test_output_that_nothing_takes_is_one_line(tmp_path, bundle, clip, args):
+    assert mp_run("--engine", bundle, clip, "-o", tmp_path / "run", "--quiet") == 0
+    args = [arg.replace("RUN", str(tmp_path / "run")) for arg in args]
+    code = "from mambapose.runtime.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: standard output cannot be written (No space left on device); send it elsewhere\n"
+    )
 
 
-def test_a_range_and_a_named_file(tmp_path, bundle, clip):
-    out = tmp_path / "walk.json"
-    assert mp_run("--engine", bundle, clip, "-o", out, "--range", "5:9", "--quiet") == 0
-    assert [f["frame"] for f in json.loads(out.read_text())["frames"]] == [5, 6, 7, 8]
-    assert sorted(path.name for path in (tmp_path / "walk").iterdir()) == [
-        "poses.ndjson",
-        "run.json",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("out", "overlay", "folder", "video", "formats"),
-    [
-        ("out", False, "out", None, ("json", "npz", "csv")),
-        ("out", True, "out", "out/overlay.mp4", ("json", "npz", "csv")),
-        ("a/b.mp4", False, "a/b", "a/b.mp4", ("json", "npz", "csv")),
-        ("b.npz", True, "b", "b/overlay.mp4", ("npz",)),
-    ],
-)
-def test_where_results_go(out, overlay, folder, video, formats):
-    found = destination_of(Path(out), ("json", "npz", "csv"), overlay=overlay)
-    assert found.folder == Path(folder)
-    assert found.overlay == (None if video is None else Path(video))
-    assert found.formats == formats
+def test_text_of_others_does_not_steer_the_terminal(capsys, tmp_path, bundle):
+    name = "a\x1b[2Jb\n.mp4"
+    line = refusal(capsys, "--engine", bundle, tmp_path / name, "-o", tmp_path / "out")
+    assert "a\\x1b[2Jb\\x0a.mp4" in line
+    assert mp_run("--backend", "\x1b]0;title\x07", "x.mp4") == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, bundle, clip):
@@ -300,25 +296,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, bundle, clip
     assert "range" in refusal(capsys, *common, clip, "--range", "9:3")
     assert "clip.mp4 has 24" in refusal(capsys, *common, clip, "--range", "500:", "--overlay")
     assert not out.exists()
-
-
-@pytest.mark.parametrize("out", ["file", "file.json", "file/below", "taken"])
-def test_a_place_that_cannot_be_written_is_one_line(capsys, tmp_path, bundle, clip, out):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "taken" / "poses.json").mkdir(parents=True)
-    line = refusal(capsys, "--engine", bundle, clip, "-o", tmp_path / out, "--overwrite")
-    assert "choose another" in line
-    assert (tmp_path / "file").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file", "taken"]
-
-
-def test_the_input_is_never_overwritten(capsys, tmp_path, bundle, clip):
-    video = tmp_path / "walk.mp4"
-    video.write_bytes(clip.read_bytes())
-    for source in (video, f"file://{video}"):
-        line = refusal(capsys, "--engine", bundle, source, "-o", video, "--overwrite")
-        assert "would be overwritten" in line
-    assert video.read_bytes() == clip.read_bytes()
 
 
 def test_a_single_frame_of_odd_size(capsys, tmp_path, bundle):
@@ -418,7 +395,8 @@ def test_the_slow_operator_is_mentioned_once(capsys, monkeypatch, tmp_path, clip
 
 def test_other_warnings_pass_through():
     def noisy():
-        with noted_warnings() as notes:
+        notes = []
+        with noted_warnings(notes):
             warnings.warn("not ours", DeprecationWarning, stacklevel=1)
         return notes
 

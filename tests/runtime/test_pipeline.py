@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.pipeline import Pipeline, RunOptions
+from mambapose.runtime.pipeline import Pipeline
 from mambapose.runtime.results.journal import Journal
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import Frame
+from mambapose.runtime.types import Frame, Size
 
 from .fakes import (
     depth_engine,
@@ -371,3 +372,28 @@ def test_after_a_cut_a_causal_lifter_begins_anew():
 def test_a_lookahead_that_cannot_be_is_refused(lift, options, text):
     with pytest.raises(EngineError, match=text):
         Pipeline(engines(lift3d=lift), SCHEDULE, RunOptions(**options))
+
+
+def test_a_pipeline_runs_once():
+    pipeline = Pipeline(engines(), SCHEDULE)
+    list(pipeline.run(frames(2)))
+    with pytest.raises(EngineError, match="runs once, this one has run"):
+        pipeline.run(frames(2))
+
+
+def test_frames_of_another_size_or_type_are_refused():
+    with pytest.raises(EngineError, match=r"frames of \d+x\d+ were wanted, frame 1 has 64x48"):
+        list(
+            Pipeline(engines(), SCHEDULE).run(
+                [*frames(1), Frame(np.zeros((48, 64, 3), np.uint8), 1, 0.1)]
+            )
+        )
+    with pytest.raises(EngineError, match="frames of 10x20 were wanted, frame 0 has"):
+        list(Pipeline(engines(), SCHEDULE, size=Size(20, 10)).run(frames(1)))
+    for wrong in (
+        np.zeros((48, 64, 3), np.float32),
+        np.zeros((48, 64), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+    ):
+        with pytest.raises(EngineError, match=r"uint8 \(H, W, 3\) were wanted, found"):
+            list(Pipeline(engines(), SCHEDULE).run([Frame(wrong, 0, 0.0)]))

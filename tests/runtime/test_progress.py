@@ -43,6 +43,10 @@ def test_log_gets_one_line_in_ten_seconds_and_one_at_the_end() -> None:
     assert len(lines) == 6
 
 
+def test_the_end_of_a_run_that_was_shorter_than_promised_leaves_nothing_to_wait_for() -> None:
+    assert run(io.StringIO(), 10, 4).splitlines()[-1] == "frames: 4 of 10, 2.0 per second"
+
+
 def test_log_without_a_total() -> None:
     assert run(io.StringIO(), None, 3) == "frames: 3, 2.0 per second\n"
 

@@ -14,8 +14,8 @@ from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.cli import main
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
-from mambapose.runtime.pipeline import RunOptions
 from mambapose.runtime.results.destination import destination_of
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.running import Run, record
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame, Size, Where

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mambapose.benchmarks.truth.pose_metrics import MIRROR
 from mambapose.export.models.mambapose_nano import POOL
+from mambapose.runtime import durable
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.errors import ExportError, MambaPoseError
 from mambapose.runtime.loading import opened_flow
@@ -108,7 +109,7 @@ def write_estimates(path: Path, samples: Iterator[Estimates]) -> int:
     beside = path.with_suffix(".part")
     with beside.open("wb") as file:
         np.savez(file, format_version=np.array(FORMAT_VERSION), **arrays)
-    beside.replace(path)
+    durable.replace(beside, path)
     return len(rows)
 
 

@@ -1,4 +1,7 @@
-"""poses.csv: a row per person and frame, under a header of joint names."""
+"""poses.csv: a row per person and frame, under a header of joint names.
+
+The last column is 1 where the decoder made parts of the picture up.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,8 @@ class CsvWriter:
         flat = [f"{joint}_{part}" for joint in COCO17.joints for part in ("x", "y", "score")]
         solid = [f"{joint}_3d_{axis}" for joint in H36M17.joints for axis in "xyz"]
         self._no_xyz = [None] * len(solid)
-        self._rows.writerow(
-            ["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1", *flat, *solid]
-        )
+        own = ["frame", "timestamp", "track", "box_x0", "box_y0", "box_x1", "box_y1"]
+        self._rows.writerow([*own, *flat, *solid, "corrupt"])
 
     def add(self, record: Record) -> None:
         for person in record["people"]:
@@ -32,7 +34,7 @@ class CsvWriter:
                 row += [x, y, score]
             xyz = person["xyz"]
             row += self._no_xyz if xyz is None else [value for joint in xyz for value in joint]
-            self._rows.writerow(row)
+            self._rows.writerow([*row, int("corrupt" in record)])
 
     def finish(self) -> None:
         self._file.flush()

@@ -1,4 +1,7 @@
-"""poses.json: ``{"meta": {...}, "frames": [{"frame", "timestamp", "people"}, one per line]}``."""
+"""poses.json: ``{"meta": {...}, "frames": [{"frame", "timestamp", "people"}, one per line]}``.
+
+A frame of which the decoder made parts up also has ``"corrupt": true``.
+"""
 
 from __future__ import annotations
 

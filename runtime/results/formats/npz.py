@@ -1,7 +1,8 @@
 """poses.npz, one row per person and frame.
 
 frame_index (R,), timestamp (R,), track (R,), box (R, 4), xy (R, J, 2), score (R, J) and
-xyz (R, 17, 3); frames (F,) and times (F,) of every frame, also those without people; meta (JSON).
+xyz (R, 17, 3); frames (F,), times (F,) and corrupt (F,) of every frame, also those without people,
+corrupt where the decoder made parts of the picture up; meta (JSON).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class NpzWriter:
         "xyz": ("<f4", (len(H36M17.joints), 3)),
         "frames": ("<i8", ()),
         "times": ("<f8", ()),
+        "corrupt": ("|b1", ()),
     }
 
     def __init__(self, path: Path, meta: Mapping[str, object]) -> None:
@@ -49,6 +51,7 @@ class NpzWriter:
     def add(self, record: Record) -> None:
         self._put("frames", record["frame"])
         self._put("times", record["timestamp"])
+        self._put("corrupt", "corrupt" in record)
         for person in record["people"]:
             self._put("frame_index", record["frame"])
             self._put("timestamp", record["timestamp"])

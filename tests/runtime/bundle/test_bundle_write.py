@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mambapose.runtime.bundle import staging
 from mambapose.runtime.bundle.bundle import read_bundle, write_bundle
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError
@@ -85,6 +86,7 @@ def test_a_disk_that_fails_at_the_end_leaves_the_old_bundle(
         real(*args)
 
     monkeypatch.setattr(os, failing, fail)
+    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
     with pytest.raises(BundleError, match="No space left on device; nothing was changed"):
         write_bundle(bundle.path, lambda f: fill(f, marker=b"newer"), overwrite=True)
     monkeypatch.undo()
@@ -159,11 +161,12 @@ def test_what_a_killed_export_left_behind_goes_with_the_next_one(tmp_path: Path)
     assert process.stdout is not None
     half = tmp_path / process.stdout.readline().strip()
     other = write_bundle(tmp_path / "other", fill)
-    write_bundle(out, fill)  # while the other one is alive, its folder stays
+    with pytest.raises(BundleError, match="another export"):  # while the other one is alive
+        write_bundle(out, fill)
     assert (half / "half.onnx").read_bytes() == b"half"
     process.communicate("go\n")
     assert process.returncode == -signal.SIGKILL
     assert half.is_dir()
-    write_bundle(out, fill, overwrite=True)
+    write_bundle(out, fill)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "other"]
     assert read_bundle(other.path) == other

@@ -20,7 +20,8 @@ from mambapose.runtime.people.one_person import (
     sights_of,
     wider,
 )
-from mambapose.runtime.pipeline import SEARCH_BATCH, Pipeline, RunOptions
+from mambapose.runtime.pipeline import SEARCH_BATCH, Pipeline
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame
 

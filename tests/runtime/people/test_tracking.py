@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.people.tracking import (
+    KEEP_FRAMES,
     Tracker,
     assigned,
     boxes_from_joints,
@@ -239,6 +240,34 @@ def test_at_most_so_many_people_the_surest_first():
     boxes = [box_of(x, 50) for x in (10, 200, 400)]
     tracker.detect(0, seen(*boxes, scores=[0.9, 0.8, 0.7]))
     assert tracker.subjects(SIZE).boxes.tolist() == boxes[:2]
+
+
+def test_a_lost_person_takes_no_more_than_a_free_place():
+    tracker = Tracker(every=1, max_people=2)
+    first, second, third = (box_of(x, 100) for x in (50, 250, 450))
+    tracker.detect(0, seen(first, second))
+    nothing = poses(person(50, 100), person(250, 100, score=0.0))
+    both = poses(person(50, 100), person(250, 100))
+    tracker.update(0, tracker.subjects(SIZE), *both, SIZE)
+    tracker.update(1, tracker.subjects(SIZE), *nothing, SIZE)  # the second is lost
+    tracker.detect(2, seen(first, third))
+    assert tracker.subjects(SIZE).ids == (1, 3)
+    tracker.detect(3, seen(first, second, third))  # the second again, but there are two already
+    assert tracker.subjects(SIZE).ids == (1, 3)
+    tracker.update(
+        3, tracker.subjects(SIZE), *poses(person(50, 100), person(450, 100, score=0)), SIZE
+    )
+    tracker.detect(4, seen(first, second, third, scores=[0.9, 0.8, 0.7]))  # the surer of two
+    assert tracker.subjects(SIZE).ids == (1, 2)
+
+
+def test_an_id_never_outlives_its_two_seconds_whenever_detections_come():
+    tracker = Tracker(every=50, max_people=2)
+    tracker.detect(0, seen(box_of(100, 100)))
+    tracker.update(0, tracker.subjects(SIZE), *poses(person(100, 100)), SIZE)
+    tracker.update(1, tracker.subjects(SIZE), *poses(person(100, 100, score=0.0)), SIZE)
+    tracker.detect(KEEP_FRAMES + 1, seen(box_of(100, 100)))
+    assert tracker.subjects(SIZE).ids == (2,)
 
 
 def test_a_weak_detection_keeps_but_does_not_start():

@@ -14,7 +14,8 @@ import pytest
 
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results.files import WRITERS, conventions, write_results
-from mambapose.runtime.results.journal import Journal, journal_state, read_journal
+from mambapose.runtime.results.journal import Journal, record_from_pose
+from mambapose.runtime.results.journal_reader import JournalReader
 from mambapose.runtime.skeleton import COCO17, H36M17
 from mambapose.runtime.types import Pose
 
@@ -95,6 +96,24 @@ def test_three_formats_hold_the_same(tmp_path: Path) -> None:
             assert float(cells["right_wrist_3d_z"]) == person["xyz"][16][2]
 
 
+def test_frames_that_the_decoder_made_up_are_marked_in_every_format(tmp_path: Path) -> None:
+    with Journal(tmp_path, conventions()) as journal:
+        journal.append(0, 0.0, [pose(0, 1, True)])
+        journal.append(1, 0.1, [pose(1, 1, True)], corrupt=True)
+        journal.append(2, 0.2, [], corrupt=True)
+        journal.finish()
+    found = write_results(tmp_path)
+    assert (found.complete, found.damage.lines) == (True, 0)
+    json_path, npz_path, csv_path = found.paths
+    frames = json.loads(json_path.read_text())["frames"]
+    assert [frame.get("corrupt") for frame in frames] == [None, True, True]
+    with np.load(npz_path) as arrays:
+        assert arrays["corrupt"].tolist() == [False, True, True]
+    header, *rows = csv.reader(csv_path.read_text().splitlines())
+    assert header[-1] == "corrupt"
+    assert [row[-1] for row in rows] == ["0", "1"]
+
+
 def test_no_people_at_all(tmp_path: Path) -> None:
     with Journal(tmp_path, {}) as journal:
         journal.finish()
@@ -148,29 +167,124 @@ def test_the_same_journal_gives_the_same_files(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in found.paths] == before
 
 
-def test_damage_in_the_middle_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
+def damaged(out: Path, number: int, line: bytes) -> None:
+    """Put ``line`` in place of line ``number`` (from 1) of the journal in ``out``."""
+    path = out / "poses.ndjson"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = line + b"\n"
+    path.write_bytes(b"".join(lines))
+
+
+def frame_line(frame: object, **changes: object) -> bytes:
+    people = [record_from_pose(pose(1, 1, True)) | changes.pop("person", {})]
+    record = {"frame": frame, "timestamp": 0.04, "people": people} | changes
+    return json.dumps(record).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"frame":1,',
+        b'{"people":[]}',
+        b"[]",
+        b"null",
+        b"7",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        frame_line(-1),
+        frame_line(True),
+        frame_line("1"),
+        frame_line(2**70),
+        frame_line(1, timestamp=float("nan")),
+        frame_line(1, timestamp=10**400),
+        frame_line(1, people={}),
+        frame_line(1, people=[3]),
+        frame_line(1, more=1),
+        frame_line(1, person={"id": None}),
+        frame_line(1, person={"id": 2**63}),
+        frame_line(1, person={"box": [1, 2, 3]}),
+        frame_line(1, person={"xy": [[0, 0]] * 16}),
+        frame_line(1, person={"score": ["1"] * 17}),
+        frame_line(1, person={"xyz": [[0, 0]] * 17}),
+        frame_line(1, person={"xyz": [[0, 0, float("inf")]] * 17}),
+        b'{"frame":7,"xyz":{}}',
+        b'{"frame":1,"xyz":[]}',
+        b'{"end":',
+        b'{"end":{"frames":1}}',
+    ],
+)
+def test_a_damaged_line_costs_its_own_frame_and_no_other(tmp_path: Path, line: bytes) -> None:
     write_run(tmp_path)
-    write_results(tmp_path)
-    old = (tmp_path / "poses.json").read_bytes()
-    lines = (tmp_path / "poses.ndjson").read_bytes().splitlines(keepends=True)
-    for bad in (b'{"frame":1,\n', b'{"people":[]}\n'):
-        (tmp_path / "poses.ndjson").write_bytes(b"".join([*lines[:2], bad, *lines[3:]]))
-        with pytest.raises(OutputError, match="line 3 is") as caught:
-            write_results(tmp_path)
-        assert "\n" not in str(caught.value)
-    assert (tmp_path / "poses.json").read_bytes() == old
-    assert not list(tmp_path.glob("*.part"))
+    damaged(tmp_path, 3, line)
+    found = write_results(tmp_path)
+    assert (found.frames, found.complete, found.damage.lines) == (3, False, 1)
+    assert found.damage.first.startswith("line 3 ")
+    document = json.loads((tmp_path / "poses.json").read_text())
+    assert [frame["frame"] for frame in document["frames"]] == [0, 2, 3]
+    assert (document["meta"]["complete"], document["meta"]["damaged_lines"]) == (False, 1)
+    assert document["meta"]["frames"] == 4  # the end line is whole
+    with np.load(tmp_path / "poses.npz") as arrays:
+        assert arrays["frames"].tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"end":',
+        b'{"end":1}',
+        b'{"end": [1]}',
+        b'{"end":null}',
+        b'{"end":{"frames":1},"x":2}',
+        b'{"end":{"problem":"\\ud800"}}',
+        b'{"end":{"frames":NaN}}',
+    ],
+)
+def test_a_damaged_end_costs_no_frame(tmp_path: Path, line: bytes) -> None:
+    write_run(tmp_path)
+    damaged(tmp_path, 6, line)
+    found = write_results(tmp_path)
+    assert (found.frames, found.complete, found.damage.lines) == (4, False, 1)
+
+
+def test_a_frame_number_that_is_much_too_large_costs_no_other_frame(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    damaged(tmp_path, 3, frame_line(5_000_000))
+    found = write_results(tmp_path, ("json",))
+    assert (found.frames, found.damage.first) == (3, "line 3 is a frame out of order")
+    frames = json.loads(found.paths[0].read_text())["frames"]
+    assert [frame["frame"] for frame in frames] == [0, 2, 3]
+
+
+def test_a_frame_written_twice_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "poses.ndjson"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], *lines[1:]]))
+    found = write_results(tmp_path)
+    assert (found.frames, found.damage.lines) == (4, 2)
+
+
+@pytest.mark.parametrize("line", [b"{}", b'{"meta":[]}', b'{"meta":{"a":"\\ud800"}}', b"x"])
+def test_without_its_first_line_a_journal_still_has_its_frames(tmp_path: Path, line: bytes) -> None:
+    write_run(tmp_path)
+    damaged(tmp_path, 1, line)
+    found = write_results(tmp_path)
+    assert (found.frames, found.complete) == (4, False)
+    meta = json.loads((tmp_path / "poses.json").read_text())["meta"]
+    assert meta["units"]["xyz"].startswith("unknown")
+    assert meta["skeletons"] == conventions()["skeletons"]
 
 
 def test_journals_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="an output folder that mp-run wrote"):
         write_results(tmp_path)
     (tmp_path / "poses.ndjson").write_text('{"something": "else"}\n')
-    with pytest.raises(OutputError, match="should start with a meta line"):
+    with pytest.raises(OutputError, match="should start with a meta line and holds no frame"):
         write_results(tmp_path)
     (tmp_path / "poses.ndjson").write_text('{"meta": {"tor')
     with pytest.raises(OutputError, match="ends inside its first line"):
-        journal_state(tmp_path / "poses.ndjson")
+        JournalReader(tmp_path / "poses.ndjson")
+    assert [path.name for path in tmp_path.iterdir()] == ["poses.ndjson"]
 
 
 FULL = """
@@ -245,4 +359,4 @@ def test_memory_is_flat_over_half_an_hour_of_video(tmp_path: Path) -> None:
         assert arrays["xyz"].shape == (54_000, 17, 3)
         assert np.isnan(arrays["xyz"]).all(axis=(1, 2)).sum() == 60
         np.testing.assert_allclose(arrays["xy"][-1], people[0].xy, atol=6e-4)
-    assert sum(1 for _ in read_journal(tmp_path / "long" / "poses.ndjson")) == 54_000
+    assert sum(1 for _ in JournalReader(tmp_path / "long" / "poses.ndjson")) == 54_000

@@ -11,7 +11,7 @@ import pytest
 
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results import overlay
-from mambapose.runtime.results.overlay import Overlay, encoder_name, even
+from mambapose.runtime.results.overlay import Overlay, encoder_name, encoder_note, even
 from mambapose.runtime.types import Size
 from mambapose.runtime.video.sources import open_source
 
@@ -47,7 +47,7 @@ def test_overlay_size_and_colours(tmp_path: Path, size: tuple[int, int]) -> None
         for index in range(3):
             video.write(image, index / 30)
     assert video.codec == "libx264"
-    assert video.note is None
+    assert encoder_note(path) is None
     with open_source(str(path)) as source:
         assert source.size == Size(size[1] + size[1] % 2, size[0] + size[0] % 2)
         frames = list(source)
@@ -89,8 +89,7 @@ def test_overlay_without_h264_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         for index, image in enumerate(clip((64, 48), 10)):
             video.write(image, index / 30)
     assert video.codec == "mpeg4"
-    assert video.note is not None
-    assert "no H.264 encoder" in video.note
+    assert "o.mp4: this PyAV has no H.264 encoder" in str(encoder_note(tmp_path / "o.mp4"))
     with open_source(str(tmp_path / "o.mp4")) as source:
         assert len(list(source)) == 10
     monkeypatch.setattr(overlay, "ENCODERS", ("no-such-encoder",))
@@ -99,7 +98,7 @@ def test_overlay_without_h264_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_overlay_on_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "o.mp4").symlink_to("/dev/full")
+    (tmp_path / "o.mp4.part").symlink_to("/dev/full")
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
     def fill() -> None:
@@ -108,9 +107,21 @@ def test_overlay_on_a_full_disk(tmp_path: Path) -> None:
             for index in range(60):
                 video.write(np.roll(noise, index, axis=0), index / 30)
 
-    with pytest.raises(OutputError, match=r"No space left on device.*poses so far are safe") as err:
+    with pytest.raises(OutputError, match="No space left on device") as err:
         fill()
     assert "\n" not in str(err.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "o.mp4"
+    path.write_bytes(b"earlier")
+    with Overlay(path, Size(48, 64), 30) as video:
+        video.write(clip((64, 48), 1)[0], 0.0)
+        assert path.read_bytes() == b"earlier"
+    with open_source(str(path)) as source:
+        assert len(list(source)) == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["o.mp4"]
 
 
 def test_overlay_in_a_folder_that_is_a_file(tmp_path: Path) -> None:

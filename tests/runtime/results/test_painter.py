@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mambapose.runtime.errors import OutputError
-from mambapose.runtime.pipeline import Pipeline, RunOptions
+from mambapose.runtime.pipeline import Pipeline
 from mambapose.runtime.results import painter as module
 from mambapose.runtime.results.painter import (
     BYTES_PER_PIXEL,
@@ -15,6 +15,7 @@ from mambapose.runtime.results.painter import (
     picture_from_array,
     unpacked,
 )
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import Frame, Size
 from mambapose.runtime.video.sources import open_source
@@ -50,6 +51,7 @@ def paint(path, **options):
     pipeline = Pipeline(engines, SCHEDULE, RunOptions(trained=False, **options))
     source, most = Grey(), 0
     with Painter(path, source, pipeline, untrained=False) as painter:
+        painter.start()
         for result in pipeline.run(source, painter.paint_now):
             most = max(most, len(painter._held))
             painter.paint_later(result)

@@ -11,7 +11,8 @@ from mambapose.runtime.cli import main
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import needed_graphs
 from mambapose.runtime.people.tracking import Tracker
-from mambapose.runtime.pipeline import Pipeline, RunOptions
+from mambapose.runtime.pipeline import Pipeline
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.clip_pose import ClipPose, window_places
 from mambapose.runtime.stages.crop import crops_from_boxes, crops_from_image
 from mambapose.runtime.stages.decode import joints_from_heatmaps

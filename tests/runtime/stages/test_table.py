@@ -7,7 +7,7 @@ import pytest
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.loading import clip_graphs, needed_graphs
-from mambapose.runtime.pipeline import RunOptions
+from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.stages.table import MODEL, STAGES, SizeRule
 from mambapose.runtime.types import Size
 

@@ -16,9 +16,10 @@ import pytest
 
 from mambapose.runtime.errors import VideoError
 from mambapose.runtime.types import Frame
+from mambapose.runtime.video.part import range_from_text
 from mambapose.runtime.video.pictures import upright
 from mambapose.runtime.video.prefetch import Prefetch
-from mambapose.runtime.video.sources import open_source, range_from_text
+from mambapose.runtime.video.sources import open_source
 
 UNIT = 65536
 
@@ -354,6 +355,7 @@ def test_stdin_carries_a_container_but_not_raw_frames(tmp_path: Path) -> None:
 
 STALLED_READER = """
 import time
+from mambapose.runtime.video.part import range_from_text
 from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import open_source
 with open_source("-") as source, Prefetch(source, depth=1000) as frames:
