@@ -19,6 +19,7 @@ from mambapose.runtime.stages.contracts import check_contract
 from mambapose.runtime.stages.flow import FlowStage
 from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.stages.table import DETECT, MODEL, STAGES, whole_frame_inputs
+from mambapose.runtime.text import printable
 from mambapose.runtime.types import GraphName, GraphSpec, Size, Where
 
 SHIPPED = Path(__file__).parent / "data" / "cpu"
@@ -35,7 +36,7 @@ def shipped_bundle() -> Path:
 
 
 class IgnoredCodeWarning(UserWarning):
-    """Libraries or programs lie in a bundle's folder; they are not loaded."""
+    """A library or program was not loaded: it lies in a bundle, or nothing has a use for it."""
 
 
 def check_contracts(bundle: Bundle, graphs: Iterable[tuple[str, str]]) -> None:
@@ -72,6 +73,13 @@ def open_pipeline(
         if not (stage == DETECT and detector is not None)
     ]
     check_contracts(bundle, [(stage, graph) for _, stage, graph in needed])
+    operator = where.operator if where is not None else None
+    if operator is not None and not any(bundle.stages[s].scan_spec for _, s, _ in needed):
+        warnings.warn(
+            f"no network here has a selective scan: {printable(str(operator))} is not loaded",
+            IgnoredCodeWarning,
+            stacklevel=2,
+        )
     engines: dict[str, Engine] = {}
     try:
         for key, stage, graph in needed:

@@ -9,10 +9,10 @@ import pytest
 
 from mambapose.runtime.backends.fake import FakeEngine
 from mambapose.runtime.errors import EngineError, MismatchError
-from mambapose.runtime.loading import open_pipeline, opened_flow
+from mambapose.runtime.loading import IgnoredCodeWarning, open_pipeline, opened_flow
 from mambapose.runtime.stages.contracts import check_contract
 from mambapose.runtime.stages.detect import yolox_size
-from mambapose.runtime.types import GraphSpec, Size, TensorSpec
+from mambapose.runtime.types import GraphSpec, Size, TensorSpec, Where
 
 from ..fakes import depth_engine, fake, flow_engines, lift_engine, pose_engine, tensor
 from ..small_bundle import use_fakes, write_fake_bundle
@@ -50,6 +50,15 @@ def test_right_graphs_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     check_contract("lift3d", {"step": step_engine().spec})
     check_contract("pose2d", {name: engine.spec for name, engine in clip_engines().items()})
     check_contract("model", {"main": GraphSpec("main", (), ())})
+
+
+def test_an_operator_that_nothing_needs_is_said_to_be_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fakes(monkeypatch, engines())
+    bundle = write_fake_bundle(tmp_path / "b", engines())
+    with pytest.warns(IgnoredCodeWarning, match=r"no network here has .*x\.so is not loaded"):
+        open_pipeline(bundle, FRAME, where=Where(operator=Path("x.so"))).close()
 
 
 def drop(name: str) -> Change:
