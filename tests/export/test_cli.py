@@ -113,7 +113,9 @@ def test_the_bundle_describes_what_is_in_it(bundle: Bundle) -> None:
         "stages/lift3d.onnx",
         "stages/lift3d.trt.onnx",
     ]
-    assert sorted(p.name for p in bundle.path.iterdir()) == ["bundle.json", "gate", "stages"]
+    names = {"LICENSE", "NOTICE", "bundle.json", "gate", "stages"}
+    assert {path.name for path in bundle.path.iterdir()} == names
+    assert [file.path for file in bundle.notices] == ["NOTICE", "LICENSE"]
 
 
 def test_the_engine_gives_what_the_torch_network_gives(bundle: Bundle) -> None:

@@ -401,19 +401,14 @@ def installed(tmp_path, monkeypatch) -> Path:
 
 def test_library_is_looked_for_in_order(installed, tmp_path, monkeypatch):
     assert native.find_library() is None
-    assert native.find_library(bundle=tmp_path / "bundle") is None
     (installed / native.LIBRARY_NAME).touch()
     assert native.find_library() == installed / native.LIBRARY_NAME
-    in_bundle = tmp_path / "bundle" / "plugins" / native.LIBRARY_NAME
-    in_bundle.parent.mkdir(parents=True)
-    in_bundle.touch()
-    assert native.find_library(bundle=tmp_path / "bundle") == in_bundle
     named, given = tmp_path / "named.so", tmp_path / "given.so"
     named.touch()
     given.touch()
     monkeypatch.setenv(native.VARIABLE, str(named))
-    assert native.find_library(bundle=tmp_path / "bundle") == named
-    assert native.find_library(given, bundle=tmp_path / "bundle") == given
+    assert native.find_library() == named
+    assert native.find_library(given) == given
 
 
 def test_named_library_must_exist(installed, tmp_path, monkeypatch):
