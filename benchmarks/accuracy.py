@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import click
-
 from mambapose.benchmarks import report, scores
 from mambapose.benchmarks.accuracy_video import (
     Clip,
@@ -17,6 +15,7 @@ from mambapose.benchmarks.accuracy_video import (
     modalities,
     video_scores,
 )
+from mambapose.benchmarks.report import say
 from mambapose.benchmarks.scores import Score
 from mambapose.runtime.backends.loader import backend_from_name
 from mambapose.runtime.bundle.bundle import read_bundle
@@ -56,7 +55,7 @@ def measure(
 ) -> bool:
     """Whether the scores are not worse than the baseline; measures the parts and reports them."""
     bundle = read_bundle(engine)
-    scores = measured(bundle, where, material, parts, partial(click.echo, err=True))
+    scores = measured(bundle, where, material, parts, partial(say, err=True))
     return reported(bundle, where, scores, wanted)
 
 
@@ -68,34 +67,35 @@ def reported(bundle: Bundle, where: Where, parts: Iterable[list[Score]], wanted:
     baseline, json_file, tolerance = wanted.baseline, wanted.json_file, wanted.tolerance
     stored = None if baseline is None else scores.read_scores(baseline)
     about = facts(bundle, where)
-    click.echo(
+    say(
         f"{about['cpu']}, {about['backend']} on {about['device']}, {about['threads']} threads, "
         f"commit {about['commit']}, bundle {bundle.hash[:12]}"
     )
     for stage, entry in bundle.stages.items():
         trained = "trained" if entry.weights.trained else "untrained: its numbers mean nothing"
-        click.echo(f"{stage}: {entry.network}, {entry.precision}, {trained}")
+        say(f"{stage}: {entry.network}, {entry.precision}, {trained}")
     found: list[Score] = []
     for part in parts:
-        click.echo()
+        say()
         for line in scores.table(part):
-            click.echo(line)
+            say(line)
         found += part
     shown = [score for score in found if score.stage == "pose2d" and "," not in score.data]
     if shown:
-        click.echo("\nmedian error of each joint, % of body height, left/right")
+        say()
+        say("median error of each joint, % of body height, left/right")
     for line in scores.joint_table(shown):
-        click.echo(line)
+        say(line)
     if json_file is not None:
         scores.write_scores(found, json_file, about)
-        click.echo(f"wrote {len(found)} scores to {json_file}")
+        say(f"wrote {len(found)} scores to {json_file}")
     if stored is None:
         return True
     lines = scores.worse(found, stored, tolerance)
     for line in lines:
-        click.echo(f"WORSE {line}")
+        say(f"WORSE {line}")
     if not lines:
-        click.echo(f"not worse than {baseline}, tolerance {tolerance:g}")
+        say(f"not worse than {baseline}, tolerance {tolerance:g}")
     return not lines
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import click
-
 from mambapose.benchmarks import comparison, report, sweeps
 from mambapose.benchmarks.jobs import Job, Row
+from mambapose.benchmarks.report import say
 from mambapose.benchmarks.sides import measure_all
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.loading import shipped_bundle
@@ -26,16 +25,16 @@ def bench(
     """Whether the budget is kept; prints the table and writes what was asked for."""
     limits = report.limits_from_text(budget) if budget else report.Limits()
     bundle = read_bundle(engine)
-    rows = comparison.compare(bundle, vs, job, sweep=sweep and bool(vs), tell=click.echo)
+    rows = comparison.compare(bundle, vs, job, sweep=sweep and bool(vs), tell=say)
     names = [comparison.shown_name(name) for name in vs]
     sentences = [*report.ratios(rows, comparison.TIERS, names), *sweeps.ratios(rows)]
     show(rows, sentences, job, {"bundle": bundle.hash}, json_file)
     if plot_file is not None:
         report.plot(rows, plot_file)
-        click.echo(f"wrote {plot_file}")
+        say(f"wrote {plot_file}")
     verdicts = report.verdicts(rows, limits)
     for sentence, kept in verdicts:
-        click.echo(f"{sentence} {'ok' if kept else 'FAIL'}")
+        say(f"{sentence} {'ok' if kept else 'FAIL'}")
     return all(kept for _, kept in verdicts)
 
 
@@ -55,7 +54,7 @@ def bench_networks(
         candidates = sweeps.default_candidates(read_bundle(shipped_bundle()))
     # Listed first: an export that fails shows before minutes of measuring.
     sides = list(sweeps.sides(candidates, sizes, clips))
-    rows = measure_all(sides, job, click.echo)
+    rows = measure_all(sides, job, say)
     show(rows, sweeps.ratios(rows), job, {}, json_file)
 
 
@@ -68,15 +67,15 @@ def show(
 ) -> None:
     """Print the machine, the table and the sentences; append the rows to the file."""
     about = {**report.machine(), "backend": job.where.backend, **about}
-    click.echo(
+    say(
         f"{about['cpu']}, {job.where.backend}, {job.where.thread_count} threads, "
         f"commit {about['commit']}"
     )
     for line in (*report.table(rows), *sentences):
-        click.echo(line)
+        say(line)
     if json_file is not None:
         report.write_json_lines(rows, json_file, about)
-        click.echo(f"wrote {len(rows)} rows to {json_file}")
+        say(f"wrote {len(rows)} rows to {json_file}")
 
 
 def bench_scan(json_file: Path | None) -> bool:
@@ -85,8 +84,8 @@ def bench_scan(json_file: Path | None) -> bool:
 
     rows = scan.run()
     for line in scan.table(rows):
-        click.echo(line)
+        say(line)
     if json_file is not None:
         scan.write_json_lines(rows, json_file, report.machine())
-        click.echo(f"wrote {len(rows)} rows to {json_file}")
+        say(f"wrote {len(rows)} rows to {json_file}")
     return all(row["ok"] for row in rows)

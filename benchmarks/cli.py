@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from mambapose.runtime.commands import run_command
+from mambapose.runtime.options import FilePath, FiniteRange
 from mambapose.runtime.types import Where
 
 PARTS = ("sample", "pose2d", "video", "lift3d")
 EPILOG = "Example: mp-bench --vs vitpose-b --plot bench.png"
+AT_LEAST_1 = click.IntRange(1)
 Measured = Callable[..., None]
 
 
@@ -20,9 +22,16 @@ def measured(function: Measured) -> Measured:
     options = (
         click.option("--backend", default="onnxruntime", show_default=True, help="Of every row."),
         click.option("--device", default="cpu", show_default=True, help="Of every row."),
-        click.option("--threads", default=2, show_default=True, help="Threads inside one graph."),
-        click.option("--iterations", default=20, show_default=True, help="Calls, at least."),
-        click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines."),
+        click.option("--operator", metavar="FILE", type=Path, help="Compiled selective scan."),
+        click.option(
+            "--threads", type=AT_LEAST_1, default=2, show_default=True, help="In one graph."
+        ),
+        click.option(
+            "--iterations", type=AT_LEAST_1, default=20, show_default=True, help="Calls, at least."
+        ),
+        click.option(
+            "--json", "json_file", metavar="FILE", type=FilePath(), help="Add JSON lines."
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -40,7 +49,7 @@ def measured(function: Measured) -> Measured:
 @click.option("--sweep/--no-sweep", default=True, show_default=True, help="Sweep sizes and T.")
 @click.option("--budget", metavar="33ms,4GiB", help="Limits of the pipeline: pass or fail.")
 @measured
-@click.option("--plot", "plot_file", metavar="FILE", type=Path, help="Write one PNG here.")
+@click.option("--plot", "plot_file", metavar="FILE", type=FilePath(), help="Write one PNG here.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -48,6 +57,7 @@ def command(
     vs: tuple[str, ...],
     backend: str,
     device: str,
+    operator: Path | None,
     threads: int,
     iterations: int,
     sweep: bool,
@@ -68,7 +78,7 @@ def command(
     from mambapose.runtime.loading import shipped_bundle
 
     engine = engine or shipped_bundle()
-    job = Job("stages", where=Where(backend, device, threads), iterations=iterations)
+    job = Job("stages", where=Where(backend, device, threads, operator), iterations=iterations)
     if not bench(engine, vs, job, sweep, budget, json_file, plot_file):
         raise SystemExit(1)
 
@@ -87,8 +97,8 @@ def command(
 )
 @measured
 def networks(
-    names: tuple[str, ...], clip_frames: str, sizes: str, backend: str, device: str, threads: int,
-    iterations: int, json_file: Path | None,
+    names: tuple[str, ...], clip_frames: str, sizes: str, backend: str, device: str,
+    operator: Path | None, threads: int, iterations: int, json_file: Path | None,
 ) -> None:  # fmt: skip
     """Measure lifters over the window T and 2D networks over the input size, each in a fresh
     process: parameters, time of a call and of a frame, peak memory.
@@ -101,13 +111,15 @@ def networks(
     from mambapose.benchmarks.jobs import Job
     from mambapose.benchmarks.sweeps import clips_from_text, sizes_from_text
 
-    job = Job("stages", where=Where(backend, device, threads), iterations=iterations)
+    job = Job("stages", where=Where(backend, device, threads, operator), iterations=iterations)
     asked = sizes_from_text(sizes), clips_from_text(clip_frames)
     bench_networks(names, *asked, job, json_file)
 
 
 @command.command()
-@click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines here.")
+@click.option(
+    "--json", "json_file", metavar="FILE", type=FilePath(), help="Append JSON lines here."
+)
 def scan(json_file: Path | None) -> None:
     """The selective scan against its yardsticks, one thread, ratios of one run."""
     from mambapose.benchmarks.bench import bench_scan
@@ -127,8 +139,11 @@ def scan(json_file: Path | None) -> None:
 @click.option("--quick", is_flag=True, help="Few windows of each held-out activity.")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Threads inside one graph; all cores.")
-@click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines here.")
+@click.option("--operator", metavar="FILE", type=Path, help="Compiled selective scan.")
+@click.option("--threads", type=AT_LEAST_1, help="Threads inside one graph; all cores.")
+@click.option(
+    "--json", "json_file", metavar="FILE", type=FilePath(), help="Append JSON lines here."
+)
 @click.option(
     "--baseline",
     metavar="FILE",
@@ -137,13 +152,15 @@ def scan(json_file: Path | None) -> None:
 )
 @click.option(
     "--tolerance",
+    type=FiniteRange(0, 1),
     default=0.02,
     show_default=True,
     help="PCK may be lower by this; errors higher by this share.",
 )
 def accuracy(
     engine: Path | None, assets: Path | None,
-    only: tuple[str, ...], quick: bool, backend: str, device: str, threads: int | None,
+    only: tuple[str, ...], quick: bool, backend: str, device: str,
+    operator: Path | None, threads: int | None,
     json_file: Path | None, baseline: Path | None, tolerance: float,
 ) -> None:  # fmt: skip
     """Measure how right a bundle's answers are: its graphs, this backend, no torch.
@@ -155,7 +172,7 @@ def accuracy(
     from mambapose.benchmarks.accuracy import Material, Report, measure
     from mambapose.runtime.loading import shipped_bundle
 
-    where = Where(backend, device, threads)
+    where = Where(backend, device, threads, operator)
     wanted = Report(json_file, baseline, tolerance)
     material = Material(assets, quick)
     if not measure(engine or shipped_bundle(), where, material, only or PARTS, wanted):

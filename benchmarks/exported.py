@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import mambapose.export
 import mambapose.plugins
 from mambapose.benchmarks import yardsticks
+from mambapose.benchmarks.jobs import last_sentence, own_module
 from mambapose.export.models import NETWORKS
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
@@ -73,10 +73,10 @@ def exported(name: str, size: Size | None = None) -> Bundle:
     folder = cache_folder() / "_".join(filter(None, (name.replace(":", "-"), text)))
     if not (folder / "bundle.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", *export_words(name, stage, text), "--out", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = own_module(*export_words(name, stage, text), "--out", str(folder))
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            reason = last_sentence(done.stderr)
             raise BundleError(f"exporting {name} for the comparison failed: {reason}")
     return read_bundle(folder, verify=False)
 

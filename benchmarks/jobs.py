@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,9 @@ class Row:
 def job_from_dict(values: Mapping[str, Any]) -> Job:
     """The job a JSON object describes; unknown keys are errors."""
     parts = tuple(map(tuple, values.get("parts", ())))
-    return Job(**{**values, "parts": parts, "where": Where(**values["where"])})
+    operator = values["where"].get("operator")
+    where = {**values["where"], "operator": None if operator is None else Path(operator)}
+    return Job(**{**values, "parts": parts, "where": Where(**where)})
 
 
 def row_from_dict(values: Mapping[str, Any]) -> Row:
@@ -76,14 +79,32 @@ def row_from_dict(values: Mapping[str, Any]) -> Row:
 
 def run_job(job: Job) -> dict[str, Any]:
     """Measure in a fresh interpreter; EngineError carries the last line it printed."""
-    command = [sys.executable, "-m", "mambapose.benchmarks.worker", json.dumps(asdict(job))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = own_module("mambapose.benchmarks.worker", json.dumps(asdict(job), default=str))
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = last_sentence(done.stderr)
         what = " + ".join(f"{stage} of {bundle}" for bundle, stage in job.parts) or "the backend"
         raise EngineError(f"measuring {what} in a fresh process failed: {reason}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+# Runs the module named as first argument. Python puts the folder it is started in before all others
+# for -m and -c, and that may be a bundle, whose files must never be imported.
+_RUN = (
+    "import sys; sys.path[:1] = [path for path in sys.path[:1] if path]; "
+    "import runpy; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def own_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours in a fresh interpreter, wherever it is started."""
+    return [sys.executable, "-c", _RUN, module, *arguments]
+
+
+def last_sentence(said: str) -> str:
+    """The last line of what a failed process printed, without the word ``error`` before it."""
+    return (said.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
 
 
 def empty_peak_kib(job: Job) -> int:

@@ -11,9 +11,12 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import click
+
 from mambapose.benchmarks.exported import stage_of
 from mambapose.benchmarks.jobs import Row
 from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.text import printable
 
 COLUMNS = (
     ("what", 34),
@@ -49,12 +52,19 @@ def limits_from_text(text: str) -> Limits:
         try:
             field, scale = UNITS[unit]
             found[field] = float(part.strip().removesuffix(unit)) * scale
+            if not 0 < found[field] < float("inf"):
+                raise ValueError("neither NaN, nor infinity, nor nothing")
         except (KeyError, ValueError) as err:
             raise MambaPoseError(
                 f"a budget such as 33ms,4GiB was wanted, found {part.strip()!r}; "
                 "use ms or s, MiB or GiB"
             ) from err
     return Limits(**found)
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print a line; names of a bundle are in it, which a terminal must not obey."""
+    click.echo(printable(text), err=err)
 
 
 def machine() -> dict[str, str | int]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mambapose.benchmarks.jobs import own_module
 from mambapose.plugins import native_scan
 from mambapose.plugins.reference import selective_scan_reference
 from mambapose.runtime import durable
@@ -297,7 +298,7 @@ def memory_bars(shape: Shape) -> list[Bar]:
     cases = {"one direction": (1, False), "both directions in fp16": (2, True)}
     isa, bars = native_scan.instruction_set(), []
     for name, (directions, half) in cases.items():
-        command = [sys.executable, "-m", "mambapose.benchmarks.scan", "--memory"]
+        command = own_module("mambapose.benchmarks.scan", "--memory")
         numbers = [shape.D, shape.N, shape.L, directions, int(half)]
         run = subprocess.run(
             [*command, *map(str, numbers)],

@@ -22,7 +22,9 @@ from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.backends.loader import load_engine
 from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.errors import MambaPoseError
 from mambapose.runtime.stages.flow import PAIR, FlowStage
+from mambapose.runtime.text import printable
 from mambapose.runtime.types import GraphName, TensorSpec
 
 Step = Callable[[], None]
@@ -118,7 +120,7 @@ def run_empty(job: Job) -> dict[str, Any]:
     from mambapose.runtime.backends.native import find_library
     from mambapose.runtime.check.machine import run_probe
 
-    run_probe(job.where.backend, find_library())
+    run_probe(job.where.backend, find_library(job.where.operator))
     return {"times_ms": []}
 
 
@@ -148,7 +150,11 @@ RUNNERS: dict[str, Callable[[Job], dict[str, Any]]] = {
 def main() -> None:
     """Run the job given as the only argument and print its result as JSON."""
     job = job_from_dict(json.loads(sys.argv[1]))
-    result = RUNNERS[job.kind](job)
+    try:
+        result = RUNNERS[job.kind](job)
+    except MambaPoseError as err:  # a sentence, which the process that asked passes on
+        print(f"error: {printable(str(err))}", file=sys.stderr)
+        sys.exit(1)
     result["peak_kib"] = status_kib("VmHWM")
     print(json.dumps(result))
 

@@ -106,7 +106,9 @@ def _fill(name: str, plan: Plan, folder: Path) -> Bundle:
 
 @click.command()
 @click.argument("name", metavar="transformer:PAIRS")
-@click.option("--clip-frames", type=int, metavar="T", help="Window  [default: the target's]")
+@click.option(
+    "--clip-frames", type=click.IntRange(1), metavar="T", help="Window  [default: the target's]"
+)
 @click.option("--out", type=Path, required=True, metavar="DIR", help="Bundle folder.")
 def command(name: str, clip_frames: int | None, out: Path) -> None:
     """Export a transformer lifter as a yardstick for mp-bench."""

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from mambapose.export.checkpoints.content import is_file
 from mambapose.export.download import download
+from mambapose.export.notices import write_notices
 from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import Plan, StagePlan
 from mambapose.export.weights import Card, Facts, facts_from_file, read_card, shipped_detector
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
-from mambapose.runtime.bundle.bundle import file_entry, file_sha256, write_bundle, write_gate
+from mambapose.runtime.bundle.bundle import file_entry, file_sha256, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.gate_file import write_gate
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import STAGES
 from mambapose.runtime.types import Array, GraphSpec
@@ -73,6 +75,7 @@ def _fill(plan: Plan, tell: Tell, trt: bool, folder: Path) -> Bundle:
         target=plan.target.name,
         schedule=plan.schedule,
         stages={name: stages[name] for name in STAGES if name in stages},
+        notices=write_notices(folder),
     )
 
 
@@ -82,8 +85,13 @@ def created_now() -> str:
     if given is not None and not (given.isascii() and given.isdigit()):
         raise ExportError(f"seconds since 1970 were wanted in SOURCE_DATE_EPOCH, found {given!r}")
     moment = datetime.now(timezone.utc)
-    if given is not None:
-        moment = datetime.fromtimestamp(int(given), timezone.utc)
+    try:
+        if given is not None:
+            moment = datetime.fromtimestamp(int(given), timezone.utc)
+    except (ValueError, OverflowError, OSError) as err:  # beyond the year 9999, or of any system
+        raise ExportError(
+            f"seconds since 1970 were wanted in SOURCE_DATE_EPOCH, found {(given or '')[:20]}"
+        ) from err
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

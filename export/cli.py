@@ -16,6 +16,9 @@ EPILOG = (
 )
 
 
+AT_LEAST_1 = click.IntRange(1)
+
+
 class ExportCommand(GroupedCommand):
     """mp-export's help."""
 
@@ -114,7 +117,13 @@ def _sizes(
     help="Fetch this network's official weights and use them; repeatable.",
 )
 @click.option("--untrained", is_flag=True, help="Random weights for stages that have none.")
-@click.option("--seed", default=0, show_default=True, help="Of random weights and test inputs.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of random weights and test inputs.",
+)
 @click.option(
     "--size",
     multiple=True,
@@ -122,8 +131,8 @@ def _sizes(
     callback=_sizes,
     help="Input size of flow, depth or pose2d; repeatable.",
 )
-@click.option("--flow-iters", type=int, metavar="N", help="Updates of the flow per frame.")
-@click.option("--clip-frames", type=int, metavar="T", help="Window of the lifter.")
+@click.option("--flow-iters", type=AT_LEAST_1, metavar="N", help="Updates of the flow per frame.")
+@click.option("--clip-frames", type=AT_LEAST_1, metavar="T", help="Window of the lifter.")
 @click.option("--flip", is_flag=True, help="Lift each clip and its mirror image, and average.")
 @click.option("--out", type=Path, metavar="DIR", help="Bundle folder  [default: bundle-TARGET]")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")

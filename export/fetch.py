@@ -163,7 +163,7 @@ def _whole_length(answer: Any, partial: Path, start: int) -> int | None:
     ExportError when the part does not begin at ``start``.
     """
     text = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text.strip())
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", text.strip())
     if found is None or int(found[1]) != start:
         forget(partial)
         raise ExportError(
@@ -175,7 +175,7 @@ def _whole_length(answer: Any, partial: Path, start: int) -> int | None:
 
 def _length(answer: Any) -> int | None:
     text = answer.headers.get("Content-Length")
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _mark(answer: Any) -> str | None:

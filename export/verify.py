@@ -38,6 +38,7 @@ Arrays = Mapping[str, Array]
 Run = Callable[[str, Arrays], dict[str, Array]]  # graph name, inputs -> outputs
 NATIVE_LIMIT = 1e-4
 SEQUENCE_LIMIT = 1e-4  # ten times what any network here was measured at
+CONSTANT = 1e-7  # share of the largest value: what the rounding of FP32 can change
 SEQUENCE_FRAMES = 27  # of a causal lifter, one by one and at once
 LIMITS = {
     **FP32_LIMITS,
@@ -91,6 +92,7 @@ def verify_stage(
             share = graph_errors(None, inputs, outputs, plain(name, inputs))["relative"]
             _raise_to(errors, {"native_vs_function": share})
         gate[name] = (inputs, outputs)
+        _check_varies(stage, name, inputs, outputs, best)
     if _is_raft(graphs):
         for size in _sizes(graphs):
             found, wanted = (
@@ -106,6 +108,49 @@ def verify_stage(
             "nothing was written, please report this with the command and the weights used"
         )
     return Verified(errors, gate)
+
+
+def _check_varies(stage: str, name: str, inputs: Arrays, outputs: Arrays, run: Run) -> None:
+    """ExportError when a graph gives the same answer to other inputs.
+
+    Such a gate holds nothing: any engine that gives that constant would pass with an error of 0.
+    The other inputs are the same values in another order and of other sizes, so they are as
+    plausible as the samples; whole numbers and flags are only put in another order.
+    """
+    others = other_inputs(inputs)
+    outputs = {key: array for key, array in outputs.items() if array.size}
+    if not outputs or all(np.array_equal(inputs[key], array) for key, array in others.items()):
+        return
+    if not all(np.isfinite(array).all() for array in outputs.values()):
+        return  # the comparison with torch has said so
+    found = run(name, others)
+    scales = {key: float(np.abs(array.astype(np.float64)).max()) for key, array in outputs.items()}
+    if any(
+        np.abs(found[key].astype(np.float64) - array.astype(np.float64)).max()
+        > CONSTANT * (scales[key] or 1.0)
+        for key, array in outputs.items()
+    ):
+        return
+    raise ExportError(
+        f"stage {stage}, graph {name}: an answer that depends on the inputs was wanted, found the "
+        "same one for different inputs, so a comparison of it proves nothing; give trained "
+        "weights, or look for a last layer that is all zeros"
+    )
+
+
+def other_inputs(inputs: Arrays) -> dict[str, Array]:
+    """Other inputs of the same shapes: the values of ``inputs`` from back to front, each times a
+    factor of 0.5 to 1 where it is a measured number or a pixel.
+    """
+    rng = np.random.default_rng(0)
+    others: dict[str, Array] = {}
+    for name, array in inputs.items():
+        turned = np.flip(array)
+        if array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating):
+            scaled = turned.astype(np.float64) * rng.uniform(0.5, 1, array.shape)
+            turned = scaled.astype(array.dtype)
+        others[name] = np.ascontiguousarray(turned).reshape(array.shape)
+    return others
 
 
 def _raise_to(errors: dict[str, float], more: Mapping[str, float]) -> None:

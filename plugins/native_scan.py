@@ -96,7 +96,7 @@ def force_instruction_set(name: str | None) -> bool:
     name: None goes back to the one that MAMBAPOSE_ISA names, or to the best.
     """
     name = name or os.environ.get(ISA_VARIABLE) or None
-    chosen = name.encode() if name is not None else None
+    chosen = os.fsencode(name) if name is not None else None
     return bool(load_library().mambapose_scan_force_isa(chosen) == 0)
 
 

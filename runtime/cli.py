@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from mambapose.runtime.commands import GroupedCommand, run_command
+from mambapose.runtime.options import FiniteRange
 from mambapose.runtime.people.choosing import CENTRE, LARGEST
 from mambapose.runtime.results.destination import names_a_file
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
@@ -30,7 +31,7 @@ class RunCommand(GroupedCommand):
             "Speed",
             ("lookahead", "no_flow", "no_depth", "flow_iters", "depth_every", "detect_every"),
         ),
-        ("Machine", ("backend", "device", "threads")),
+        ("Machine", ("backend", "device", "operator", "threads")),
         ("Output", ("out", "overlay", "formats", "overwrite", "recover", "quiet")),
     )
 
@@ -84,7 +85,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 @click.option(
     "--height",
     metavar="METRES",
-    type=click.FloatRange(*HEIGHTS_M),
+    type=FiniteRange(*HEIGHTS_M),
     help="Body height: 3D in metres.",
 )
 @click.option(
@@ -105,6 +106,7 @@ AT_LEAST_1 = click.IntRange(min=1)
     help="What runs the networks.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where.")
+@click.option("--operator", metavar="FILE", type=Path, help="Compiled selective scan to load.")
 @click.option("--threads", metavar="N", type=AT_LEAST_1, help="CPU threads  [default: all cores]")
 @click.option(
     "-o", "--out", metavar="DIR|FILE", type=Path, default=Path("out"), help="Default: folder out."
@@ -129,6 +131,7 @@ def command(
     no_depth: bool,
     backend: str,
     device: str,
+    operator: Path | None,
     threads: int | None,
     **asked: Any,
 ) -> None:
@@ -156,7 +159,7 @@ def command(
     run = Run(
         source=source,
         bundle=engine or shipped_bundle(),
-        where=Where(backend, device, threads),
+        where=Where(backend, device, threads, operator),
         flow=not no_flow,
         depth=not no_depth,
         **asked,

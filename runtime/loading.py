@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.backends.loader import load_engine, load_file
+from mambapose.runtime.bundle.bundle import ignored_code
 from mambapose.runtime.bundle.entries import MANIFEST, Bundle
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.pipeline import Pipeline, engine_name
 from mambapose.runtime.run_options import RunOptions
+from mambapose.runtime.stages.contracts import check_contract
 from mambapose.runtime.stages.flow import FlowStage
 from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 from mambapose.runtime.stages.table import DETECT, MODEL, STAGES, whole_frame_inputs
-from mambapose.runtime.types import GraphName, Size, Where
+from mambapose.runtime.text import printable
+from mambapose.runtime.types import GraphName, GraphSpec, Size, Where
 
 SHIPPED = Path(__file__).parent / "data" / "cpu"
 
@@ -31,6 +35,20 @@ def shipped_bundle() -> Path:
     return SHIPPED
 
 
+class IgnoredCodeWarning(UserWarning):
+    """A library or program was not loaded: it lies in a bundle, or nothing has a use for it."""
+
+
+def check_contracts(bundle: Bundle, graphs: Iterable[tuple[str, str]]) -> None:
+    """MismatchError unless the graphs (stage, name) of a bundle fit their stages."""
+    stages: dict[str, dict[str, GraphSpec]] = {}
+    for stage, graph in graphs:
+        base = GraphName.parse(graph).base
+        stages.setdefault(stage, {})[base] = bundle.graph(stage, graph).spec
+    for stage, specs in stages.items():
+        check_contract(stage, specs)
+
+
 def open_pipeline(
     bundle: Bundle,
     size: Size,
@@ -42,14 +60,29 @@ def open_pipeline(
     """The pipeline of a bundle for frames of ``size``.
 
     detector: an ONNX file to use instead of the bundle's detector, if it has one. ``trained`` and
-    ``lift_unit`` of the options are replaced by what the bundle says about its weights.
+    ``lift_unit`` of the options are replaced by what the bundle says about its weights. Libraries
+    in the bundle's folder are not loaded; an IgnoredCodeWarning says so. MismatchError when the
+    graphs do not take and give what their stages need.
     """
     options = options or RunOptions()
+    if (ignored := ignored_code(bundle)) is not None:
+        warnings.warn(ignored, IgnoredCodeWarning, stacklevel=2)
+    needed = [
+        (key, stage, graph)
+        for key, stage, graph in needed_graphs(bundle, size, options)
+        if not (stage == DETECT and detector is not None)
+    ]
+    check_contracts(bundle, [(stage, graph) for _, stage, graph in needed])
+    operator = where.operator if where is not None else None
+    if operator is not None and not any(bundle.stages[s].scan_spec for _, s, _ in needed):
+        warnings.warn(
+            f"no network here has a selective scan: {printable(str(operator))} is not loaded",
+            IgnoredCodeWarning,
+            stacklevel=2,
+        )
     engines: dict[str, Engine] = {}
     try:
-        for key, stage, graph in needed_graphs(bundle, size, options):
-            if stage == DETECT and detector is not None:
-                continue
+        for key, stage, graph in needed:
             engines[key] = load_engine(bundle, stage, graph, where)
         if detector is not None:
             engines[DETECT] = load_file(detector, where)
@@ -77,7 +110,9 @@ def opened_flow(
         )
     with ExitStack() as stack:
         parts: dict[str, Engine] = {}
-        for base, graph in clip_graphs(bundle, "flow", portrait=portrait).items():
+        graphs = clip_graphs(bundle, "flow", portrait=portrait)
+        check_contracts(bundle, [("flow", graph) for graph in graphs.values()])
+        for base, graph in graphs.items():
             parts[base] = load_engine(bundle, "flow", graph, where)
             stack.enter_context(parts[base])
         yield FlowStage(parts, bundle.schedule.flow_iters)

@@ -11,18 +11,21 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mambapose.runtime.errors import EngineError, RunError
+from mambapose.runtime.text import printable
 
 Array = NDArray[np.generic]
 FloatArray = NDArray[np.float32]
 ImageArray = NDArray[np.uint8]
 Boxes = NDArray[np.float64]  # (N, 4) xyxy px
 
+MAX_SHOWN = 200  # characters of a tensor in a message: its names are those of a file
 _GRAPH_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)(?:@([1-9][0-9]{0,5})x([1-9][0-9]{0,5}))?")
 
 
@@ -73,12 +76,14 @@ class Where:
     """Where graphs run.
 
     backend: its name, or ``auto``; device: ``cpu`` or ``cuda``; threads: None for all cores that
-    this process may use.
+    this process may use. operator: file of the compiled selective scan, which is loaded as code;
+    None for the one that the environment names, or the installed one. It never comes from a bundle.
     """
 
     backend: str = "auto"
     device: str = "cpu"
     threads: int | None = None
+    operator: Path | None = None
 
     @property
     def thread_count(self) -> int:
@@ -166,7 +171,8 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})"
+        text = printable(f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})")
+        return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
     def check(self, array: Array) -> None:
         """Raise EngineError unless the array has this dtype and these dimensions."""

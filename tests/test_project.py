@@ -63,7 +63,7 @@ def test_imports_follow_the_arrows(part: str) -> None:
 
 # The runtime's floors, from the nouns up: a module imports its own floor and those below it.
 FLOORS = (
-    ("errors", "text", "version", "types", "skeleton", "timing", "progress", "commands",
+    ("errors", "text", "version", "options", "types", "skeleton", "timing", "progress", "commands",
      "interrupt", "edges", "durable", "folder_lock", "targets", "stages.gate_limits",
      "stages.table"),
     ("bundle", "video"),

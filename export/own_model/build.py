@@ -34,6 +34,7 @@ from mambapose.export.build import (
     written_stage,
 )
 from mambapose.export.checkpoints import load_weights
+from mambapose.export.notices import write_notices
 from mambapose.export.own_model.network import (
     built,
     check_repeatable,
@@ -49,6 +50,7 @@ from mambapose.plugins.standins import StandIns
 from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, StageEntry, WeightsEntry
 from mambapose.runtime.errors import ExportError, MambaPoseError
+from mambapose.runtime.stages.contracts import fits
 from mambapose.runtime.stages.joints import IMAGE_UNITS
 from mambapose.runtime.stages.table import MODEL, STAGES, own_network_stages
 from mambapose.runtime.targets import Schedule, Target
@@ -145,6 +147,7 @@ def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: 
         target=target.name,
         schedule=schedule,
         stages={name: stages[name] for name in STAGES if name in stages},
+        notices=write_notices(folder),
     )
 
 
@@ -245,36 +248,16 @@ def check_contract(stage: str, spec: GraphSpec) -> None:
     sides: dict[str, int | str] = {}
     wanted = {tensor.name: tensor for tensor in known}
     for found in spec.inputs:
-        if found.name not in wanted or not _fits(found, wanted[found.name], sides):
+        if found.name not in wanted or not fits(found, wanted[found.name], sides):
             raise _mismatch(stage, f"input {found}", "; ".join(map(str, known)))
     if spec.inputs[0].name != known[0].name:
         raise _mismatch(stage, f"{spec.inputs[0]} as the first input", str(known[0]))
     have = {tensor.name for tensor in spec.inputs}
     if lacking := [item for item in known if item.name not in (*have, *row.may_lack)]:
         raise _mismatch(stage, f"no input {lacking[0].name}", "; ".join(map(str, known)))
-    if len(spec.outputs) != 1 or not _fits(spec.outputs[0], output, sides):
+    if len(spec.outputs) != 1 or not fits(spec.outputs[0], output, sides):
         found_outputs = "; ".join(map(str, spec.outputs))
         raise _mismatch(stage, f"output {found_outputs}", str(output))
-
-
-def _fits(found: TensorSpec, wanted: TensorSpec, sides: dict[str, int | str]) -> bool:
-    """Whether name, dtype and every side agree: N is free, and any other letter is the same number
-    wherever it stands.
-    """
-    if (found.name, found.dtype, len(found.shape)) != (
-        wanted.name, wanted.dtype, len(wanted.shape),
-    ):  # fmt: skip
-        return False
-    for have, want in zip(found.shape, wanted.shape, strict=True):
-        if want == "N":
-            if not isinstance(have, str):
-                return False
-        elif isinstance(want, str):
-            if isinstance(have, str) or sides.setdefault(want, have) != have:
-                return False
-        elif have != want:
-            return False
-    return True
 
 
 def _mismatch(stage: str, found: str, wanted: str) -> ExportError:

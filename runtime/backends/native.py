@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambapose.runtime.bundle.entries import SCAN_SPEC
 from mambapose.runtime.errors import LoadError, MismatchError
 
-SPEC = 1
+SPEC = SCAN_SPEC
 ABI = 1
 VARIABLE = "MAMBAPOSE_LIBRARY"
 ISA_VARIABLE = "MAMBAPOSE_ISA"
@@ -53,34 +54,35 @@ def installed_folders() -> Iterator[Path]:
 
 
 def _must_exist(path: Path, origin: str) -> Path:
-    if not path.is_file():
+    """The path made absolute: the loader looks for a bare name in the system's folders instead."""
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        found = False
+    if not found:
         raise LoadError(
             f"the compiled operator library was wanted at {path} ({origin}), found no such file; "
             "correct the path or leave it out"
         )
-    return path
+    return path.absolute()
 
 
 def find_library(
-    explicit: Path | None = None,
-    bundle: Path | None = None,
-    *,
-    name: str = LIBRARY_NAME,
-    variable: str = VARIABLE,
+    explicit: Path | None = None, *, name: str = LIBRARY_NAME, variable: str = VARIABLE
 ) -> Path | None:
-    """The compiled library to use, or None when nothing was compiled.
+    """The absolute path of the compiled library to use, or None when nothing was compiled.
 
     Order: ``explicit``, the environment variable (MAMBAPOSE_LIBRARY for the CPU operator), the
-    bundle's ``plugins`` folder, the installed ``mambapose/plugins`` folder. Raises EngineError when
-    one of the first two names a file that does not exist.
+    installed ``mambapose/plugins`` folder. A library is code, so there is no other place: a bundle
+    is somebody else's data. Raises EngineError when one of the first two names a file that does not
+    exist.
     """
     if explicit is not None:
         return _must_exist(Path(explicit), "as given")
     named = os.environ.get(variable)
     if named:
         return _must_exist(Path(named), f"by {variable}")
-    folders = [] if bundle is None else [Path(bundle) / "plugins"]
-    for folder in (*folders, *installed_folders()):
+    for folder in installed_folders():
         if (folder / name).is_file():
             return folder / name
     return None
@@ -111,7 +113,11 @@ def library_info(path: Path) -> LibraryInfo:
 def _choose_instruction_set(path: Path) -> None:
     """Make the library use the instruction set that MAMBAPOSE_ISA names, once per process."""
     wanted = os.environ.get(ISA_VARIABLE)
-    if wanted and ctypes.CDLL(str(path)).mambapose_scan_force_isa(wanted.encode()) != 0:
+    if not wanted:
+        return
+    force = ctypes.CDLL(str(path)).mambapose_scan_force_isa
+    # Bytes that are not UTF-8 reach us as lone surrogates; fsencode gives the bytes back.
+    if force(os.fsencode(wanted)) != 0:
         raise LoadError(
             f"instruction set {wanted!r} was wanted by {ISA_VARIABLE}, the operator library has no "
             "kernels of that name for this processor; use avx512, avx2, neon or scalar, or unset it"
@@ -125,7 +131,13 @@ def check_function_form(metadata: Mapping[str, str], onnxruntime_version: str) -
     ``overload``. ONNX Runtime before 1.27 runs the first body for all of them (measured: 1.20.1 to
     1.26.0 do, 1.27.0 to 1.31.1 do not). metadata: the model's metadata_props.
     """
-    signatures = int(metadata.get(SIGNATURES_KEY, "1"))
+    said = metadata.get(SIGNATURES_KEY, "1")
+    if not re.fullmatch("[0-9]{1,6}", said):
+        raise MismatchError(
+            f"{SIGNATURES_KEY}: a number of signatures was wanted in the graph, found "
+            f"{said[:20]!r}; export the bundle again with mp-export"
+        )
+    signatures = int(said)
     version = tuple(int(number) for number in re.findall(r"\d+", onnxruntime_version)[:2])
     if signatures > 1 and version < OVERLOAD_VERSION:
         raise MismatchError(

@@ -31,11 +31,14 @@ from mambapose.runtime.backends.native import (
     library_info,
     slow_notice,
 )
-from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.bundle.entries import ONNX, Bundle
+from mambapose.runtime.bundle.onnx_file import check_graph_files, check_single_file
 from mambapose.runtime.errors import LoadError, RunError
+from mambapose.runtime.text import printable
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MAX_SAID = 1000  # characters of an error of ONNX Runtime that are passed on
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -115,9 +118,10 @@ def engine_from_bundle(
     """
     where = where or Where()
     entry = bundle.graph(stage, graph)
+    check_graph_files(bundle.path, entry, ONNX)
     options = _options(where.thread_count)
     scans = bundle.stage(stage).scan_spec is not None
-    library = find_library(bundle=bundle.path) if scans else None
+    library = find_library(where.operator) if scans else None
     fast = library is not None and library_info(library).onnxruntime
     if fast and library is not None:
         _register(options, library)
@@ -141,6 +145,7 @@ def engine_from_file(
     where = where or Where()
     if not path.is_file():
         raise LoadError(f"an ONNX file was wanted at {path}, found none; check the path")
+    check_single_file(path)
     options = _options(where.thread_count)
     if library is not None:
         _register(options, library)
@@ -216,15 +221,30 @@ def _options(threads: int) -> Any:
     """SessionOptions of the shared arena, with ``threads`` threads that sleep when idle."""
     _share_arena()
     options = _import().SessionOptions()
-    options.log_severity_level = 3
+    # Fatal only: errors come as exceptions, and what it would print holds names from the graph.
+    options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Whatever a file is named: a name that ends in .ort would choose another, laxer reader.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+@lru_cache(maxsize=1)
+def _session_class() -> Any:
+    """An InferenceSession that never tries again by itself on what it takes for the next best.
+
+    ONNX Runtime would announce that on stdout, with the error's text and the names of the graph in
+    it. The attribute is its own, in every version since 1.20; here it cannot be set.
+    """
+    session: Any = _import().InferenceSession
+    never = property(lambda self: False, lambda self, value: None)
+    return type("Session", (session,), {"_enable_fallback": never})
 
 
 def _session(path: Path, options: Any, device: str) -> Any:
@@ -239,7 +259,9 @@ def _session(path: Path, options: Any, device: str) -> Any:
             f"device {device} was wanted, this ONNX Runtime has no {provider}; {remedy}"
         )
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = _session_class()(
+            str(path), options, providers=[provider], read_config_from_model=0
+        )
     except Exception as err:  # ONNX Runtime's exceptions share no base class
         raise LoadError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(err)}") from err
     if provider not in session.get_providers():
@@ -248,4 +270,6 @@ def _session(path: Path, options: Any, device: str) -> Any:
 
 
 def _first_line(err: Exception) -> str:
-    return str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+    """The first line of what ONNX Runtime says; names of the graph are in it."""
+    lines = str(err).strip().splitlines() or [type(err).__name__]
+    return printable(lines[0] if len(lines[0]) <= MAX_SAID else lines[0][:MAX_SAID] + "...")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +11,10 @@ from mambapose.runtime.errors import BundleError
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "bundle.json"
+ONNX, TENSORRT = "onnx", "trt"  # forms of a graph; the first is always there
+SCAN_SPEC = 1  # version of what the selective scan means (docs/operator.md)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class GraphEntry:
     @property
     def onnx(self) -> str:
         """The path of the ONNX file that any ONNX Runtime opens."""
-        return self.forms["onnx"].path
+        return self.forms[ONNX].path
 
     def files(self) -> list[FileEntry]:
         """Every file of this graph."""
@@ -85,7 +87,11 @@ class StageEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle folder. created: UTC, ISO 8601. hash: SHA-256 of bundle.json, set when read."""
+    """A bundle folder.
+
+    created: UTC, ISO 8601. notices: NOTICE and licences that go with it. hash: SHA-256 of
+    bundle.json, set when read.
+    """
 
     path: Path
     tool_version: str
@@ -93,8 +99,16 @@ class Bundle:
     target: str
     schedule: Schedule
     stages: Mapping[str, StageEntry]
+    notices: tuple[FileEntry, ...] = ()
     format_version: int = FORMAT_VERSION
     hash: str = ""
+
+    def listed_files(self) -> Iterator[tuple[str, FileEntry]]:
+        """(where it is listed, file) of every file that bundle.json names, some of them twice."""
+        yield from (("notices", file) for file in self.notices)
+        for name, stage in self.stages.items():
+            for graph in stage.graphs.values():
+                yield from ((name, file) for file in graph.files())
 
     @property
     def trained(self) -> bool:

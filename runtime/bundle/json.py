@@ -17,6 +17,9 @@ from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.entries import (
     FORMAT_VERSION,
     MANIFEST,
+    ONNX,
+    SCAN_SPEC,
+    TENSORRT,
     Bundle,
     FileEntry,
     GraphEntry,
@@ -24,12 +27,14 @@ from mambapose.runtime.bundle.entries import (
     WeightsEntry,
 )
 from mambapose.runtime.errors import BundleError, EngineError
-from mambapose.runtime.stages.table import STAGES
+from mambapose.runtime.stages.table import MAX_SIDE, STAGES
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphName, GraphSpec, Size, TensorSpec
 
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "bool")
-FORMS = ("onnx", "trt")  # of a graph; the first is always there
+FORMS = (ONNX, TENSORRT)
+# Of any number in the schedule. A loop or a window of more would be no better and never end.
+MAX_STEPS = 4096
 
 
 def bundle_json(bundle: Bundle) -> bytes:
@@ -52,7 +57,9 @@ def bundle_from_json(data: bytes, root: Path) -> Bundle:
     strict.check_keys(raw, [n for n in _names(Bundle) if n not in ("path", "hash")], MANIFEST)
     stages = strict.mapping(raw, "stages", MANIFEST)
     if unknown := [name for name in stages if name not in STAGES]:
-        strict.refuse(MANIFEST, f"unknown stage {unknown[0]!r}, known are {', '.join(STAGES)}")
+        strict.refuse(
+            MANIFEST, f"unknown stage {strict.shown(unknown[0])}, known are {', '.join(STAGES)}"
+        )
     if not stages:
         strict.refuse(MANIFEST, "there is no stage")
     return Bundle(
@@ -62,6 +69,10 @@ def bundle_from_json(data: bytes, root: Path) -> Bundle:
         target=strict.text(raw, "target", MANIFEST),
         schedule=_schedule(strict.mapping(raw, "schedule", MANIFEST)),
         stages={name: _stage(strict.mapping(stages, name, "stages"), name) for name in stages},
+        notices=tuple(
+            _file(strict.mapping({"file": file}, "file", "notices"), "notices")
+            for file in strict.items(raw, "notices", MANIFEST)
+        ),
         format_version=strict.whole(raw, "format_version", MANIFEST),
         hash=hashlib.sha256(data).hexdigest(),
     )
@@ -90,12 +101,13 @@ def _schedule(raw: Mapping[str, Any]) -> Schedule:
     values: dict[str, Any] = {}
     for name in _names(Schedule):
         if not name.endswith("_size"):
-            values[name] = strict.whole(raw, name, where, low=1)
+            values[name] = strict.whole(raw, name, where, low=1, high=MAX_STEPS)
             continue
         size = strict.items(raw, name, where)
         if len(size) != 2:
-            strict.refuse(where, f"{name} must be [height, width], found {size}")
-        values[name] = Size(*(strict.whole({name: side}, name, where, low=1) for side in size))
+            strict.refuse(where, f"{name} must be [height, width], found {strict.shown(size)}")
+        sides = (strict.whole({name: side}, name, where, low=1, high=MAX_SIDE) for side in size)
+        values[name] = Size(*sides)
     if values["hop"] > values["clip_frames"]:
         strict.refuse(where, "hop is longer than clip_frames")
     return Schedule(**values)
@@ -117,9 +129,17 @@ def _stage(raw: Mapping[str, Any], where: str) -> StageEntry:
         },
         gate=strict.number_map(raw, "gate", where),
         opset=strict.whole(raw, "opset", where, low=1),
-        scan_spec=None if raw["scan_spec"] is None else strict.whole(raw, "scan_spec", where),
+        scan_spec=_scan_spec(raw, where),
         options=strict.option_map(raw, "options", where),
     )
+
+
+def _scan_spec(raw: Mapping[str, Any], where: str) -> int | None:
+    if raw["scan_spec"] is None:
+        return None
+    if (found := strict.whole(raw, "scan_spec", where)) != SCAN_SPEC:
+        strict.refuse(where, f"scan_spec {SCAN_SPEC} was wanted, found {found}")
+    return found
 
 
 def _weights(raw: Mapping[str, Any], where: str) -> WeightsEntry:
@@ -139,14 +159,16 @@ def _graph(raw: Mapping[str, Any], name: str, where: str) -> GraphEntry:
     try:
         GraphName.parse(name)
     except EngineError as err:
-        raise BundleError(f"{MANIFEST}, {where!r}: {err}") from err
+        raise BundleError(f"{MANIFEST}, {strict.shown(where)}: {err}") from err
     strict.check_keys(raw, ["inputs", "outputs", *_names(GraphEntry)[1:]], where)
     forms = strict.mapping(raw, "forms", where)
     if FORMS[0] not in forms or set(forms) - set(FORMS):
-        found = ", ".join(forms) or "none"
+        found = ", ".join(forms)[:60] or "none"
         strict.refuse(where, f"forms must be {FORMS[0]} and perhaps {FORMS[1]}, found {found}")
     tensors = (
-        tuple(_tensor(item, f"{where}.{side}") for item in strict.items(raw, side, where))
+        _distinct(
+            [_tensor(item, f"{where}.{side}") for item in strict.items(raw, side, where)], where
+        )
         for side in ("inputs", "outputs")
     )
     return GraphEntry(
@@ -159,6 +181,13 @@ def _graph(raw: Mapping[str, Any], name: str, where: str) -> GraphEntry:
             for kind in ("data", "gate")
         ),
     )
+
+
+def _distinct(tensors: list[TensorSpec], where: str) -> tuple[TensorSpec, ...]:
+    names = [tensor.name for tensor in tensors]
+    if twice := [name for name in names if names.count(name) > 1]:
+        strict.refuse(where, f"two tensors are called {strict.shown(twice[0])}")
+    return tuple(tensors)
 
 
 def _file(raw: Mapping[str, Any], where: str) -> FileEntry:
@@ -176,5 +205,5 @@ def _tensor(raw: Any, where: str) -> TensorSpec:
             strict.whole({"shape": side}, "shape", where, low=1)
     dtype = strict.text(raw, "dtype", where)
     if dtype not in DTYPES:
-        strict.refuse(where, f"dtype {dtype!r} is not one a tensor can have")
+        strict.refuse(where, f"dtype {strict.shown(dtype)} is not one a tensor can have")
     return TensorSpec(strict.text(raw, "name", where), dtype, tuple(shape))

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from mambapose.runtime.errors import BundleError
+from mambapose.runtime.text import printable
 
 # A manifest has a few kilobytes. Any value far above that and far below the memory of a small
 # board does: it only keeps a wrong file from being read whole.
@@ -22,7 +23,21 @@ REMEDY = "export the bundle again with mp-export"
 
 def refuse(where: str, problem: str) -> NoReturn:
     """Raise the BundleError of a manifest that cannot be believed."""
-    raise BundleError(f"{where}: {problem}; {REMEDY}")
+    raise BundleError(refusal(where, problem))
+
+
+def refusal(where: str, problem: str) -> str:
+    """The one line of a refusal: text of the manifest is escaped, and cut where it is long."""
+    return f"{_cut(printable(where))}: {_cut(printable(problem))}; {REMEDY}"
+
+
+def _cut(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value of a manifest for a message: as Python writes it, on one line, cut when long."""
+    return _cut(printable(repr(value)), most)
 
 
 def manifest_from_bytes(data: bytes, where: str) -> dict[str, Any]:
@@ -41,8 +56,14 @@ def manifest_from_bytes(data: bytes, where: str) -> dict[str, Any]:
         refuse(where, f"at most {MAX_BYTES} bytes were wanted, found {len(data)}")
     try:
         parsed = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
+        json.dumps(parsed, ensure_ascii=False).encode()  # escapes of half a character are not text
+    except UnicodeEncodeError as err:
+        half = printable(err.object[err.start])
+        raise BundleError(
+            f"{where}: text was wanted, found half a character ({half}); {REMEDY}"
+        ) from err
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError, JSONDecodeError, too deep
-        raise BundleError(f"{where}: not valid JSON ({err}); {REMEDY}") from err
+        raise BundleError(refusal(where, f"not valid JSON ({err})")) from err
     if not isinstance(parsed, dict):
         refuse(where, f"an object was wanted, found {type(parsed).__name__}")
     return parsed
@@ -52,14 +73,13 @@ def check_keys(item: Mapping[str, Any], wanted: Iterable[str], where: str) -> No
     """Refuse unless ``item`` holds exactly the ``wanted`` keys."""
     names = set(wanted)
     if unknown := sorted(set(item) - names):
-        refuse(where, f"unknown key {unknown[0]!r}")
+        refuse(where, f"unknown key {shown(unknown[0])}")
     if missing := sorted(names - set(item)):
         refuse(where, f"key {missing[0]!r} is missing")
 
 
 def _wrong(where: str, key: str, wanted: str, found: object) -> NoReturn:
-    text = repr(found)
-    refuse(where, f"{key} must be {wanted}, found {text if len(text) < 60 else text[:57] + '...'}")
+    refuse(where, f"{key} must be {wanted}, found {shown(found)}")
 
 
 def text(item: Mapping[str, Any], key: str, where: str) -> str:
@@ -75,11 +95,14 @@ def text_or_none(item: Mapping[str, Any], key: str, where: str) -> str | None:
     return None if item[key] is None else text(item, key, where)
 
 
-def whole(item: Mapping[str, Any], key: str, where: str, low: int = 0) -> int:
-    """The integer at ``key``, at least ``low``."""
+def whole(
+    item: Mapping[str, Any], key: str, where: str, low: int = 0, high: int = (1 << 62) - 1
+) -> int:
+    """The integer at ``key``, from ``low`` to ``high``."""
     value = item[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 1 << 62:
-        _wrong(where, key, f"a whole number of at least {low}", value)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        top = f" and at most {high}" if high < (1 << 62) - 1 else ""
+        _wrong(where, key, f"a whole number of at least {low}{top}", value)
     return value
 
 
@@ -139,7 +162,9 @@ def relative_path(item: Mapping[str, Any], key: str, where: str) -> str:
     parts = PurePosixPath(value).parts
     inside = bool(parts) and not value.startswith("/") and ".." not in parts
     if not inside or any(c in value for c in "\\:\0") or "/".join(parts) != value:
-        refuse(where, f"{key} {value!r} leaves the bundle folder or is not a plain relative path")
+        refuse(
+            where, f"{key} {shown(value)} leaves the bundle folder or is not a plain relative path"
+        )
     return value
 
 
@@ -149,7 +174,7 @@ def file_inside(root: Path, name: str, where: str) -> Path:
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as err:  # RuntimeError: a loop of links (Python < 3.13)
-        raise BundleError(f"{where}: file {name} is missing; {REMEDY}") from err
+        raise BundleError(refusal(where, f"file {name} is missing")) from err
     if not real.is_relative_to(root.resolve()):
         refuse(where, f"file {name} is a link that leaves the bundle folder")
     if not real.is_file():

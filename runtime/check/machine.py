@@ -16,13 +16,22 @@ import numpy as np
 
 from mambapose.runtime.backends.loader import BACKENDS, load_engine, load_file
 from mambapose.runtime.backends.native import find_library, library_info, slow_notice
-from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import (
+    ignored_code,
+    read_bundle,
+    short_list,
+    unlisted_files,
+)
 from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.bundle.gate import FP32_LIMITS, exceeded, graph_errors
+from mambapose.runtime.bundle.gate_file import MAX_ARRAY_MIB, read_gate
+from mambapose.runtime.bundle.onnx_file import check_graph_files
 from mambapose.runtime.check.finding import Finding
 from mambapose.runtime.check.plugin import plugin_findings
 from mambapose.runtime.errors import BundleError, EngineError
-from mambapose.runtime.loading import shipped_bundle
+from mambapose.runtime.loading import check_contracts, clip_graphs, shipped_bundle
+from mambapose.runtime.stages.table import MODEL
+from mambapose.runtime.text import printable
 from mambapose.runtime.types import Array, Where
 from mambapose.runtime.version import tool_version
 
@@ -34,19 +43,22 @@ PROBE_LIMIT = 1e-6
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "asimd", "neon", "sve")
 
 
-def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
+def machine_findings(
+    operator: Path | None = None, *, compile_plugin: bool = False
+) -> Iterator[Finding]:
     """Versions, processor, operator library, backends with one kernel run on each, plugin, video.
 
-    compile_plugin: compile the TensorRT plugin even where no NVIDIA device is.
+    operator: the compiled operator to load, as for `find_library`. compile_plugin: compile the
+    TensorRT plugin even where no NVIDIA device is.
     """
     yield Finding("mambapose", tool_version())
     yield Finding("python", f"{platform.python_version()}, numpy {np.__version__}")
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("processor", f"{_processor()}, {os.cpu_count()} cores")
     yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20} MiB")
-    yield from _library_findings()
+    yield from _library_findings(operator)
     for backend in BACKENDS:
-        yield from _backend_findings(backend)
+        yield from _backend_findings(backend, operator)
     yield _tensorrt_finding()
     yield from plugin_findings(compile_plugin)
     yield Finding("jetson", "not run: no Jetson board has been tried with this version")
@@ -55,18 +67,28 @@ def machine_findings(*, compile_plugin: bool = False) -> Iterator[Finding]:
     yield _shipped_finding()
 
 
-def bundle_findings(path: Path) -> Iterator[Finding]:
-    """Whether the bundle's files match their hashes; then every graph's gate on every backend."""
+def bundle_findings(
+    path: Path, operator: Path | None = None, *, gate_mib: int = MAX_ARRAY_MIB
+) -> Iterator[Finding]:
+    """Whether the bundle's files match their hashes; then every graph's gate on every backend.
+
+    operator: the compiled operator to load, as for `find_library`. gate_mib: the largest stored
+    array that is read.
+    """
     try:
         bundle = read_bundle(path)
     except BundleError as err:
         yield Finding("bundle", str(err), False)
         return
     yield Finding("bundle", f"{path}, {bundle.hash[:12]}, all files match their hashes", True)
+    if (ignored := ignored_code(bundle)) is not None:
+        yield Finding("bundle", ignored)
+    if unlisted := unlisted_files(bundle):
+        yield Finding("bundle", f"not in bundle.json, so not used: {short_list(unlisted)}")
     yield from _weights_findings(bundle)
     for backend in BACKENDS:
         for stage in bundle.stages:
-            yield stage_finding(bundle, stage, backend)
+            yield stage_finding(bundle, stage, Where(backend, operator=operator), gate_mib)
 
 
 def _weights_findings(bundle: Bundle) -> Iterator[Finding]:
@@ -80,14 +102,25 @@ def _weights_findings(bundle: Bundle) -> Iterator[Finding]:
             yield Finding("weights", f"{name}, {weights.file or 'no file'}: {text}")
 
 
-def stage_finding(bundle: Bundle, stage: str, backend: str) -> Finding:
-    """Every graph of the stage run on its stored inputs and compared with its stored outputs."""
-    where = Where(backend)
+def stage_finding(
+    bundle: Bundle, stage: str, where: Where, gate_mib: int = MAX_ARRAY_MIB
+) -> Finding:
+    """Every graph of the stage run on its stored inputs and compared with its stored outputs.
+
+    Before that the graphs are held against the stage's contract, and each of their files must name
+    no file but its own weights.
+    """
     errors: dict[str, float] = {}
-    entry = bundle.stage(stage)
+    entry, backend = bundle.stage(stage), where.backend
     try:
+        if stage != MODEL:
+            for portrait in (False, True):
+                graphs = clip_graphs(bundle, stage, portrait=portrait).values()
+                check_contracts(bundle, [(stage, graph) for graph in graphs])
         for graph in entry.graphs.values():
-            inputs, wanted = read_gate(bundle, graph)
+            for form in graph.forms:
+                check_graph_files(bundle.path, graph, form)
+            inputs, wanted = read_gate(bundle, graph, max_mib=gate_mib)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the operator has a line of its own
                 engine = load_engine(bundle, stage, graph.spec.name, where)
@@ -107,9 +140,9 @@ def write_report(path: Path, findings: Sequence[Finding], verdict: str) -> None:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     ours = {key: value for key, value in os.environ.items() if key.startswith("MAMBAPOSE_")}
     lines = [f"mp-check, {now}", *map(str, findings), verdict]
-    lines += [f"{key}={value}" for key, value in sorted(ours.items())]
+    lines += [printable(f"{key}={value}") for key, value in sorted(ours.items())]
     try:
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as err:
         raise EngineError(
             f"the report could not be written to {path} ({err.strerror}); choose another --report"
@@ -150,9 +183,9 @@ def probe_case() -> tuple[dict[str, Array], Array]:
     return inputs, y.astype(np.float32)
 
 
-def _library_findings() -> Iterator[Finding]:
+def _library_findings(operator: Path | None) -> Iterator[Finding]:
     try:
-        library = find_library()
+        library = find_library(operator)
         if library is None:
             yield Finding("operator", slow_notice())
             return
@@ -168,7 +201,7 @@ def _library_findings() -> Iterator[Finding]:
     )
 
 
-def _backend_findings(name: str) -> Iterator[Finding]:
+def _backend_findings(name: str, operator: Path | None) -> Iterator[Finding]:
     backend = BACKENDS[name]
     installed = backend.version()
     if installed is None:
@@ -179,7 +212,7 @@ def _backend_findings(name: str) -> Iterator[Finding]:
         return
     yield _probe_finding(name, "function form", None)
     try:
-        library = find_library()
+        library = find_library(operator)
         if library is not None and library_info(library).onnxruntime:
             yield _probe_finding(name, "compiled operator", library)
     except EngineError:

@@ -143,7 +143,13 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired as err:
         raise EngineError(
@@ -169,9 +175,9 @@ def _cache_folder() -> Path:
 
 def _fingerprint(source: Path, compiler: Path) -> str:
     """A hash that changes with every source, the compiler and the build's environment variables."""
-    digest = hashlib.sha256(str(compiler.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(compiler.resolve()))
     for name in ("TENSORRT_ROOT", "CUDA_ARCHS", "PLUGIN_FLAGS"):
-        digest.update(f"{name}={os.environ.get(name, '')}\n".encode())
+        digest.update(os.fsencode(f"{name}={os.environ.get(name, '')}\n"))
     for file in sorted((source / "csrc").rglob("*")):
         if file.is_file():
             digest.update(file.relative_to(source).as_posix().encode() + file.read_bytes())

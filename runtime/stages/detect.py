@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mambapose.runtime.backends.engine import Engine
 from mambapose.runtime.errors import MismatchError
 from mambapose.runtime.stages.resize import Letterbox, letterbox_from_sizes, letterboxed
+from mambapose.runtime.stages.table import MAX_SIDE
 from mambapose.runtime.types import GraphSpec, ImageArray
 
 STRIDES = (8, 16, 32)
@@ -69,7 +70,7 @@ def yolox_size(spec: GraphSpec) -> tuple[int, int]:
         sides = [side for side in shape[1:] if isinstance(side, int)]
         if len(shape) == 4 and len(sides) == 3 and sides[0] == 3 and len(out) == 3:
             size = (sides[1], sides[2])
-            whole = all(side % STRIDES[-1] == 0 for side in size)
+            whole = all(side <= MAX_SIDE and side % STRIDES[-1] == 0 for side in size)
             cells, channels = out[1], out[2]
             if (
                 whole

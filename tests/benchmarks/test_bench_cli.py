@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from mambapose.benchmarks import accuracy, bench, sweeps
-from mambapose.benchmarks.cli import command
-from mambapose.benchmarks.jobs import Job
+from mambapose.benchmarks.cli import command, main
+from mambapose.benchmarks.jobs import Job, run_job
+from mambapose.benchmarks.report import limits_from_text
 from mambapose.runtime import loading
 from mambapose.runtime.bundle.bundle import read_bundle
-from mambapose.runtime.errors import BundleError, MambaPoseError
+from mambapose.runtime.errors import BundleError, EngineError, MambaPoseError
 
 
 @pytest.mark.parametrize("words", [[], ["accuracy"]])
@@ -93,3 +94,52 @@ def test_a_missed_bar_of_the_scan_is_exit_1(
         done = CliRunner().invoke(command, ["scan", "--json", str(file)])
         assert (done.exit_code, done.output.splitlines()[0]) == (code, "a line")
         assert file.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["accuracy", "--tolerance", "nan"],
+        ["accuracy", "--tolerance", "-0.1"],
+        ["accuracy", "--threads", "0"],
+        ["--threads", "0"],
+        ["--iterations", "0"],
+        ["networks", "--iterations", "-3"],
+    ],
+)
+def test_numbers_that_mean_nothing_are_usage_errors(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert words[-2] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["nanms", "infMiB", "-1ms", "0s", "33ms,nanGiB"])
+def test_a_budget_is_a_positive_number(text: str) -> None:
+    with pytest.raises(MambaPoseError, match="a budget such as"):
+        limits_from_text(text)
+
+
+@pytest.mark.parametrize("words", [[], ["networks"], ["scan"], ["accuracy"]])
+def test_a_place_for_json_is_tried_before_minutes_of_measuring(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (tmp_path, tmp_path / ("a" * 300)):
+        with pytest.raises(SystemExit) as caught:
+            main([*words, "--json", str(place)])
+        assert caught.value.code == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert "a file that can be written was wanted" in said.err
+
+
+def test_a_refusal_in_the_measured_process_is_passed_on_as_its_sentence(tmp_path: Path) -> None:
+    job = Job("stages", parts=((str(tmp_path), "pose2d"),))
+    with pytest.raises(EngineError) as caught:
+        run_job(job)
+    assert str(caught.value).endswith(
+        f"failed: {tmp_path} holds no bundle.json, so it is not a bundle; run mp-export"
+    )

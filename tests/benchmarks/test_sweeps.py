@@ -249,7 +249,7 @@ def test_an_export_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     done = SimpleNamespace(returncode=1, stderr="noise\nerror: no such crop\n")
     monkeypatch.setattr(exported, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(exported.subprocess, "run", lambda words, **how: done)
-    with pytest.raises(BundleError, match=r"exporting vitpose-s .* failed: error: no such crop"):
+    with pytest.raises(BundleError, match=r"exporting vitpose-s .* failed: no such crop"):
         exported.exported("vitpose-s", (64, 48))
 
 

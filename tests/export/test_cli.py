@@ -24,8 +24,9 @@ from mambapose.export.models import NETWORKS, posemamba
 from mambapose.export.official_files import OfficialFile
 from mambapose.export.plan import ExportOptions, make_plan
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.bundle.gate_file import read_gate
 from mambapose.runtime.targets import TARGETS
 from mambapose.runtime.types import Where
 
@@ -112,7 +113,9 @@ def test_the_bundle_describes_what_is_in_it(bundle: Bundle) -> None:
         "stages/lift3d.onnx",
         "stages/lift3d.trt.onnx",
     ]
-    assert sorted(p.name for p in bundle.path.iterdir()) == ["bundle.json", "gate", "stages"]
+    names = {"LICENSE", "NOTICE", "bundle.json", "gate", "stages"}
+    assert {path.name for path in bundle.path.iterdir()} == names
+    assert [file.path for file in bundle.notices] == ["NOTICE", "LICENSE"]
 
 
 def test_the_engine_gives_what_the_torch_network_gives(bundle: Bundle) -> None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -418,3 +419,17 @@ def test_progress_is_told_in_mib(
 ) -> None:
     download(source, quiet, tmp_path)
     assert capsys.readouterr().err.startswith("net MiB: 2 of 2, ")
+
+
+@pytest.mark.parametrize("text", ["\xb2", "-1", "", " 3", "9" * 5000, "\u0663"])
+def test_a_length_that_is_no_number_is_none(text: str) -> None:
+    """\xb2, a superscript two, is a digit to Python and no number."""
+    assert fetch._length(SimpleNamespace(headers={"Content-Length": text})) is None
+    assert fetch._length(SimpleNamespace(headers={"Content-Length": "12"})) == 12
+
+
+@pytest.mark.parametrize("text", ["bytes \xb2-3/4", "bytes 2-3/" + "9" * 5000, "bytes \u0662-3/4"])
+def test_a_part_that_is_no_number_is_not_believed(text: str, tmp_path: Path) -> None:
+    answer = SimpleNamespace(headers={"Content-Range": text}, url="https://example.com/x")
+    with pytest.raises(ExportError, match="was asked for byte 2 on"):
+        fetch._whole_length(answer, tmp_path / "part", 2)

@@ -236,7 +236,7 @@ def test_glsmamba_s_becomes_a_bundle_that_runs(tmp_path) -> None:
     assert list(entry.graphs) == ["encode", "main"]
     assert entry.params == NETWORKS["glsmamba-s"].params
     assert entry.gate.get("native_vs_function", 0.0) < 1e-4
-    assert stage_finding(bundle, "pose2d", "onnxruntime").ok
+    assert stage_finding(bundle, "pose2d", Where("onnxruntime")).ok
     pictures = moving_pictures(120, 160, 4, 0)
     frames = [Frame(picture[0], k, k / 30) for k, picture in enumerate(pictures)]
     with open_pipeline(bundle, Size(120, 160), where=Where(threads=1)) as pipeline:

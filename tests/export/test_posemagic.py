@@ -250,7 +250,7 @@ def test_a_bundle_holds_the_step_alone_and_how_near_it_is_to_the_sequence(bundle
     assert stage.options == {"unit": "body_height"}
     assert stage.gate["steps_vs_sequence"] <= LIMIT
     assert stage.gate["joint_mm"] < 0.05
-    finding = stage_finding(bundle, "lift3d", "onnxruntime")
+    finding = stage_finding(bundle, "lift3d", Where("onnxruntime"))
     assert finding.ok, finding
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mambapose.export import verify
 from mambapose.export.onnx_export import save_graphs
 from mambapose.export.samples import image_pair, sample_inputs, walking_figure
-from mambapose.export.verify import Exported, verify_stage
+from mambapose.export.verify import Exported, other_inputs, verify_stage
 from mambapose.plugins.torch_op import selective_scan
 from mambapose.runtime.backends.native import find_library, library_info
 from mambapose.runtime.errors import ExportError
@@ -149,6 +149,50 @@ def test_a_wrong_export_is_refused_naming_the_stage(tmp_path: Path, weight: floa
     graphs = exported(tmp_path, {"main": (Brightness(weight), DEPTH_SPEC)}, {"main": Brightness()})
     with pytest.raises(ExportError, match=r"stage depth: .*depth_relative .* > 0\.001"):
         verify_stage("depth", graphs)
+
+
+class Constant(nn.Module):
+    """A depth network whose last layer is all zeros, so that only its bias is left."""
+
+    def __init__(self, depth: float, share: float = 0.0) -> None:
+        super().__init__()
+        self.depth, self.share = depth, share
+
+    def forward(self, image: Tensor) -> Tensor:
+        seen = image.float().mean(-1)[:, None] / 255
+        return self.depth + self.share * seen
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.7])
+def test_a_network_that_answers_the_same_to_everything_is_refused(
+    tmp_path: Path, depth: float
+) -> None:
+    """Its gate would pass with an error of 0 and hold nothing."""
+    graphs = exported(tmp_path, {"main": (Constant(depth), DEPTH_SPEC)})
+    with pytest.raises(ExportError, match="stage depth, graph main: an answer that depends on"):
+        verify_stage("depth", graphs)
+
+
+def test_an_answer_that_varies_little_is_one(tmp_path: Path) -> None:
+    graphs = exported(tmp_path, {"main": (Constant(0.7, 1e-3), DEPTH_SPEC)})
+    assert verify_stage("depth", graphs).errors["depth_relative"] < 1e-5
+
+
+def test_other_inputs_are_as_plausible_and_leave_the_samples_alone() -> None:
+    inputs = {
+        "picture": np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
+        "share": np.linspace(0, 1, 6, dtype=np.float32),
+        "place": np.array([[3, 1, 2]]),
+        "flag": np.array([True, False]),
+        "one": np.float32(0.5).reshape(()),
+    }
+    kept = {name: array.copy() for name, array in inputs.items()}
+    for name, other in other_inputs(inputs).items():
+        np.testing.assert_array_equal(inputs[name], kept[name])
+        assert (other.shape, other.dtype) == (kept[name].shape, kept[name].dtype)
+        assert not np.array_equal(other, kept[name])
+        assert 0 <= other.min() <= other.max() <= kept[name].max()
+    assert sorted(other_inputs(inputs)["place"].ravel()) == [1, 2, 3]
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,9 @@ from mambapose.export.weights import (
     shipped_weights,
 )
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import read_bundle
 from mambapose.runtime.bundle.entries import Bundle
+from mambapose.runtime.bundle.gate_file import read_gate
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.loading import lift_unit
 from mambapose.runtime.targets import TARGETS

@@ -255,6 +255,8 @@ def test_wheel_without_a_compiler_is_complete_python(tmp_path):
         names = {name.removeprefix("mambapose/") for name in wheel.namelist()}
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"runtime", "export", "plugins", "benchmarks"}
+    notices = {name.rsplit("/")[-1] for name in names if ".dist-info/licenses/" in name}
+    assert notices == {"NOTICE", "LICENSE"}
     assert not [name for name in names if name.endswith(".so")]
     for source in ("CMakeLists.txt", "cmake/build_plugin.sh", "csrc/cuda/scan_cuda.cu"):
         assert f"plugins/{source}" in names
@@ -399,19 +401,14 @@ def installed(tmp_path, monkeypatch) -> Path:
 
 def test_library_is_looked_for_in_order(installed, tmp_path, monkeypatch):
     assert native.find_library() is None
-    assert native.find_library(bundle=tmp_path / "bundle") is None
     (installed / native.LIBRARY_NAME).touch()
     assert native.find_library() == installed / native.LIBRARY_NAME
-    in_bundle = tmp_path / "bundle" / "plugins" / native.LIBRARY_NAME
-    in_bundle.parent.mkdir(parents=True)
-    in_bundle.touch()
-    assert native.find_library(bundle=tmp_path / "bundle") == in_bundle
     named, given = tmp_path / "named.so", tmp_path / "given.so"
     named.touch()
     given.touch()
     monkeypatch.setenv(native.VARIABLE, str(named))
-    assert native.find_library(bundle=tmp_path / "bundle") == named
-    assert native.find_library(given, bundle=tmp_path / "bundle") == given
+    assert native.find_library() == named
+    assert native.find_library(given) == given
 
 
 def test_named_library_must_exist(installed, tmp_path, monkeypatch):

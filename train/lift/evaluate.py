@@ -113,7 +113,9 @@ def table(result: Mapping[str, Any]) -> str:
     help="Folder of the motion capture file.",
 )
 @click.option("--video", type=click.Path(path_type=Path), help="Folder of pose2sim-single.")
-@click.option("--frames", type=int, help="Length of windows; the longest trained on otherwise.")
+@click.option(
+    "--frames", type=click.IntRange(1), help="Length of windows; the longest trained on otherwise."
+)
 @click.option("--brief", is_flag=True, help="Without faults, exact joints and cues.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report here.")
 def main(

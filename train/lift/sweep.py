@@ -83,9 +83,9 @@ def named(network: str) -> tuple[str, int | None]:
 @click.command(context_settings={"show_default": True})
 @click.option("--networks", default="posemamba-s,mambapose3d,transformer,tcn")
 @click.option("--frames", default="27,81,243")
-@click.option("--batch", type=int, default=1)
+@click.option("--batch", type=click.IntRange(1), default=1)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@click.option("--repeats", type=int, default=5)
+@click.option("--repeats", type=click.IntRange(1), default=5)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append rows here.")
 @click.option("--case", hidden=True)
 def main(

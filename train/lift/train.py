@@ -27,6 +27,7 @@ from mambapose.benchmarks.truth.motion import (
 from mambapose.benchmarks.truth.windows import Batch, Motions
 from mambapose.export.models.posemamba import PoseMamba
 from mambapose.runtime.errors import ExportError, MambaPoseError
+from mambapose.runtime.options import FiniteRange
 from mambapose.train import curve as lift_curve
 from mambapose.train.checkpoint import CHECKPOINT, command_here, mean_weights
 from mambapose.train.lift import growth as lift_growth
@@ -153,11 +154,11 @@ def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoint and curve."
 )
-@click.option("--minutes", type=float, help="Stop after so many.")
-@click.option("--steps", type=int, help="Stop after so many.")
+@click.option("--minutes", type=FiniteRange(0), help="Stop after so many.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after so many.")
 @click.option(
     "--decay-steps",
-    type=int,
+    type=click.IntRange(1),
     help="Let the rate fall to zero over so many steps from here, then end.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
@@ -175,15 +176,19 @@ def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
     help="What is trained on; asf and exp are the two skeletons.",
 )
 @click.option("--frames", default="81", help="Lengths of windows, drawn evenly: 9,27,81.")
-@click.option("--batch", type=int, default=8, help="Windows of the longest length per step.")
-@click.option("--rate", type=float, default=1e-3, help="Learning rate.")
-@click.option("--pairs", type=int, help="Pairs of blocks, where not the published number.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=8, help="Windows of the longest length per step."
+)
+@click.option("--rate", type=FiniteRange(min=0, min_open=True), default=1e-3, help="Learning rate.")
+@click.option(
+    "--pairs", type=click.IntRange(1), help="Pairs of blocks, where not the published number."
+)
 @click.option("--cues", is_flag=True, help="Give a baseline score, depth and flow too.")
 @click.option("--bf16", is_flag=True, help="Matrix products in bfloat16; the scan stays float32.")
 @click.option("--muon/--adamw", default=False, help="What trains the inner layers.")
 @click.option(
     "--velocity",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=VELOCITY,
     help="Weight of the error between consecutive frames, beside 1 for the position.",
 )
@@ -193,11 +198,13 @@ def _measure(state: State, test: tuple[MotionClip, ...], folder: Path) -> None:
     is_flag=True,
     help="Compile the network first: needs a C++ compiler and a minute.",
 )
-@click.option("--seed", type=int, default=0)
-@click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, help="Processes that make batches ahead."
+)
 @click.option(
     "--measure-minutes",
-    type=float,
+    type=FiniteRange(0),
     default=30.0,
     help="Minutes between two looks at the held-out activities.",
 )

@@ -22,6 +22,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.loading import opened_flow, shipped_bundle
+from mambapose.runtime.options import FilePath, FiniteRange
 from mambapose.runtime.types import Where
 from mambapose.train.pose2d import measure
 from mambapose.train.world.cache import Stores
@@ -69,12 +70,16 @@ def world_scores(
               help="Shots of train.pose2d.render --held-out; may be repeated.")  # fmt: skip
 @click.option("--assets", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder with frames of free films for backgrounds.")  # fmt: skip
-@click.option("--samples", default=300, show_default=True, help="Samples to look at.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=300, show_default=True, help="Samples to look at."
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads inside one graph  [default: all]")
-@click.option("--json", "json_file", metavar="FILE", type=Path, help="Append JSON lines here.")
+@click.option(
+    "--json", "json_file", metavar="FILE", type=FilePath(), help="Append JSON lines here."
+)
 @click.option("--baseline", metavar="FILE", type=click.Path(exists=True, path_type=Path),
               help="Stored JSON lines: exit 1 when anything is worse.")  # fmt: skip
-@click.option("--tolerance", default=Report.tolerance, show_default=True,
+@click.option("--tolerance", type=FiniteRange(0, 1), default=Report.tolerance, show_default=True,
               help="PCK may be lower by this; errors higher by this share.")  # fmt: skip
 def command(
     engine: Path | None, stores: tuple[Path, ...], assets: Path | None, samples: int,

@@ -23,6 +23,7 @@ from mambapose.benchmarks.truth.pose_metrics import as_row
 from mambapose.export.models import mambapose_nano
 from mambapose.export.models.mambapose_nano import Answer, MambaPoseNano
 from mambapose.runtime.errors import ExportError, MambaPoseError
+from mambapose.runtime.options import FiniteRange
 from mambapose.train.checkpoint import CHECKPOINT, command_here, mean_weights
 from mambapose.train.curve import append_curve, cut_curve
 from mambapose.train.pose2d import state as pose2d_state
@@ -138,9 +139,9 @@ def averaged(state: State) -> MambaPoseNano:
               help="File of train.pose2d.estimates, for samples with real flow.")  # fmt: skip
 @click.option("--real", type=click.Path(exists=True, file_okay=False),
               help="Folder of crops of real people (people-free), to mix in.")  # fmt: skip
-@click.option("--real-share", type=click.FloatRange(0, 1), default=REAL_SHARE,
+@click.option("--real-share", type=FiniteRange(0, 1), default=REAL_SHARE,
               help="Of the samples of a batch, with --real.")  # fmt: skip
-@click.option("--box-scale", "box", type=float, nargs=2,
+@click.option("--box-scale", "box", type=FiniteRange(min=0, min_open=True), nargs=2,
               help="Least and most size of boxes, in shares of the right one.")  # fmt: skip
 @click.option("--assets", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder with frames of free films for backgrounds.")  # fmt: skip
@@ -148,24 +149,28 @@ def averaged(state: State) -> MambaPoseNano:
               help="Folder of checkpoint and curve.")  # fmt: skip
 @click.option("--held-out", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Store of held-out people, to look at while training.")  # fmt: skip
-@click.option("--measure-minutes", type=float, default=15.0, help="Between two such looks.")
-@click.option("--minutes", type=float, help="Stop after so many.")
-@click.option("--steps", type=int, help="Stop after so many.")
-@click.option("--decay-steps", type=int,
+@click.option(
+    "--measure-minutes", type=FiniteRange(0), default=15.0, help="Between two such looks."
+)
+@click.option("--minutes", type=FiniteRange(0), help="Stop after so many.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after so many.")
+@click.option("--decay-steps", type=click.IntRange(1),
               help="Let the rate fall to zero over so many steps from here, then end.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its plan is kept.")
 @click.option("--start-from", type=click.Path(path_type=Path),
               help="Begin with the weights of a .safetensors file or of a run.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=32)
-@click.option("--rate", type=float, default=2e-3, help="Learning rate.")
+@click.option("--rate", type=FiniteRange(min=0, min_open=True), default=2e-3, help="Learning rate.")
 @click.option("--bf16", is_flag=True, help="Products in bfloat16; the scan stays float32.")
 @click.option("--muon/--adamw", default=False, help="What trains the inner layers.")
 @click.option("--compile", "compiled", is_flag=True,
               help="Compile the network first: needs a C++ compiler and a minute.")  # fmt: skip
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch.")
-@click.option("--workers", type=int, default=0, help="Processes that make batches ahead.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, help="Processes that make batches ahead."
+)
 def main(
     stores: tuple[str, ...], estimates: str | None, real: str | None, real_share: float,
     box: tuple[float, float] | None, assets: Path | None, out: Path,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mambapose.train.world.camera import Camera
 from mambapose.train.world.shot import PEOPLE, Shot
 
 FORMAT_VERSION = 1
+MAX_SIDE = 1 << 14  # px of a shot
 # name, dtype, channels; in the order of the file. The last one is there in stores of pairs.
 _PLANES: tuple[tuple[str, str, int], ...] = (
     ("rgba", "u1", 4),
@@ -73,29 +76,79 @@ def _row(shot: Shot, offset: int) -> dict[str, Any]:
     }
 
 
+# Name -> shape behind the axis of the shots, and kind of number; K points of marks.
+_INDEX: dict[str, tuple[tuple[int | str, ...], str]] = {
+    "offset": ((), "i"),
+    "size": ((2,), "i"),
+    "people": ((), "i"),
+    "marks": ((PEOPLE, "K", "C"), "f"),
+    "stature": ((PEOPLE,), "f"),
+    "rotation": ((3, 3, 3), "f"),
+    "position": ((3, 3), "f"),
+    "matrix": ((3, 3), "f"),
+}
+
+
+def _problem(table: Mapping[str, NDArray[Any]]) -> str | None:
+    """What is wrong with the arrays of an index, None when nothing is."""
+    if missing := [name for name in (*_INDEX, "pair") if name not in table]:
+        return f"no array {missing[0]}"
+    if table["pair"].shape or table["pair"].dtype.kind != "b":
+        return f"pair of {table['pair'].dtype} {table['pair'].shape}"
+    count = table["offset"].shape[:1]
+    if count in ((), (0,)):
+        return "no shots"
+    for name, (shape, kind) in _INDEX.items():
+        have = table[name]
+        fits = have.ndim == len(shape) + 1 and have.shape[:1] == count
+        sides = zip(have.shape[1:], shape, strict=False)
+        if not (fits and all(isinstance(b, str) or a == b for a, b in sides)):
+            return f"{name} of shape {have.shape}"
+        if have.dtype.kind != kind:
+            return f"{name} of {have.dtype}"
+    if (table["size"] < 1).any() or (table["size"] > MAX_SIDE).any():
+        return f"pictures of {table['size'].min()} to {table['size'].max()} px"
+    if (table["people"] < 1).any() or (table["people"] > PEOPLE).any():
+        return f"{table['people'].min()} to {table['people'].max()} people in a shot"
+    return "a first shot that does not begin at 0" if table["offset"][0] else None
+
+
 class ShotStore:
-    """A store opened for reading: ``store[k]`` is a Shot, ``len(store)`` their number."""
+    """A store opened for reading: ``store[k]`` is a Shot, ``len(store)`` their number.
+
+    ExportError when the folder holds none, or a damaged one: every row of the index is checked, so
+    that no shot fails hours into a training.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             with np.load(folder / "index.npz", allow_pickle=False) as file:
                 self._table = {name: file[name] for name in file.files}
             self._bytes = np.memmap(folder / "shots.bin", np.uint8, "r")
-        except (OSError, ValueError, EOFError) as err:
+        except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError,
+                MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as err:  # fmt: skip
             raise ExportError(
                 f"{folder}: a store of shots was wanted, it cannot be read ({err}); write it again"
             ) from err
-        if self._table.get("format_version") != FORMAT_VERSION:
+        version = self._table.get("format_version")
+        if version is None or version.shape or version != FORMAT_VERSION:
             raise ExportError(
                 f"{folder}: a store of format {FORMAT_VERSION} was wanted, found "
-                f"{self._table.get('format_version')}; write it again"
+                f"{'none' if version is None else repr(version)[:40]}; write it again"
+            )
+        if (problem := _problem(self._table)) is not None:
+            raise ExportError(
+                f"{folder}: an index of shots was wanted, found {problem}; write the store again"
             )
         self.pair = bool(self._table["pair"])
         wanted = self._end(len(self) - 1)
-        if wanted != len(self._bytes):
+        if wanted != len(self._bytes) or any(
+            self._end(number) != self._table["offset"][number + 1]
+            for number in range(len(self) - 1)
+        ):
             raise ExportError(
-                f"{folder}: {wanted} bytes of shots were wanted, found {len(self._bytes)}; "
-                "write the store again"
+                f"{folder}: {wanted} bytes of shots were wanted, one behind the other, found "
+                f"{len(self._bytes)}; write the store again"
             )
 
     def __len__(self) -> int:

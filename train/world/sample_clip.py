@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from mambapose.runtime.errors import MambaPoseError
+from mambapose.runtime.options import FiniteRange
 from mambapose.runtime.results.overlay import Overlay
 from mambapose.runtime.types import Array, Size
 from mambapose.runtime.video.sample import FORMAT_VERSION, truth_file
@@ -39,7 +40,7 @@ MAPS, STEP = 6, 8  # flow and depth are kept of six frames, at every eighth pixe
               show_default=True, metavar="W H")  # fmt: skip
 @click.option("--motion", default=MOTION, show_default=True, help="A held-out motion clip.")
 @click.option("--start", type=click.IntRange(0), default=START, show_default=True)
-@click.option("--zoom", type=float, default=ZOOM, show_default=True)
+@click.option("--zoom", type=FiniteRange(min=0, min_open=True), default=ZOOM, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=SEED, show_default=True)
 @click.option("--crf", type=click.IntRange(0, 51), default=22, show_default=True)
 def main(

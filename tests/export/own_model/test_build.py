@@ -16,12 +16,13 @@ from mambapose.export.own_model import build as own_build
 from mambapose.export.own_model.build import AS_BUILT, OwnModel, build_own_model, check_contract
 from mambapose.export.own_model.network import inputs_from_texts
 from mambapose.runtime.backends.loader import load_engine
-from mambapose.runtime.bundle.bundle import read_bundle, read_gate
+from mambapose.runtime.bundle.bundle import read_bundle
+from mambapose.runtime.bundle.gate_file import read_gate
 from mambapose.runtime.check.machine import stage_finding
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import MODEL
 from mambapose.runtime.targets import TARGETS
-from mambapose.runtime.types import GraphSpec, Size, TensorSpec
+from mambapose.runtime.types import GraphSpec, Size, TensorSpec, Where
 
 CODE = """
 import torch
@@ -88,7 +89,7 @@ def test_a_lone_network_is_a_bundle_like_any_other(folder: Path) -> None:
         "brought_net:Lifter: writing it, then comparing ONNX Runtime with torch",
         "stood in for: mamba_ssm.Mamba",
     ]
-    assert stage_finding(bundle, MODEL, "onnxruntime").ok
+    assert stage_finding(bundle, MODEL, Where("onnxruntime")).ok
     inputs, outputs = read_gate(bundle, graph)
     assert np.abs(outputs["xyz"]).max() > 0
     assert size_of(bundle, MODEL) == "9x17x2"
@@ -212,7 +213,7 @@ def test_flow_and_depth_take_their_places_in_the_pipeline(folder: Path) -> None:
         bundle = read_bundle(folder / stage)
         assert list(bundle.stages) == [stage, "pose2d", "lift3d"]
         assert getattr(bundle.schedule, f"{stage}_size") == (48, 64)
-        assert stage_finding(bundle, stage, "onnxruntime").ok
+        assert stage_finding(bundle, stage, Where("onnxruntime")).ok
         with open_pipeline(bundle, Size(96, 128)) as pipeline:
             frames = [Frame(np.full((96, 128, 3), 40 * k, np.uint8), k, k / 30) for k in range(3)]
             assert len(list(pipeline.run(frames))) == 3

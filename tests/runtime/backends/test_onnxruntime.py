@@ -190,7 +190,7 @@ def test_the_compiled_operator_is_used_when_it_is_there(tmp_path):
 
 
 def test_without_it_the_function_runs_and_says_so_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(backend, "find_library", lambda **where: None)
+    monkeypatch.setattr(backend, "find_library", lambda *given: None)
     backend._warn_slow.cache_clear()
     model, arrays = scan_model()
     bundle = make_bundle(tmp_path / "b", model, SCAN_SPEC, scan_spec=1)
@@ -201,7 +201,7 @@ def test_without_it_the_function_runs_and_says_so_once(monkeypatch, tmp_path):
 
 
 def test_a_graph_without_scans_says_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(backend, "find_library", lambda **where: None)
+    monkeypatch.setattr(backend, "find_library", lambda *given: None)
     backend._warn_slow.cache_clear()
     load_engine(make_bundle(tmp_path / "b", product_model()), "pose2d", "main").close()
 

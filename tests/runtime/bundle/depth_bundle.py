@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mambapose.runtime.bundle.bundle import file_entry, write_gate
+from mambapose.runtime.bundle.bundle import file_entry
 from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.gate_file import write_gate
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec
 

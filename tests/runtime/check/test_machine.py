@@ -13,19 +13,15 @@ import pytest
 from mambapose.runtime import loading
 from mambapose.runtime.backends.loader import BACKENDS
 from mambapose.runtime.backends.native import find_library, library_info
-from mambapose.runtime.bundle.bundle import (
-    file_entry,
-    read_bundle,
-    write_bundle,
-    write_gate,
-)
+from mambapose.runtime.bundle.bundle import file_entry, read_bundle, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
+from mambapose.runtime.bundle.gate_file import write_gate
 from mambapose.runtime.check import machine as check
 from mambapose.runtime.check.cli import main
 from mambapose.runtime.check.machine import PROBE, PROBE_LIMIT, Finding, probe_case, run_probe
 from mambapose.runtime.errors import EngineError
 from mambapose.runtime.targets import Schedule
-from mambapose.runtime.types import GraphSpec, TensorSpec
+from mambapose.runtime.types import GraphSpec, TensorSpec, Where
 
 SPEC = GraphSpec(
     "main@28x42",
@@ -213,19 +209,21 @@ def test_a_library_that_does_not_fit_fails(
 
 
 def test_no_compiled_operator_is_said_but_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_library", lambda: None)
-    (finding,) = check._library_findings()
+    monkeypatch.setattr(check, "find_library", lambda operator: None)
+    (finding,) = check._library_findings(None)
     assert finding.ok is None
     assert "the slow ONNX form is in use" in finding.text
 
 
-def test_a_report_that_cannot_be_written_is_one_line(
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--report", str(tmp_path / "no" / "folder.txt")])
+        main(["--report", str(tmp_path)])
     assert caught.value.code == 1
-    assert capsys.readouterr().err.startswith("error: the report could not be written to ")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {tmp_path}: a file that can be written was wanted")
 
 
 def test_findings_line_up() -> None:
@@ -282,7 +280,9 @@ def test_a_graph_that_is_not_what_the_bundle_says_fails(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     made = make_bundle(tmp_path / "bundle")
     (made.path / "stages" / "depth.onnx").write_bytes(b"broken")
-    finding = check.stage_finding(read_bundle(made.path, verify=False), "depth", "onnxruntime")
+    finding = check.stage_finding(
+        read_bundle(made.path, verify=False), "depth", Where("onnxruntime")
+    )
     assert finding.ok is False
     assert "cannot be loaded" in finding.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -198,6 +199,43 @@ def test_damaged_stores_are_one_sentence(tmp_path: Path, shots: list[Any]) -> No
     (folder / "shots.bin").write_bytes(whole[:-7])
     with pytest.raises(ExportError, match="bytes of shots were wanted"):
         ShotStore(folder)
+    (folder / "shots.bin").write_bytes(whole)
+    with np.load(folder / "index.npz") as file:
+        right = {name: file[name] for name in file.files}
+    index = (folder / "index.npz").read_bytes()
+    damages: list[tuple[dict[str, Any], str]] = [
+        *(({name: None}, "was wanted") for name in right),
+        ({"format_version": np.array([1, 2])}, "a store of format 1 was wanted"),
+        ({"format_version": 99}, "a store of format 1 was wanted"),
+        ({"offset": right["offset"][:0]}, "no shots"),
+        ({"offset": np.array(0)}, "no shots"),
+        ({"offset": right["offset"] + 1}, "does not begin at 0"),
+        ({"offset": np.array([0, 5])}, "one behind the other"),
+        ({"offset": np.array([0, -1])}, "one behind the other"),
+        ({"size": right["size"].astype(float)}, "size of float64"),
+        ({"size": right["size"] * -1}, "pictures of"),
+        ({"size": right["size"] * (1 << 40)}, "pictures of"),
+        ({"people": np.array([0, 9])}, "people in a shot"),
+        ({"marks": right["marks"][:, :1]}, "marks of shape"),
+        ({"rotation": right["rotation"][:1]}, "rotation of shape"),
+        ({"matrix": np.array([["x"] * 3] * 3)}, "matrix of"),
+        ({"pair": np.array("yes")}, "pair of"),
+        ({"stature": np.array([{}], object)}, "cannot be read"),
+    ]
+    for damage, sentence in damages:
+        table = {name: damage.get(name, array) for name, array in right.items()}
+        kept = {name: array for name, array in table.items() if array is not None}
+        np.savez(folder / "index.npz", **kept)
+        with pytest.raises(ExportError, match=sentence) as caught:
+            ShotStore(folder)
+        assert "\n" not in str(caught.value)
+    for number in range(0, len(index), 97):  # cut anywhere, and a bit turned anywhere
+        turned = bytearray(index)
+        turned[number] ^= 64
+        for damaged in (index[:number], bytes(turned)):
+            (folder / "index.npz").write_bytes(damaged)
+            with suppress(ExportError):  # of a name of an array in the archive, say
+                ShotStore(folder)[1]
     np.savez(folder / "index.npz", format_version=99)
     with pytest.raises(ExportError, match="format"):
         ShotStore(folder)
