@@ -22,7 +22,7 @@ class ExportCommand(GroupedCommand):
     headings = (
         ("What", ("target", "only", "pose2d", "lift3d", "flow", "depth", "detect", "precision")),
         ("A network of your own", ("model", "inputs", "outputs", "stage", "no_rewrite")),
-        ("Weights", ("weights", "download", "untrained", "seed")),
+        ("Weights", ("weights", "weights_keys", "download", "untrained", "seed")),
         ("Sizes", ("size", "flow_iters", "clip_frames", "flip")),
         ("Output", ("out", "overwrite", "dry_run", "verbose", "help")),
     )
@@ -46,7 +46,7 @@ def _pairs(
 def _weights(
     context: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """STAGE=FILE strings as a dict; a FILE alone, for --model, under MODEL."""
+    """STAGE=VALUE strings as a dict; a VALUE alone, for --model, under MODEL."""
     if len(values) == 1 and "=" not in values[0]:
         return {MODEL: values[0]}
     return _pairs(context, param, values)
@@ -100,6 +100,14 @@ def _sizes(
     help="Checkpoint of a stage, in place of the one that ships; repeatable. FILE for --model.",
 )
 @click.option(
+    "--weights-key",
+    "weights_keys",
+    multiple=True,
+    metavar="STAGE=KEY",
+    callback=_weights,
+    help="Entry of that file to take, such as model_ema; KEY alone where there is one file.",
+)
+@click.option(
     "--download",
     multiple=True,
     metavar="NETWORK",
@@ -143,7 +151,9 @@ def command(out: Path | None, overwrite: bool, dry_run: bool, verbose: bool, **a
         click.echo(note)
     if dry_run or verbose:
         click.echo("\n".join(plan.lines()))
-    if not dry_run:
+    if dry_run:
+        _check_files(plan)
+    else:
         _export(plan, out or Path(f"bundle-{target.name}"), overwrite)
 
 
@@ -155,10 +165,11 @@ def _export_own(
     from mambapose.runtime.bundle.staging import check_destination
     from mambapose.runtime.targets import target_from_name
 
-    weights = asked.pop("weights")
+    weights, keys = asked.pop("weights"), asked.pop("weights_keys")
     allowed = ("target", "seed", "precision", "verbose")
     others = [name for name, value in asked.items() if value and name not in allowed]
     others += [f"weights {stage}=..." for stage in weights if stage != MODEL]
+    others += [f"weights-key {stage}=..." for stage in keys if stage != MODEL or not weights]
     if others:
         raise click.UsageError(f"--{others[0].replace('_', '-')} has no meaning beside --model")
     out = out or Path(f"bundle-{own['stage'] or MODEL}")
@@ -171,7 +182,7 @@ def _export_own(
     own_model = OwnModel(
         own["model"], inputs_from_texts(own["inputs"]), tuple(filter(None, map(str.strip, names))),
         own["stage"] or MODEL, Path(weights[MODEL]) if weights else None, seed=asked["seed"],
-        rewrite=not own["no_rewrite"],
+        rewrite=not own["no_rewrite"], weights_key=keys.get(MODEL),
     )  # fmt: skip
     target = target_from_name(asked["target"])
     build_own_model(own_model, target, out, folder=Path.cwd(), overwrite=overwrite, tell=click.echo)
@@ -207,12 +218,30 @@ def _options(asked: dict[str, Any]) -> Any:
 
     networks = {stage: asked.pop(stage) for stage in default_networks()}
     weights = {stage: Path(file) for stage, file in asked.pop("weights").items()}
+    keys = asked.pop("weights_keys")
+    if MODEL in keys:
+        if len(weights) != 1:
+            raise click.UsageError(f"--weights-key STAGE=KEY was wanted, found {keys[MODEL]}")
+        keys = {stage: keys[MODEL] for stage in weights}
     return ExportOptions(
         networks={stage: name for stage, name in networks.items() if name is not None},
         weights=weights,
+        weights_keys=keys,
         sizes=asked.pop("size"),
         **asked,
     )
+
+
+def _check_files(plan: Any) -> None:
+    """Refuse the checkpoints that an export would refuse."""
+    given = [stage for stage in plan.stages if stage.weights is not None and not stage.shipped]
+    if not given:
+        return
+    _check_installed()
+    from mambapose.export.build import load_network
+
+    for stage in given:
+        load_network(stage, plan.seed, click.echo)
 
 
 def _export(plan: Any, out: Path, overwrite: bool) -> None:

@@ -25,6 +25,7 @@ class ExportOptions:
 
     networks: Mapping[str, str] = field(default_factory=dict)  # "none" drops the stage
     weights: Mapping[str, Path] = field(default_factory=dict)
+    weights_keys: Mapping[str, str] = field(default_factory=dict)  # the entry of the file to take
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     detect: Path | None = None
@@ -44,7 +45,7 @@ class StagePlan:
     sizes: (H, W) of each variant, the clip's landscape first; empty for a lifter. weights: the
     checkpoint, which may be the one that ships; source: where to download it instead; with neither,
     the weights are random from the seed. random_rest: the checkpoint may hold the network's encoder
-    alone; the other weights are then random.
+    alone; the other weights are then random. weights_key: the entry of the checkpoint to take.
     """
 
     stage: str
@@ -55,6 +56,7 @@ class StagePlan:
     flip: bool = False
     shipped: bool = False
     random_rest: bool = False
+    weights_key: str | None = None
 
     @property
     def untrained(self) -> bool:
@@ -122,7 +124,12 @@ def make_plan(target: Target, options: ExportOptions) -> Plan:
         for stage, name in names.items()
     )
     stages, notes = _without_weightless(stages, options)
-    for what, given in (("--weights", options.weights), ("--size", options.sizes)):
+    given_for_stages: tuple[tuple[str, Mapping[str, object]], ...] = (
+        ("--weights", options.weights),
+        ("--size", options.sizes),
+        ("--weights-key", options.weights_keys),
+    )
+    for what, given in given_for_stages:
         for stage in given:
             if stage not in names:
                 raise ExportError(
@@ -133,6 +140,12 @@ def make_plan(target: Target, options: ExportOptions) -> Plan:
         raise ExportError(
             f"a detector's ONNX file was wanted, found none at {options.detect}; check the path"
         )
+    for plan in stages:
+        if plan.weights_key is not None and (plan.shipped or plan.untrained):
+            raise ExportError(
+                f"--weights-key {plan.stage}={plan.weights_key} chooses inside a file, none was "
+                f"given; add --weights {plan.stage}=FILE"
+            )
     _check_weights(stages, options)
     return Plan(
         target, precision, schedule, stages, options.detect, sources.get(DETECT), options.seed,
@@ -251,8 +264,9 @@ def _stage_plan(
                     "out"
                 )
     return StagePlan(
-        stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None, options.untrained
-    )
+        stage, NETWORKS[name], sizes, weights, source, flip, shipped is not None,
+        options.untrained, options.weights_keys.get(stage),
+    )  # fmt: skip
 
 
 def _without_weightless(

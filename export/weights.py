@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mambapose.export.checkpoints.content import is_safetensors
 from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import BundleError, ExportError
@@ -64,11 +65,11 @@ def shipped_weights(network: str) -> Path | None:
 
 
 def facts_from_file(path: Path) -> Facts:
-    """What a checkpoint states about itself; only .safetensors files can.
+    """What a checkpoint states about itself; only safetensors files can, by whatever name.
 
     ExportError when such a file is damaged or states a unit or joints that are not known.
     """
-    if path.suffix != SUFFIX:
+    if not is_safetensors(path):
         return Facts()
     from safetensors import SafetensorError, safe_open
 

@@ -1,8 +1,8 @@
 """Checkpoint files: what they are, what they hold, and their weights in our networks.
 
-``content`` says what a file is, ``pickles`` reads a pickle without running it, ``tensors`` and
-``reading`` make tensors of what it describes, ``wrappers`` knows where frameworks put the weights,
-``loading`` puts them into a network.
+``content`` says what a file is, ``pickles`` reads a pickle without running it and ``dangers`` knows
+what would have run, ``tensors`` and ``reading`` make tensors of what it describes, ``wrappers``
+knows where frameworks put the weights, ``loading`` puts them into a network.
 """
 
 from mambapose.export.checkpoints.loading import (

@@ -105,7 +105,7 @@ def _kind_of_head(head: bytes, size: int) -> str | Foreign:
         if head.startswith(start):
             return foreign
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and 2 <= length:
+    if head[8:9] == b"{" and length >= 2:
         if length > size - 8:
             return Foreign("the beginning of a safetensors file that was cut short", _AGAIN)
         return SAFETENSORS

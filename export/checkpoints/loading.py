@@ -284,8 +284,8 @@ def _renamed(
             parts.setdefault(place.key, {})[place.index] = tensor
             if len(parts[place.key]) == place.count:
                 rows = parts[place.key]
-                shapes = {part.shape[1:] for part in rows.values()}
-                if len(shapes) == 1:
+                alike = {(part.shape[1:], part.ndim > 0, part.dtype) for part in rows.values()}
+                if len(alike) == 1 and rows[0].ndim > 0:
                     tensors[place.key] = torch.cat([rows[i] for i in range(place.count)])
         elif isinstance(place, str) and place in wanted:
             tensors[place] = tensor
@@ -300,4 +300,3 @@ def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     The shape is there because all empty tensors have the address 0.
     """
     return tensor.data_ptr(), tuple(tensor.shape)
-

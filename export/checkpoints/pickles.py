@@ -6,16 +6,10 @@ but a name is only ever a `Global`, and a call only ever a note of what was call
 `Inert` placeholder, or the description that ``known`` has for a few names (tensors, dictionaries).
 So a class of a training framework that is not installed costs nothing, and no pickle can do harm.
 
-A pickle that would run code in an ordinary reader is refused all the same, with the name: such a
-file was made to attack somebody. "Would run code" means that it calls, or changes, one of
-
-- a function of Python's own that runs, imports, opens, sends or loads something: everything in
-  the modules of ``MODULES`` and in the packages of ``PACKAGES``, and every function of
-  ``builtins`` but the types of plain data,
-- the functions of ``FUNCTIONS``, the same in NumPy and PyTorch,
-- a method (``pathlib.Path.write_text``), and what it has made by a call.
-
-Merely naming one does nothing, in any reader, and is let pass. Time and memory are in proportion
+A pickle that would run code in an ordinary reader is refused all the same, with the name
+(``dangers.py`` says which those are): such a file was made to attack somebody. It is refused when
+it calls one of them, calls what it has made by a call, or changes a global; merely naming one is
+let pass, since it does nothing in any reader but import. Time and memory are in proportion
 to the length of the pickle: keys that are not plain values are told apart by identity, because
 the hash of nested tuples is exponential in their depth, and nothing here recurses.
 """
@@ -23,47 +17,13 @@ the hash of nested tuples is exponential in their depth, and nothing here recurs
 from __future__ import annotations
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-MODULES = frozenset(
-    "_aix_support _io _osx_support _pickle _posixsubprocess _thread atexit bdb cPickle cProfile "
-    "cloudpickle code codecs codeop commands copyreg dill doctest fileinput ftplib functools gc "
-    "glob httplib imaplib imp inspect io joblib linecache logging.config marshal nt ntpath "
-    "operator os pdb pickle pip pkgutil platform popen2 poplib posix profile pty py_compile pydoc "
-    "requests runpy shelve shutil signal site smtplib socket ssl subprocess sys tarfile telnetlib "
-    "tempfile threading timeit trace urllib2 webbrowser winreg zipfile zipimport"
-    .split()
-)  # fmt: skip
-PACKAGES = (
-    "asyncio concurrent ctypes distutils ensurepip http idlelib importlib lib2to3 multiprocessing "
-    "numpy.ctypeslib numpy.distutils numpy.f2py numpy.lib numpy.testing pip setuptools sqlite3 "
-    "test.support torch._dynamo torch._inductor torch.distributed.run torch.fx torch.hub "
-    "torch.jit torch.package torch.testing torch.utils._config_module torch.utils.bottleneck "
-    "torch.utils.collect_env torch.utils.cpp_extension urllib venv xmlrpc"
-    .split()
-)  # fmt: skip
-FUNCTIONS = frozenset(
-    "_codecs.lookup numpy.fromfile numpy.genfromtxt numpy.load numpy.loadtxt numpy.memmap "
-    "numpy.save numpy.savetxt numpy.savez numpy.savez_compressed pandas.eval pandas.read_pickle "
-    "torch._utils._import_dotted_name torch.classes.load_library torch.load "
-    "torch.ops.load_library torch.save torch.serialization.load torch.serialization.save "
-    "torch.storage._load_from_bytes types.CodeType types.FunctionType types.LambdaType "
-    "types.MethodType uuid._get_command_stdout"
-    .split()
-)  # fmt: skip
-# Of the modules above: what makes plain values, or another placeholder.
-HARMLESS = frozenset(
-    "copyreg._reconstructor copyreg.__newobj__ copyreg.__newobj_ex__ functools.partial io.BytesIO "
-    "_io.BytesIO io.StringIO _io.StringIO operator.itemgetter os.stat_result os.terminal_size"
-    .split()
-)  # fmt: skip
-PLAIN_TYPES = frozenset(
-    "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
-    .split()
-)  # fmt: skip
-# Names of Python 2, which pickles of protocol 2 use to this day.
-RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
+from mambapose.export.checkpoints.dangers import words, would_run
+
+MAX_INSTRUCTIONS = 10_000_000  # twenty seconds; the state of an optimiser takes some 100,000
 LINE_BYTES = 1 << 16  # of a name or number that is written as a line of text
 Known = Mapping[str, Callable[..., Any]]
 
@@ -124,12 +84,13 @@ class _Mark:
 
 
 _MARK = _Mark()
-_PUSHED = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT "
-    "BINFLOAT"
-    .split()
-)  # fmt: skip
+_PUSHED = words(
+    """
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES
+    SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT
+    BINFLOAT
+    """
+)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _KEYS = (str, int, float, bool, bytes, type(None))
 
@@ -146,6 +107,7 @@ class Machine:
         self._known, self._persistent = known, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._protocol = 0
         self.named: set[str] = set()
 
     def load(self, stream: Bytes) -> Any:
@@ -154,7 +116,10 @@ class Machine:
         WouldRunCode, or any other error of a pickle that is damaged.
         """
         stack = self._stack
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+        instructions = pickletools.genops(stream)  # type: ignore[arg-type]
+        for count, (opcode, argument, _) in enumerate(instructions):
+            if count == MAX_INSTRUCTIONS:
+                break
             name = opcode.name
             if name in _PUSHED:
                 stack.append(argument)
@@ -162,9 +127,11 @@ class Machine:
                 stack.append(_CONSTANTS[name])
             elif name == "STOP":
                 return self._pop()
-            elif name not in ("PROTO", "FRAME"):
+            elif name == "PROTO":
+                self._protocol = argument
+            elif name != "FRAME":
                 _STEPS[name](self, argument)
-        raise ValueError("the pickle has no end")
+        raise ValueError(f"the pickle has no end within {MAX_INSTRUCTIONS} instructions")
 
     def _pop(self) -> Any:
         value = self._stack.pop()
@@ -272,7 +239,10 @@ class Machine:
     def _push_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("the pickle names something by what is no text")
-        found = Global(RENAMED.get(module, module), name)
+        if self._protocol < 3:  # written with the names of Python 2 to this day
+            module, name = NAME_MAPPING.get((module, name), (module, name))
+            module = IMPORT_MAPPING.get(module, module)
+        found = Global(module, name)
         self.named.add(str(found))
         self._stack.append(found)
 
@@ -305,7 +275,9 @@ class Machine:
     def _call(self, function: Any, args: Any) -> None:
         """Push what stands for the call of a global."""
         if not isinstance(function, Global):
-            made = f"what it made with {function.made}" if isinstance(function, Inert) else "a value"
+            made = (
+                f"what it made with {function.made}" if isinstance(function, Inert) else "a value"
+            )
             raise WouldRunCode(f"it calls {made}")
         if not isinstance(args, tuple):
             raise ValueError("the pickle calls with what is no tuple of arguments")
@@ -313,7 +285,7 @@ class Machine:
             self._stack.append(member)
             return
         whole = str(function)
-        if would_run(function):
+        if would_run(function.module, function.name):
             raise WouldRunCode(f"it calls {whole}")
         if whole.startswith("copyreg."):  # a class and its arguments, in other words
             if not args or not isinstance(args[0], Global):
@@ -361,21 +333,6 @@ _STEPS: dict[str, Callable[[Machine, Any], None]] = {
     "BINPERSID": Machine._persistent_value, "NEXT_BUFFER": Machine._buffer,
     "READONLY_BUFFER": Machine._buffer,
 }  # fmt: skip
-
-
-def would_run(function: Global) -> bool:
-    """Whether a call of it could do harm in a reader that calls (see the module's docstring)."""
-    whole, root = str(function), function.name.partition(".")[0]
-    if whole in HARMLESS:
-        return False
-    if function.module == "builtins":
-        return not (whole.partition(".")[2] in PLAIN_TYPES or root[:1].isupper())
-    if function.module in MODULES or whole in FUNCTIONS or f"{function.module}.{root}" in FUNCTIONS:
-        return True
-    if any(f"{function.module}.".startswith(f"{package}.") for package in PACKAGES):
-        return True
-    last = function.name.rpartition(".")[2]
-    return "." in function.name and not last.lstrip("_")[:1].isupper()
 
 
 def _member(function: Global, args: tuple[Any, ...]) -> Global | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -86,7 +87,7 @@ def tensors_of(contents: Contents, route: Iterable[str]) -> dict[str, torch.Tens
             )
     try:
         if contents.of_torch and not isinstance(next(iter(described.values())), torch.Tensor):
-            return _by_torch(contents.path, route)
+            return _as_described(_by_torch(contents.path, route), entries(described))
         held: dict[str, bytearray] = {}
         return {
             key: _tensor(value, held, contents.read_storage)
@@ -130,12 +131,28 @@ def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 def _by_torch(path: Path, route: Iterable[str]) -> dict[str, torch.Tensor]:
     import torch
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), path.open("rb") as file:  # torch judges paths by the suffix
         warnings.simplefilter("ignore", FutureWarning)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     for key in route:
         found = found[key]
     return dict(found)
+
+
+def _as_described(
+    found: dict[str, torch.Tensor], described: Mapping[str, Described]
+) -> dict[str, torch.Tensor]:
+    """What torch found, unless it is other than what was described: two readers of one archive.
+
+    Of two members of one name, for example, each might read another.
+    """
+    import torch
+
+    for key, tensor in found.items():
+        alike = tuple(tensor.shape) == tuple(described[key].size)
+        if not alike or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"tensor {key!r} can be read in two ways")
+    return found
 
 
 def _zipped(path: Path) -> Contents:
@@ -147,9 +164,7 @@ def _zipped(path: Path) -> Contents:
         order = archive.read(byteorder) if byteorder in archive.namelist() else b"little"
         size = archive.getinfo(names[0]).file_size
         with archive.open(names[0]) as file:
-            import io
-
-            machine, described = _machine()
+            machine, _ = _machine()
             root = machine.load(Bytes(io.BytesIO(file.read()), size))
 
     def read(storage: Storage) -> bytearray:

@@ -291,7 +291,7 @@ def tensor_of_bytes(tensor: Described, data: bytearray) -> torch.Tensor:
 def what_is(value: object) -> str:
     """The kind of a value from a pickle, for a sentence."""
     if isinstance(value, Inert):
-        return f"an object of {value.made}"
+        return f"an object of {value.made}" if "." in value.made else value.made
     if isinstance(value, Described):
         return "a tensor"
     if isinstance(value, Array):
@@ -300,4 +300,5 @@ def what_is(value: object) -> str:
         return f"the name {value}"
     if isinstance(value, dict):
         return "a dictionary" if value else "an empty dictionary"
-    return f"a {type(value).__name__}"
+    names = {int: "a number", float: "a number", str: "a text", type(None): "nothing"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -100,7 +100,13 @@ def route_to_weights(
     """
     route: list[str] = []
     others: list[str] = []
-    while len(route) < MAX_DEPTH:
+    while True:
+        if len(route) == MAX_DEPTH:
+            raise ExportError(
+                f"{path}: a state dict of tensors was wanted, found only dictionaries under "
+                f"{'.'.join(route[:3])}..., {MAX_DEPTH} deep or one that holds itself; pass a "
+                "checkpoint of weights"
+            )
         offered = {
             str(key): value
             for key, value in entries(root).items()
@@ -134,7 +140,9 @@ def _ranked(offered: Mapping[str, Any], prefer: str) -> list[str]:
 def _no_such_key(
     path: Path, wanted: str, route: list[str], others: list[str], root: Any
 ) -> ExportError:
-    offered = [*route[:1], *others] or [key for key, value in entries(root).items() if entries(value)]
+    offered = [*route[:1], *others] or [
+        key for key, value in entries(root).items() if entries(value)
+    ]
     listed = ", ".join(shown(key, 40) for key in offered[:8])
     return ExportError(
         f"{path}: weights under {wanted!r} were wanted, "
@@ -147,7 +155,7 @@ def _check_state(path: Path, state: Any, route: list[str]) -> None:
     """ExportError unless it is a dictionary of tensors with names."""
     where = f" under {'.'.join(route)}" if route else ""
     found = entries(state)
-    if isinstance(state, Inert) and not found:
+    if isinstance(state, Inert) and not found and not state.made.startswith(("a ", "builtins.")):
         raise ExportError(
             f"{path}: a state dict of tensors was wanted{where}, found a whole saved object of "
             f"{shown(state.made, 80)}, whose code is refused; where it was trained, save "
@@ -155,8 +163,8 @@ def _check_state(path: Path, state: Any, route: list[str]) -> None:
         )
     if not found:
         raise ExportError(
-            f"{path}: a state dict of tensors was wanted{where}, found {what_is(state)}; "
-            "pass a checkpoint"
+            f"{path}: a state dict of tensors was wanted{where}, found "
+            f"{shown(what_is(state), 80)}; pass a checkpoint"
         )
     for key, value in found.items():
         if isinstance(key, str) and is_tensor(value):
@@ -168,8 +176,9 @@ def _check_state(path: Path, state: Any, route: list[str]) -> None:
                 f"({listed}); name one with --weights-key"
             )
         name = shown(key if isinstance(key, str) else what_is(key), 60)
+        held = shown(what_is(value), 80)
         raise ExportError(
-            f"{path}: only tensors were wanted{where}, found {what_is(value)} under {name!r}; "
+            f"{path}: only tensors were wanted{where}, found {held} under {name!r}; "
             "pass the file of the network's weights"
         )
 
@@ -207,4 +216,3 @@ def parts_under_prefixes(
         if part and len(part) < len(state):
             parts.append((prefix, part))
     return parts
-

@@ -9,14 +9,15 @@ A row names the module of this package that builds it. Every such module offers
                                                 what to export, pre-processing included; a
                                                 lifter's also takes ``flip``
     key_tables(model) -> list[KeyTable]         other naming schemes: their key -> ours, or the
-                                                part of ours it is (export/checkpoints.py)
+                                                part of ours it is (export/checkpoints)
 
 A module may also offer
 
     apply_facts(model, facts)                   sets up the network as the facts ask that the
                                                 checkpoint states (export/weights.py); without
                                                 it, weights that state ``joints`` are refused
-    load_encoder(model, path) -> bool           True when the file was one of the encoder alone and
+    load_encoder(model, path, weights_key) -> bool
+                                                True when the file was one of the encoder alone and
                                                 has been loaded: with --untrained the other weights
                                                 stay random
 

@@ -210,19 +210,22 @@ def graphs(
     }
 
 
-def load_encoder(model: GlsMamba, path: Path) -> bool:
+def load_encoder(model: GlsMamba, path: Path, weights_key: str | None = None) -> bool:
     """True after the encoder got its weights from a file of ViTPose, official or transformers'.
 
     The file's deconvolutions are taken too when it has them; all other weights stay as they were.
     False, and nothing is changed, for any other file. ExportError when it is ViTPose of another
     size.
     """
-    state = read_state_dict(path)
+    state = read_state_dict(path, weights_key)
     if not any(key in state for key in VITPOSE_KEYS):
         return False
     classic = any(key in state for key in CLASSIC_KEYS)
     whole = seeded(lambda: vitpose.VitPose(model.variant, "classic" if classic else "simple"), 0)
-    load_weights(whole, path, vitpose.key_tables(whole), network="the encoder of GLSMamba")
+    load_weights(
+        whole, path, vitpose.key_tables(whole), network="the encoder of GLSMamba",
+        weights_key=weights_key,
+    )  # fmt: skip
     model.backbone.load_state_dict(whole.backbone.state_dict())
     if classic:
         layers = whole.keypoint_head.deconv_layers

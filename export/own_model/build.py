@@ -64,7 +64,8 @@ class OwnModel:
 
     model: ``package.module:name``; outputs: names of the outputs, if any were given; stage: the
     stage of the bundle; weights: a checkpoint, or None to keep those the network was built with;
-    rewrite: turn flips and copies into orders of the scans.
+    rewrite: turn flips and copies into orders of the scans; weights_key: the entry of the
+    checkpoint to take.
     """
 
     model: str
@@ -74,6 +75,7 @@ class OwnModel:
     weights: Path | None = None
     seed: int = 0
     rewrite: bool = True
+    weights_key: str | None = None
 
 
 class Positional(nn.Module):
@@ -115,7 +117,7 @@ def build_own_model(
 def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
     torch.manual_seed(asked.seed)
     model = built(asked.model)
-    network = _loaded(asked, model)
+    network = _loaded(asked, model, tell)
     spec = contract("main", model, asked.inputs, asked.outputs)
     check_contract(asked.stage, spec)
     samples = sample_inputs(asked.stage, spec, asked.seed).values()
@@ -191,12 +193,14 @@ def _around(asked: OwnModel, target: Target, tell: Tell, folder: Path) -> dict[s
     }
 
 
-def _loaded(asked: OwnModel, model: nn.Module) -> Loaded:
+def _loaded(asked: OwnModel, model: nn.Module, tell: Tell) -> Loaded:
     """The network with the weights of the file, or with those it was built with."""
     if asked.weights is None:
         return Loaded(model, WeightsEntry(None, None, trained=True, label=AS_BUILT))
     facts, weights = facts_of_weights(asked.weights)
-    load_weights(model, asked.weights, network=asked.model)
+    load_weights(
+        model, asked.weights, network=asked.model, weights_key=asked.weights_key, tell=tell
+    )
     return Loaded(model, weights, facts.unit, facts.half)
 
 
