@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from mambapose.export.checkpoints.dangers import words, would_run
 
 MAX_INSTRUCTIONS = 10_000_000  # twenty seconds; the state of an optimiser takes some 100,000
+NAME_LETTERS = 1000
 LINE_BYTES = 1 << 16  # of a name or number that is written as a line of text
 Known = Mapping[str, Callable[..., Any]]
 
@@ -100,14 +101,14 @@ class Machine:
 
     known: name of a global -> what stands for a call of it, made from the arguments.
     persistent: what stands for a reference to something outside the pickle. After ``load``,
-    ``named`` has every global.
+    ``named`` has every global and ``protocol`` the pickle's.
     """
 
     def __init__(self, known: Known, persistent: Callable[[Any], Any]) -> None:
         self._known, self._persistent = known, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._protocol = 0
+        self.protocol, self._given = 0, 0
         self.named: set[str] = set()
 
     def load(self, stream: Bytes) -> Any:
@@ -128,7 +129,7 @@ class Machine:
             elif name == "STOP":
                 return self._pop()
             elif name == "PROTO":
-                self._protocol = argument
+                self.protocol = argument
             elif name != "FRAME":
                 _STEPS[name](self, argument)
         raise ValueError(f"the pickle has no end within {MAX_INSTRUCTIONS} instructions")
@@ -239,7 +240,9 @@ class Machine:
     def _push_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("the pickle names something by what is no text")
-        if self._protocol < 3:  # written with the names of Python 2 to this day
+        if len(module) + len(name) > NAME_LETTERS:
+            raise ValueError("the pickle names something by a text too long for a name")
+        if self.protocol < 3:  # written with the names of Python 2 to this day
             module, name = NAME_MAPPING.get((module, name), (module, name))
             module = IMPORT_MAPPING.get(module, module)
         found = Global(module, name)
@@ -293,7 +296,14 @@ class Machine:
             self._call(args[0], args[1:])
             return
         described = self._known.get(whole)
+        self._charge(args[-1] if args else None)
         self._stack.append(Inert(whole, args) if described is None else described(*args))
+
+    def _charge(self, argument: Any) -> None:
+        """Count the entries that a call is given: one list can be given to a million calls."""
+        self._given += len(argument) if isinstance(argument, (list, dict, tuple)) else 0
+        if self._given > MAX_INSTRUCTIONS:
+            raise ValueError(f"the pickle gives its calls more than {MAX_INSTRUCTIONS} entries")
 
     def _build(self, _: Any) -> None:
         state = self._pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import warnings
@@ -20,6 +21,7 @@ from mambapose.export.checkpoints.tensors import (
     Described,
     Entries,
     Storage,
+    bytes_of_array,
     tensor_of_array,
     tensor_of_bytes,
     width_of,
@@ -79,7 +81,7 @@ def tensors_of(contents: Contents, route: Iterable[str]) -> dict[str, torch.Tens
     for key in route:
         described = entries(described)[key]
     for key, value in entries(described).items():
-        if isinstance(value, Described) and (problem := value.problem()):
+        if isinstance(value, (Described, Array)) and (problem := value.problem()):
             advice = "" if ";" in problem else "; save the weights as plain tensors"
             raise ExportError(
                 f"{contents.path}: a tensor of numbers was wanted under {shown(key)!r}, found "
@@ -87,8 +89,9 @@ def tensors_of(contents: Contents, route: Iterable[str]) -> dict[str, torch.Tens
             )
     try:
         if contents.of_torch and not isinstance(next(iter(described.values())), torch.Tensor):
-            return _as_described(_by_torch(contents.path, route), entries(described))
-        held: dict[str, bytearray] = {}
+            with contextlib.suppress(pickle.UnpicklingError):  # it lacks some instructions
+                return _as_described(_by_torch(contents.path, route), entries(described))
+        held: dict[str | tuple[int, str], bytearray] = {}
         return {
             key: _tensor(value, held, contents.read_storage)
             for key, value in entries(described).items()
@@ -103,13 +106,19 @@ def entries(value: Any) -> dict[Any, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tensor(value: Any, held: dict[str, bytearray], read: ReadStorage) -> torch.Tensor:
+def _tensor(
+    value: Any, held: dict[str | tuple[int, str], bytearray], read: ReadStorage
+) -> torch.Tensor:
+    """The tensor that is described; those of one storage share its bytes in ``held``."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, Array):
-        return tensor_of_array(value)
+        key = id(value.data), value.dtype
+        if key not in held:
+            held[key] = bytes_of_array(value)
+        return tensor_of_array(value, held[key])
     storage = value.storage
     if storage.key not in held:
         held[storage.key] = read(storage)
@@ -172,7 +181,7 @@ def _zipped(path: Path) -> Contents:
             data = bytearray(archive.read(f"{folder}data/{storage.key}"))
         return _checked(storage, data, order.strip() == b"big")
 
-    return Contents(path, root, machine.named <= OF_TORCH, read)
+    return Contents(path, root, _is_of_torch(machine), read)
 
 
 def _legacy(path: Path) -> Contents:
@@ -188,7 +197,7 @@ def _legacy(path: Path) -> Contents:
         big = isinstance(system, dict) and system.get("little_endian") is False
         root = machine.load(stream)
         keys = _machine()[0].load(stream)
-        places = _places(file, keys, described)
+        places = _places(file, path.stat().st_size, keys, described)
 
     def read(storage: Storage) -> bytearray:
         with path.open("rb") as file:
@@ -196,10 +205,10 @@ def _legacy(path: Path) -> Contents:
             data = bytearray(file.read(storage.count * (width_of(storage.dtype) or 0)))
         return _checked(storage, data, big)
 
-    return Contents(path, root, machine.named <= OF_TORCH, read)
+    return Contents(path, root, _is_of_torch(machine), read)
 
 
-def _places(file: BinaryIO, keys: Any, described: Entries) -> dict[str, int]:
+def _places(file: BinaryIO, size: int, keys: Any, described: Entries) -> dict[str, int]:
     """Key -> where the bytes of its storage begin: each follows the number of its elements."""
     places: dict[str, int] = {}
     for key in keys if isinstance(keys, list) else []:
@@ -207,6 +216,8 @@ def _places(file: BinaryIO, keys: Any, described: Entries) -> dict[str, int]:
         count, width = int.from_bytes(file.read(8), "little"), width_of(storage.dtype)
         if count != storage.count or width is None:
             raise ValueError(f"storage {key!r} of {count} elements, {storage.count} were described")
+        if file.tell() + count * width > size:
+            raise ValueError(f"storage {key!r} ends behind the end of the file")
         places[key] = file.tell()
         file.seek(count * width, 1)
     return places
@@ -215,6 +226,11 @@ def _places(file: BinaryIO, keys: Any, described: Entries) -> dict[str, int]:
 def _machine() -> tuple[Machine, Entries]:
     described = Entries()
     return Machine(CALLS, described.persistent), described
+
+
+def _is_of_torch(machine: Machine) -> bool:
+    """Whether torch reads the file as data: it names nothing else, and has torch's protocol."""
+    return machine.named <= OF_TORCH and machine.protocol == 2
 
 
 def _no_storage(storage: Storage) -> bytearray:
@@ -234,10 +250,7 @@ def _checked(storage: Storage, data: bytearray, big_endian: bool) -> bytearray:
 
 
 def _broken(path: Path, err: BaseException) -> ExportError:
-    reason = shown(err)
-    if isinstance(err, pickle.UnpicklingError):  # of torch: the line that names what it refused
-        reason = next((line for line in str(err).splitlines() if "Unsupported" in line), reason)
     return ExportError(
-        f"{path}: a torch checkpoint was wanted, found a broken one ({shown(reason)}); download it "
+        f"{path}: a torch checkpoint was wanted, found a broken one ({shown(err)}); download it "
         "again"
     )

@@ -82,24 +82,38 @@ class Described:
         return ""
 
 
+@dataclass(frozen=True, eq=False)
+class Latin1:
+    """Bytes that protocol 2 writes as a text; not converted before they are needed."""
+
+    text: str
+
+
+Raw = bytes | bytearray | str | Latin1  # of an array, as the pickle has it
+
+
 @dataclass
 class Array:
     """A NumPy array as the pickle describes it; of numbers only, others stay empty."""
 
     shape: tuple[int, ...] = ()
     dtype: str = ""
-    data: bytes = b""
+    data: Raw = b""
     fortran: bool = False
+
+    def problem(self) -> str:
+        """Why it is no tensor, or nothing."""
+        return "" if self.dtype else "an array of NumPy of other things than numbers"
 
     def build(self, state: Any) -> None:
         """Take (version, shape, dtype, order, bytes), NumPy's own state of an array."""
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, Dtype) or not dtype.code or isinstance(data, list):
             return
-        raw = data.encode("latin-1") if isinstance(data, str) else data
-        if not isinstance(raw, bytes) or not all(_is_number(side) for side in shape):
+        sided = all(_is_number(side) for side in shape)
+        if not isinstance(data, (bytes, bytearray, str, Latin1)) or not sided:
             raise ValueError("an array without bytes")
-        self.shape, self.dtype, self.data = tuple(shape), dtype.code, raw
+        self.shape, self.dtype, self.data = tuple(shape), dtype.code, data
         self.fortran = bool(fortran)
 
 
@@ -211,7 +225,7 @@ def _dictionary(*args: Any) -> dict[Any, Any]:
 
 def _encoded(text: Any, encoding: Any = "latin1") -> Any:
     if isinstance(text, str) and encoding in ("latin1", "latin-1"):
-        return text.encode("latin-1")
+        return Latin1(text)
     return Inert("_codecs.encode", (text, encoding))
 
 
@@ -223,7 +237,7 @@ def _dtype(code: Any = "", *_: Any) -> Dtype:
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) -> Array:
     """NumPy's form of protocol 5."""
     array = Array()
-    array.build((1, shape, dtype, order == "F", bytes(data) if type(data) is bytearray else data))
+    array.build((1, shape, dtype, order == "F", data))
     return array
 
 
@@ -241,7 +255,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _subclass,
     "torch._tensor._rebuild_from_type": _subclass,
     f"{_UTILS}_rebuild_sparse_tensor": _odd(f"a sparse tensor; {_DENSE}"),
-    f"{_UTILS}_rebuild_sparse_csr_tensor": _odd(f"a sparse tensor (CSR); {_DENSE}"),
+    f"{_UTILS}_rebuild_sparse_csr_tensor": _odd(f"a sparse tensor; {_DENSE}"),
     f"{_UTILS}_rebuild_nested_tensor": _odd(f"a nested tensor; {_DENSE}"),
     f"{_UTILS}_rebuild_qtensor": _odd("a quantised tensor; .dequantize() it where it was saved"),
     f"{_UTILS}_rebuild_meta_tensor_no_storage": _odd("a tensor of the meta device, without values"),
@@ -266,15 +280,24 @@ OF_TORCH = frozenset(
 )
 
 
-def tensor_of_array(array: Array) -> torch.Tensor:
-    """The array as a tensor; ValueError when its bytes are not those of its shape."""
+def bytes_of_array(array: Array) -> bytearray:
+    """The numbers of the array in the order of bytes of this machine."""
+    import numpy as np
+
+    data = array.data.text if isinstance(array.data, Latin1) else array.data
+    raw = data.encode("latin-1") if isinstance(data, str) else data
+    values = np.frombuffer(raw, array.dtype)
+    return bytearray(values.astype(values.dtype.newbyteorder("=")).tobytes())
+
+
+def tensor_of_array(array: Array, data: bytearray) -> torch.Tensor:
+    """The array as a tensor that shares ``data``; ValueError when those are not of its shape."""
     import numpy as np
     import torch
 
-    values = np.frombuffer(array.data, array.dtype).reshape(
-        array.shape, order="F" if array.fortran else "C"
-    )
-    return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), order="C", copy=True))
+    kind = np.dtype(array.dtype).newbyteorder("=")
+    values = np.frombuffer(data, kind).reshape(array.shape, order="F" if array.fortran else "C")
+    return torch.from_numpy(values)
 
 
 def tensor_of_bytes(tensor: Described, data: bytearray) -> torch.Tensor:
