@@ -6,6 +6,7 @@
 #   make isas                   the tests of the CPU kernels with the processor's other instruction sets
 #   make pythons [NEWEST=1]     install into every Python found, newest and oldest packages, and run
 #   make check                  format, lint, types
+#   make lock                   the hashes of what CI installs, after a change of constraints.txt
 #   make bench                  memory and latency table, selective-scan bars
 #   make weights                the bundle that ships, from the weights in export/weights
 #   make neon                   the aarch64 kernels under an emulator
@@ -31,7 +32,7 @@ EPOCH = $(shell git log -1 --format=%ct -- export/weights 2>/dev/null)
 # What tests import: typed as the parts are.
 HELPERS = $(patsubst %.py,-m %,$(subst /,.,$(shell find tests -name '*.py' -not -name 'test_*')))
 
-.PHONY: run dev test test-quick isas pythons check bench weights neon plugin clean
+.PHONY: run dev test test-quick isas pythons check lock bench weights neon plugin clean
 
 run: $(VENV)/.run
 	$(BIN)/mp-run "$(VIDEO)" --out "$(OUT)" --overlay --overwrite
@@ -61,12 +62,19 @@ $(VENV)/.export: $(BIN)/python $(SOURCES)
 	$(INSTALL)
 	touch $@
 
-# The parser of tensorrt-rtx is optional: where it does not install, its tests say so and skip.
-$(VENV)/.test: EXTRAS := cpu,export,train,bench,test
-$(VENV)/.test: $(BIN)/python $(SOURCES)
-	$(INSTALL)
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
+# What tests and CI run in is locked: each file of each package by its SHA-256, but for torch (see
+# the head of the lock). Where there is a CMake, the build takes the locked packages too; without
+# one pip fetches one for the build. The parser of tensorrt-rtx is optional: where it does not
+# install, its tests say so and skip.
+LOCKED = $(BIN)/python -m pip install --quiet --require-hashes --requirement
+LOCKS := requirements-ci.lock requirements-ci-tensorrt.lock
+$(VENV)/.test: $(BIN)/python $(SOURCES) $(LOCKS)
+	$(LOCKED) requirements-ci.lock
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		$(if $(shell command -v cmake),--no-build-isolation) .
+	$(BIN)/python tests/develop.py
+	-$(LOCKED) requirements-ci-tensorrt.lock
 	touch $@ $(VENV)/.run $(VENV)/.export
 
 dev: $(VENV)/.test
@@ -86,6 +94,9 @@ isas: $(VENV)/.test
 
 pythons: $(VENV)/.test
 	$(BIN)/python tests/pythons.py $(if $(NEWEST),--newest)
+
+lock: $(VENV)/.test
+	$(BIN)/python tests/lock.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -129,7 +129,7 @@ class Machine:
             elif name == "STOP":
                 return self._pop()
             elif name == "PROTO":
-                self.protocol = argument
+                self.protocol = int(argument or 0)
             elif name != "FRAME":
                 _STEPS[name](self, argument)
         raise ValueError(f"the pickle has no end within {MAX_INSTRUCTIONS} instructions")

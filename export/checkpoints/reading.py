@@ -141,7 +141,7 @@ def _by_torch(path: Path, route: Iterable[str]) -> dict[str, torch.Tensor]:
     import torch
 
     with warnings.catch_warnings(), path.open("rb") as file:  # torch judges paths by the suffix
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore")
         found = torch.load(file, map_location="cpu", weights_only=True)
     for key in route:
         found = found[key]

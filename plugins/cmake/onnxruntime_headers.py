@@ -4,12 +4,15 @@ Run by CMake while the package is installed, so only the standard library is ava
 is installed on the system: apt downloads Debian's or Ubuntu's ``libonnxruntime-dev`` through the
 mirror the machine is configured with (from a newer release of it when the running one lacks the
 package), ``dpkg-deb`` unpacks it, and the headers stay in a cache so that later builds need no
-network. Last resort: the official release archive. Exit 1 with one reason per way that failed.
+network. Last resort: the official release archive, of known SHA-256. Exit 1 with one reason per way
+that failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import os
 import platform
 import re
@@ -30,7 +33,12 @@ RELEASE_URL = (
     "https://github.com/microsoft/onnxruntime/releases/download/"
     "v{version}/onnxruntime-linux-{machine}-{version}.tgz"
 )
-MACHINES = {"x86_64": "x64", "aarch64": "aarch64"}
+# Machine -> its name in the address, and the SHA-256 of that archive.
+MACHINES = {
+    "x86_64": ("x64", "1fa4dcaef22f6f7d5cd81b28c2800414350c10116f5fdd46a2160082551c5f9b"),
+    "aarch64": ("aarch64", "7c63c73560ed76b1fac6cff8204ffe34fe180e70d6582b5332ec094810241e5c"),
+}
+MAX_ARCHIVE_BYTES = 64 << 20  # they have 8 MB
 NETWORK_TIMEOUT_S = 20
 # Releases in order of age; the package first appears in trixie and plucky.
 RELEASES = {
@@ -186,18 +194,19 @@ def headers_from_apt(cache: Path, etc: Path = Path("/etc")) -> Path:
 
 
 def headers_from_release(cache: Path, url: str = RELEASE_URL) -> Path:
-    """The cached headers of the official release archive."""
-    machine = MACHINES.get(platform.machine())
-    if machine is None:
+    """The cached headers of the official release archive, which is unpacked only if it is that."""
+    if platform.machine() not in MACHINES:
         raise Unavailable(f"no release archive for {platform.machine()}")
+    machine, wanted = MACHINES[platform.machine()]
     address = url.format(version=RELEASE, machine=machine)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         try:
-            with (
-                urllib.request.urlopen(address, timeout=NETWORK_TIMEOUT_S) as stream,
-                tarfile.open(fileobj=stream, mode="r|gz") as archive,
-            ):
+            with urllib.request.urlopen(address, timeout=NETWORK_TIMEOUT_S) as stream:
+                packed = stream.read(MAX_ARCHIVE_BYTES)
+            if (found := hashlib.sha256(packed).hexdigest()) != wanted:
+                raise Unavailable(f"{address}: SHA-256 {wanted} was wanted, found {found}")
+            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
                 for member in archive:
                     data = archive.extractfile(member) if member.name.endswith(".h") else None
                     if data is not None:

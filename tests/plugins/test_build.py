@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -122,12 +123,23 @@ def archive(headers, tmp_path):
 
 def test_release_archive_is_unpacked_into_the_cache(headers, archive, tmp_path, monkeypatch):
     monkeypatch.setattr(headers.platform, "machine", lambda: "aarch64")
+    packed = (tmp_path / "release.tgz").read_bytes()
+    right = ("aarch64", hashlib.sha256(packed).hexdigest())
+    monkeypatch.setitem(headers.MACHINES, "aarch64", right)
     cache = tmp_path / "cache" / "headers"
     assert headers.headers_from_release(cache, archive) == cache
     names = {"onnxruntime_c_api.h", "onnxruntime_ep_c_api.h"}
     assert {path.name for path in cache.iterdir()} == names
     assert headers.headers_below(tmp_path / "cache") == cache
     assert [path.name for path in cache.parent.iterdir()] == ["headers"]
+
+
+def test_another_release_archive_is_not_unpacked(headers, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(headers.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(headers.tarfile, "open", None)
+    with pytest.raises(headers.Unavailable, match=r"SHA-256 7c63c735\w+ was wanted, found \w{64}"):
+        headers.headers_from_release(tmp_path / "cache", archive)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_release_archive_out_of_reach_is_said(headers, tmp_path, monkeypatch):
