@@ -130,13 +130,15 @@ def written_stage(
     seed: int,
     trt: bool = True,
     rewrite: Rewrite | None = None,
+    tell: Tell = lambda _: None,
 ) -> StageEntry:
     """The bundle's entry of a stage, after its graphs were exported, verified and written.
 
-    name: the name of the network; rewrite: as for `export_graph`.
+    name: the name of the network; rewrite: as for `export_graph`; tell: receives a line at the
+    beginning of each step, which may take minutes.
     """
     from mambapose.export.half import rounded
-    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs
+    from mambapose.export.onnx_export import export_graph, has_scan, save_graphs, unrolled
     from mambapose.export.verify import Exported, verify_stage
 
     if network.half:
@@ -144,10 +146,13 @@ def written_stage(
             graph: (rounded(module), spec) for graph, (module, spec) in torch_graphs.items()
         }
     metadata = {"mambapose.stage": stage, "mambapose.network": name}
-    models = {
-        graph: export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
-        for graph, (module, spec) in torch_graphs.items()
-    }
+    models = {}
+    for graph, (module, spec) in torch_graphs.items():
+        tell(f"{name}: making the graph {graph} with torch")
+        models[graph] = export_graph(module, spec, opset=OPSET, metadata=metadata, rewrite=rewrite)
+        if (note := unrolled(models[graph])) is not None:
+            tell(f"{name}: {note}")
+    tell(f"{name}: writing it, then comparing ONNX Runtime with torch")
     files = save_graphs(models, folder / "stages", stage, half=network.half, trt=trt)
     exported = {
         graph: Exported(module, spec, files[graph], has_scan(models[graph]))

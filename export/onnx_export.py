@@ -16,6 +16,7 @@ import logging
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 OPSETS = (18, 19)
 EXTERNAL_MIN_BYTES = 1024
 ALIGNMENT = 4096  # one page: ONNX Runtime maps weights instead of copying them
+UNROLLED_NODES = 3000  # networks of a hundred layers stay below, their scans being one node each
 EXAMPLE_SIZE = 2  # of a free dimension; 0 and 1 are special cases to the tracer
 
 
@@ -104,6 +106,23 @@ def export_graph(
     _write_contract(model, spec, metadata or {})
     _check_model(model, spec)
     return model
+
+
+def unrolled(model: onnx.ModelProto) -> str | None:
+    """A sentence about a graph that looks like a loop of Python's, step after step, or None.
+
+    A selective scan in plain torch is such a loop.
+    """
+    counts = Counter(node.op_type for node in model.graph.node)
+    total = sum(counts.values())
+    if total < UNROLLED_NODES:
+        return None
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(3))
+    return (
+        f"the graph has {total} nodes ({listed}), as a loop of Python's leaves, step after step, "
+        "which is slow to build and to run; a selective scan is one node when the code calls "
+        "selective_scan_fn of mamba_ssm in place of its loop (docs/bring-your-own.md)"
+    )
 
 
 def save_graphs(

@@ -95,7 +95,7 @@ def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) ->
     if kind == table.WALK:
         return walking_figure(shape[0], shape[1], seed + index)
     if kind == table.ANYTHING:
-        return _of_any_meaning(tensor, shape, generator)
+        return of_any_meaning(tensor, shape, generator)
     if kind in NOISE:
         return (NOISE[kind] * generator.random(shape)).astype(np.float32)
     if kind not in MAPS or tensor.dtype != "float32" or len(shape) != 4:
@@ -108,7 +108,7 @@ def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) ->
     return (np.round(64 * MAPS[kind] * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
 
 
-def _of_any_meaning(
+def of_any_meaning(
     tensor: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator
 ) -> Array:
     """Values for a tensor of unknown meaning: normal floats, bytes, and 0 or 1 for other integers.

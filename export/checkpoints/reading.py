@@ -85,7 +85,7 @@ def tensors_of(contents: Contents, route: Iterable[str]) -> dict[str, torch.Tens
             advice = "" if ";" in problem else "; save the weights as plain tensors"
             raise ExportError(
                 f"{contents.path}: a tensor of numbers was wanted under {shown(key)!r}, found "
-                f"{problem}{advice}"
+                f"{shown(problem)}{advice}"
             )
     try:
         if contents.of_torch and not isinstance(next(iter(described.values())), torch.Tensor):

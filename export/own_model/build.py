@@ -116,6 +116,7 @@ def build_own_model(
 
 def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: Path) -> Bundle:
     torch.manual_seed(asked.seed)
+    tell(f"{asked.model}: building it and calling it")
     model = built(asked.model)
     network = _loaded(asked, model, tell)
     spec = contract("main", model, asked.inputs, asked.outputs)
@@ -132,6 +133,7 @@ def _fill(asked: OwnModel, target: Target, noted: StandIns, tell: Tell, folder: 
             asked.stage, asked.model, network, graphs, folder,
             precision=target.precision, options=options, flow_iters=schedule.flow_iters,
             seed=asked.seed, rewrite=partial(_rewritten, tell) if asked.rewrite else None,
+            tell=tell,
         )  # fmt: skip
     _tell_what_happened(entry, noted, tell)
     stages = {**_around(asked, target, tell, folder), asked.stage: entry}

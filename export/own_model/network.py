@@ -18,10 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mambapose.export.own_model.refusals import failure, lacking_import
+from mambapose.export.samples import of_any_meaning
 from mambapose.plugins.standins import StandIns, install_standins
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.types import GraphSpec, TensorSpec
@@ -149,10 +151,11 @@ def _imported(name: str) -> ModuleType:
 def contract(
     name: str, model: nn.Module, inputs: tuple[TensorSpec, ...], names: Sequence[str] = ()
 ) -> GraphSpec:
-    """Inputs and outputs of the network, found by calling it twice with zeros.
+    """Inputs and outputs of the network, found by calling it twice, with zeros or plausible values.
 
-    names: the names of the outputs; without them the keys of a dictionary, else ``y``, or ``y0``,
-    ``y1``. An output side that changes with a free side of the inputs is free under the same name.
+    Those are for a network that fails on zeros, as on a cloud whose points are all one. names: the
+    names of the outputs; without them the keys of a dictionary, else ``y``, or ``y0``, ``y1``. An
+    output side that changes with a free side of the inputs is free under the same name.
     """
     free = dict.fromkeys(s for spec in inputs for s in spec.shape if isinstance(s, str))
     sizes = {side: FREE + number for number, side in enumerate(free)}
@@ -191,22 +194,31 @@ def _follows(a: int, b: int, sizes: Mapping[str, int], output: str) -> str:
 def _outputs(
     model: nn.Module, inputs: tuple[TensorSpec, ...], free: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    examples = [
-        torch.zeros(
-            [free[side] if isinstance(side, str) else side for side in spec.shape],
-            dtype=getattr(torch, spec.dtype),
-        )
+    generator = np.random.default_rng(0)
+    shapes = [
+        tuple(free[side] if isinstance(side, str) else side for side in spec.shape)
         for spec in inputs
+    ]
+    zeros = [
+        torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+        for spec, shape in zip(inputs, shapes, strict=True)
+    ]
+    plausible = [
+        torch.from_numpy(of_any_meaning(spec, shape, generator))
+        for spec, shape in zip(inputs, shapes, strict=True)
     ]
     kept = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     before = {name: tensor._version for name, tensor in kept.items()}
-    try:
-        with torch.no_grad():
-            answer = model(*examples)
-    except Exception as err:
-        shapes = ", ".join(map(str, inputs))
-        why = failure(err, "give --inputs as its forward takes them")
-        raise ExportError(f"the network was called with {shapes} and failed: {why}") from err
+    with torch.no_grad():
+        try:
+            answer = model(*zeros)
+        except Exception:
+            try:
+                answer = model(*plausible)
+            except Exception as err:
+                asked = ", ".join(map(str, inputs))
+                why = failure(err, "give --inputs as its forward takes them")
+                raise ExportError(f"the network was called with {asked} and failed: {why}") from err
     if changed := [name for name, tensor in kept.items() if tensor._version != before[name]]:
         raise ExportError(
             f"{changed[0]} changes in place when the network is called, an exported graph keeps "
@@ -234,7 +246,7 @@ def check_repeatable(model: nn.Module, spec: GraphSpec, inputs: Sequence[Tensor]
         if any(have != want for have, want in zip(one.shape, output.shape, strict=True)
                if isinstance(want, int)):  # fmt: skip
             raise ExportError(
-                f"output {output} was found for zeros, {tuple(one.shape)} for other values of the "
+                f"output {output} was found first, {tuple(one.shape)} for other values of the "
                 "same size; sizes have to follow from the inputs' sizes, mark values instead of "
                 "leaving them out"
             )
