@@ -203,12 +203,18 @@ def load_network(stage: StagePlan, seed: int, tell: Tell) -> Loaded:
     if file is None:
         return Loaded(model, WeightsEntry(None, None, trained=False), usual)
     facts, given = facts_of_weights(file)
-    if hasattr(module, "load_encoder") and module.load_encoder(model, file, stage.weights_key):
+
+    def noted(note: str) -> None:
+        tell(f"{stage.stage:7} {note}")
+
+    if hasattr(module, "load_encoder") and module.load_encoder(
+        model, file, stage.weights_key, noted
+    ):
         return _with_random_rest(stage, model, file, given, tell)
     card = read_card(file) if stage.shipped else Card(facts.label)
     load_weights(
         model, file, module.key_tables(model), network=stage.network.name,
-        weights_key=stage.weights_key, tell=lambda note: tell(f"{stage.stage:7} {note}"),
+        weights_key=stage.weights_key, tell=noted,
     )  # fmt: skip
     if facts.joints is not None:
         if not hasattr(module, "apply_facts"):

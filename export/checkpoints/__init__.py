@@ -8,9 +8,10 @@ knows where frameworks put the weights, ``loading`` puts them into a network.
 from mambapose.export.checkpoints.loading import (
     KeyTable,
     Rows,
+    Tell,
     key_table,
     load_weights,
     read_state_dict,
 )
 
-__all__ = ["KeyTable", "Rows", "key_table", "load_weights", "read_state_dict"]
+__all__ = ["KeyTable", "Rows", "Tell", "key_table", "load_weights", "read_state_dict"]

@@ -17,6 +17,7 @@ SAFETENSORS = "safetensors"
 ZIPPED = "torch's zip archive"
 PICKLED = "a pickle"  # torch's format before 1.6, or Python's own
 HEAD_BYTES = 1024
+MAX_HEADER = 100_000_000  # of a safetensors file, by its format
 # torch stores tensors as they are; an archive that grows more than this when it is unpacked is a
 # trap, not a checkpoint.
 MAX_GROWTH, FREE_GROWTH = 16, 64 << 20
@@ -104,17 +105,17 @@ def _kind_of_head(head: bytes, size: int) -> str | Foreign:
     for start, foreign in _STARTS:
         if head.startswith(start):
             return foreign
-    length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and length >= 2:
-        if length > size - 8:
-            return Foreign("the beginning of a safetensors file that was cut short", _AGAIN)
+    length, braced = int.from_bytes(head[:8], "little"), head[8:9] == b"{"
+    if braced and 2 <= length <= size - 8:
         return SAFETENSORS
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        return PICKLED
+    if braced and 2 <= length <= MAX_HEADER:
+        return Foreign("the beginning of a safetensors file that was cut short", _AGAIN)
     if head[257:262] == b"ustar":
         return Foreign("a tar archive", f"{_UNPACK}, or save it with PyTorch 1.6 or later")
     if head[4:8] == b"TFL3":
         return Foreign(f"a {_TENSORFLOW[0]} Lite model", _TENSORFLOW[1])
-    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
-        return PICKLED
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
         return _HTML

@@ -16,7 +16,7 @@ A module may also offer
     apply_facts(model, facts)                   sets up the network as the facts ask that the
                                                 checkpoint states (export/weights.py); without
                                                 it, weights that state ``joints`` are refused
-    load_encoder(model, path, weights_key) -> bool
+    load_encoder(model, path, weights_key, tell) -> bool
                                                 True when the file was one of the encoder alone and
                                                 has been loaded: with --untrained the other weights
                                                 stay random

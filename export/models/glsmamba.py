@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mambapose.export.checkpoints import KeyTable, load_weights, read_state_dict
+from mambapose.export.checkpoints import KeyTable, Tell, load_weights, read_state_dict
 from mambapose.export.models import vitpose
 from mambapose.export.models.folding import freeze
 from mambapose.export.models.glsmamba_blocks import EXPANSION, GROUP, GlobalBlock, LocalBlock
@@ -210,7 +210,9 @@ def graphs(
     }
 
 
-def load_encoder(model: GlsMamba, path: Path, weights_key: str | None = None) -> bool:
+def load_encoder(
+    model: GlsMamba, path: Path, weights_key: str | None = None, tell: Tell | None = None
+) -> bool:
     """True after the encoder got its weights from a file of ViTPose, official or transformers'.
 
     The file's deconvolutions are taken too when it has them; all other weights stay as they were.
@@ -224,7 +226,7 @@ def load_encoder(model: GlsMamba, path: Path, weights_key: str | None = None) ->
     whole = seeded(lambda: vitpose.VitPose(model.variant, "classic" if classic else "simple"), 0)
     load_weights(
         whole, path, vitpose.key_tables(whole), network="the encoder of GLSMamba",
-        weights_key=weights_key,
+        weights_key=weights_key, tell=tell,
     )  # fmt: skip
     model.backbone.load_state_dict(whole.backbone.state_dict())
     if classic:

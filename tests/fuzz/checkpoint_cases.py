@@ -138,7 +138,7 @@ def description(rng: Random) -> bytes:
     """Tensors whose storage, offset, sizes and strides are any numbers, in place of true ones."""
     text = pickle_of(saved(rng.choice((STATE, APART, WRAPPED))))
     out = bytearray(text)
-    places = [at for at in range(len(out) - 1) if out[at : at + 1] in (b"K", b"M", b"J")]
+    places = [at for at, byte in enumerate(out[:-1]) if byte in b"KMJ"]
     for _ in range(rng.randint(1, 3)):
         at = rng.choice(places)
         width = {75: 2, 77: 3, 74: 5}[out[at]] if out[at] in (75, 77, 74) else 1

@@ -50,6 +50,16 @@ def test_a_checkpoint_is_read_by_whatever_name(tmp_path: Path, kind: str, suffix
     assert all(torch.equal(found[key], value) for key, value in STATE.items())
 
 
+@pytest.mark.parametrize("start", [b"\x80\x02", b"\x80\x04", b"\x00\x03"])
+def test_a_safetensors_file_may_begin_like_a_pickle(tmp_path: Path, start: bytes):
+    """The first bytes are the length of its header, which may be any."""
+    length = int.from_bytes(start, "little")
+    head = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path = tmp_path / "net.pth"
+    path.write_bytes(length.to_bytes(8, "little") + head + bytes(4))
+    assert read_state_dict(path)["a"].tolist() == [0.0]
+
+
 def archive(names: list[str]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as made:
