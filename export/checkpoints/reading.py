@@ -7,7 +7,8 @@ import io
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -40,13 +41,13 @@ class Contents:
     """What a file describes.
 
     root: dictionaries, lists and placeholders, with a description for every tensor. of_torch:
-    torch itself reads the file as data. read_storage: the bytes of a storage.
+    torch itself reads the file as data. storages: opens the file for reading storages from it.
     """
 
     path: Path
     root: Any
     of_torch: bool
-    read_storage: ReadStorage
+    storages: Callable[[], AbstractContextManager[ReadStorage]]
 
 
 def contents_of(path: Path) -> Contents:
@@ -58,7 +59,7 @@ def contents_of(path: Path) -> Contents:
         raise ExportError(f"a checkpoint file was wanted, found none at {path}; check the path")
     kind = kind_of(path)
     if kind == SAFETENSORS:
-        return Contents(path, _safetensors(path), True, lambda _: bytearray())
+        return Contents(path, _safetensors(path), True, _no_storages)
     try:
         return _legacy(path) if kind == PICKLED else _zipped(path)
     except WouldRunCode as err:
@@ -92,10 +93,8 @@ def tensors_of(contents: Contents, route: Iterable[str]) -> dict[str, torch.Tens
             with contextlib.suppress(pickle.UnpicklingError):  # it lacks some instructions
                 return _as_described(_by_torch(contents.path, route), entries(described))
         held: dict[str | tuple[int, str], bytearray] = {}
-        return {
-            key: _tensor(value, held, contents.read_storage)
-            for key, value in entries(described).items()
-        }
+        with contents.storages() as read:
+            return {key: _tensor(value, held, read) for key, value in entries(described).items()}
     except Exception as err:
         raise _broken(contents.path, err) from err
 
@@ -176,12 +175,17 @@ def _zipped(path: Path) -> Contents:
             machine, _ = _machine()
             root = machine.load(Bytes(io.BytesIO(file.read()), size))
 
-    def read(storage: Storage) -> bytearray:
+    @contextlib.contextmanager
+    def storages() -> Iterator[ReadStorage]:
         with zipfile.ZipFile(path) as archive:
-            data = bytearray(archive.read(f"{folder}data/{storage.key}"))
-        return _checked(storage, data, order.strip() == b"big")
 
-    return Contents(path, root, _is_of_torch(machine), read)
+            def read(storage: Storage) -> bytearray:
+                data = bytearray(archive.read(f"{folder}data/{storage.key}"))
+                return _checked(storage, data, order.strip() == b"big")
+
+            yield read
+
+    return Contents(path, root, _is_of_torch(machine), storages)
 
 
 def _legacy(path: Path) -> Contents:
@@ -191,7 +195,7 @@ def _legacy(path: Path) -> Contents:
         machine, described = _machine()
         root = machine.load(stream)
         if root != LEGACY_MAGIC:
-            return Contents(path, root, False, _no_storage)
+            return Contents(path, root, False, _no_storages)
         _machine()[0].load(stream)  # the version of the format
         system = _machine()[0].load(stream)
         big = isinstance(system, dict) and system.get("little_endian") is False
@@ -199,13 +203,18 @@ def _legacy(path: Path) -> Contents:
         keys = _machine()[0].load(stream)
         places = _places(file, path.stat().st_size, keys, described)
 
-    def read(storage: Storage) -> bytearray:
+    @contextlib.contextmanager
+    def storages() -> Iterator[ReadStorage]:
         with path.open("rb") as file:
-            file.seek(places[storage.key])
-            data = bytearray(file.read(storage.count * (width_of(storage.dtype) or 0)))
-        return _checked(storage, data, big)
 
-    return Contents(path, root, _is_of_torch(machine), read)
+            def read(storage: Storage) -> bytearray:
+                file.seek(places[storage.key])
+                data = bytearray(file.read(storage.count * (width_of(storage.dtype) or 0)))
+                return _checked(storage, data, big)
+
+            yield read
+
+    return Contents(path, root, _is_of_torch(machine), storages)
 
 
 def _places(file: BinaryIO, size: int, keys: Any, described: Entries) -> dict[str, int]:
@@ -233,8 +242,9 @@ def _is_of_torch(machine: Machine) -> bool:
     return machine.named <= OF_TORCH and machine.protocol == 2
 
 
-def _no_storage(storage: Storage) -> bytearray:
-    raise ValueError("a storage that is not in the file")
+def _no_storages() -> AbstractContextManager[ReadStorage]:
+    """Of a file without any: what asks for one finds nothing."""
+    return contextlib.nullcontext(lambda _: bytearray())
 
 
 def _checked(storage: Storage, data: bytearray, big_endian: bool) -> bytearray:

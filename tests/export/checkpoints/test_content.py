@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import io
 import pickle
@@ -10,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,6 +243,26 @@ def test_a_place_outside_the_file_is_refused(
     assert read_state_dict(path)["a"].tolist() == [[0, 1], [2, 3]]
     path.write_bytes(described(storage, offset, size, stride))
     refusal(path)
+
+
+def test_the_archive_is_opened_a_few_times_however_many_tensors_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its directory is as long as it has tensors: opened for each, time would be quadratic."""
+    opened = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            opened.append(args)
+            super().__init__(*args, **options)
+
+    path = tmp_path / "net.pth"
+    many = {f"{number}": torch.full((2,), float(number)) for number in range(50)}
+    torch.save({"state_dict": many, "when": datetime.datetime(2024, 1, 1)}, path)
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    found = read_state_dict(path)
+    assert all(torch.equal(found[key], value) for key, value in many.items())
+    assert len(opened) == 3
 
 
 def test_two_members_of_one_name_are_no_way_around_the_checks(tmp_path: Path):
