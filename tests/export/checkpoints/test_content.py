@@ -242,7 +242,7 @@ def test_a_place_outside_the_file_is_refused(
     path.write_bytes(described(4, 0, (2, 2), (2, 1)))
     assert read_state_dict(path)["a"].tolist() == [[0, 1], [2, 3]]
     path.write_bytes(described(storage, offset, size, stride))
-    refusal(path)
+    assert "found a tensor" in refusal(path) or storage != 4
 
 
 def test_the_archive_is_opened_a_few_times_however_many_tensors_it_has(

@@ -175,6 +175,16 @@ def test_a_bomb_is_refused_in_bounded_time_and_memory(tmp_path: Path, bomb: str)
     assert grown < 200 << 10  # KiB
 
 
+def test_the_limits_are_what_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert "too long for a name" in refused_bytes(tmp_path, BOMBS["long name"])
+    monkeypatch.setattr("mambapose.export.checkpoints.pickles.MAX_INSTRUCTIONS", 1000)
+    assert "no end within 1000 instructions" in refused_bytes(tmp_path, b"N" * 1000 + b".")
+    assert "found nothing" in refused_bytes(tmp_path, b"N" * 998 + b".")
+    pairs = name("collections", "OrderedDict") + b"\x94(" + b"K\x01K\x02\x86" * 200 + b"l\x85\x94"
+    said = refused_bytes(tmp_path, pairs + b"h\x00h\x01R0" * 20 + b"}.")
+    assert "gives its calls more than 1000 entries" in said
+
+
 def test_an_unknown_class_becomes_a_placeholder_with_its_entries():
     found = read(name("training", "Config") + b")\x81\x8c\x02lrK\x01s}\x8c\x01aK\x02sb.")
     assert isinstance(found, Inert)
