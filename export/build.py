@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambapose.export.checkpoints.content import is_file
 from mambapose.export.download import download
 from mambapose.export.plan import Plan, StagePlan
 from mambapose.export.weights import Card, Facts, facts_from_file, read_card
@@ -256,7 +257,7 @@ def _with_random_rest(
 
 def facts_of_weights(file: Path) -> tuple[Facts, WeightsEntry]:
     """The facts that a checkpoint states, and its entry in the bundle; ExportError without file."""
-    if not file.is_file():
+    if not is_file(file):
         raise ExportError(f"a checkpoint file was wanted, found none at {file}; check the path")
     facts = facts_from_file(file)
     entry = WeightsEntry(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mambapose.export.checkpoints.content import is_file
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.official_files import SOURCES, OfficialFile, wanted_sources, way_by_hand
 from mambapose.export.sizes import check_clip, check_size
@@ -248,7 +249,7 @@ def _stage_plan(
         both = row.both_orientations and size.height != size.width
         sizes = (size, size.turned) if both else (size,)
     weights = options.weights.get(stage)
-    if weights is not None and not weights.is_file():
+    if weights is not None and not is_file(weights):
         raise ExportError(
             f"weights of {stage} were wanted, found no file at {weights}; check the path"
         )

@@ -70,6 +70,14 @@ _STARTS: tuple[tuple[bytes, Foreign], ...] = (
 )
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is a regular file; False also for a name that the system does not take."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def kind_of(path: Path) -> str:
     """SAFETENSORS, ZIPPED or PICKLED; ExportError says what any other file is and what to do."""
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mambapose.export.checkpoints.content import PICKLED, SAFETENSORS, kind_of, shown
+from mambapose.export.checkpoints.content import PICKLED, SAFETENSORS, is_file, kind_of, shown
 from mambapose.export.checkpoints.pickles import Bytes, Machine, WouldRunCode
 from mambapose.export.checkpoints.tensors import (
     CALLS,
@@ -55,7 +55,7 @@ def contents_of(path: Path) -> Contents:
 
     ExportError when the file is absent, broken, no checkpoint, or would run code.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ExportError(f"a checkpoint file was wanted, found none at {path}; check the path")
     kind = kind_of(path)
     if kind == SAFETENSORS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import io
+import os
 import pickle
 import tarfile
 import warnings
@@ -19,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from mambapose.export.checkpoints import load_weights, read_state_dict
+from mambapose.export.checkpoints import load_weights, read_state_dict, reading
 from mambapose.export.cli import main
 from mambapose.export.weights import facts_from_file
 from mambapose.runtime.errors import ExportError
@@ -285,6 +286,27 @@ def test_two_members_of_one_name_are_no_way_around_the_checks(tmp_path: Path):
         assert found.untyped_storage().nbytes() <= 16
 
 
+@pytest.mark.parametrize(
+    "found", [torch.zeros(3), torch.eye(2).to_sparse(), torch.zeros(2, 2, device="meta")]
+)
+def test_what_torch_reads_otherwise_than_ours_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: torch.Tensor
+):
+    path = tmp_path / "net.pth"
+    torch.save({"a": torch.zeros(2, 2)}, path)
+    monkeypatch.setattr(reading, "_by_torch", lambda *_: {"a": found})
+    assert "can be read in two ways" in refusal(path)
+
+
+def test_a_name_in_the_file_does_not_reach_the_terminal_as_it_is(tmp_path: Path):
+    whole, path = described(4, 0, (2, 2), (2, 1)), tmp_path / "net.pth"
+    with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w") as made:
+        for name in source.namelist():
+            data = source.read(name).replace(b"FloatStorage", b"Float\x1b[2Jage")
+            made.writestr(name, data)
+    assert r"Float\x1b[2Jage" in refusal(path)
+
+
 def test_the_command_refuses_in_one_line_also_when_it_only_plans(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -299,6 +321,23 @@ def test_the_command_refuses_in_one_line_also_when_it_only_plans(
         assert len(said) == 1
         assert said[0].startswith("error: ")
         assert found in said[0]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "folder", "pipe", "absent/net.pth"])
+def test_what_is_no_regular_file_is_refused_in_one_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / name
+    assert "found none at" in refusal(path)
+    for options in (["--weights", f"flow={path}"],
+                    ["--model", "torch.nn:Identity", "--inputs", "x:float32:1,2",
+                     "--weights", str(path), "--out", str(tmp_path / "bundle")]):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(options)
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_option_names_its_stage_or_the_only_file(tmp_path: Path):

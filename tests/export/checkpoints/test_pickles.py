@@ -12,6 +12,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,13 @@ def test_an_unknown_class_becomes_a_placeholder_with_its_entries():
     found = read(name("training", "Config") + b")\x81\x8c\x02lrK\x01s}\x8c\x01aK\x02sb.")
     assert isinstance(found, Inert)
     assert (found.made, found.items, found.state) == ("training.Config", {"lr": 1}, {"a": 2})
+
+
+def test_nothing_is_imported_even_where_it_could_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    assert str(read(name("this", "Zen") + b".")) == "this.Zen"
+    assert isinstance(read(name("this", "Zen") + b")R."), Inert)
+    assert "this" not in sys.modules
 
 
 def test_naming_is_not_calling():
