@@ -18,7 +18,14 @@ from mambapose.export.download import download
 from mambapose.export.notices import write_notices
 from mambapose.export.official_files import SOURCES
 from mambapose.export.plan import Plan, StagePlan
-from mambapose.export.weights import Card, Facts, facts_from_file, read_card, shipped_detector
+from mambapose.export.weights import (
+    DETECTOR,
+    Card,
+    Facts,
+    facts_from_file,
+    read_card,
+    shipped_detector,
+)
 from mambapose.runtime.backends.native import SPEC, find_library, library_info
 from mambapose.runtime.bundle.bundle import file_entry, file_sha256, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
@@ -53,11 +60,11 @@ def _fill(plan: Plan, tell: Tell, trt: bool, folder: Path) -> Bundle:
     if source is not None:
         detector = download(source, tell)
     if detector is not None:
-        licence = source.licence if source is not None else None
+        name, licence = detector.stem, source.licence if source is not None else None
         if detector == shipped_detector():
-            licence = SOURCES[detector.stem].licence
-        stages["detect"] = entry = add_detector(detector, folder, plan.seed, licence)
-        tell(f"detect  {detector.name}: layout {entry.options['layout']}")
+            name, licence = DETECTOR, SOURCES[DETECTOR].licence
+        stages["detect"] = entry = add_detector(detector, folder, plan.seed, name, licence)
+        tell(f"detect  {name}: layout {entry.options['layout']}")
     # All checkpoints first: a wrong one shows before the minutes of export.
     networks = [load_network(stage, plan.seed, tell) for stage in plan.stages]
     for stage, network in zip(plan.stages, networks, strict=True):
@@ -317,7 +324,7 @@ def describe_graphs(
     return entries
 
 
-def add_detector(path: Path, folder: Path, seed: int, licence: str | None) -> StageEntry:
+def add_detector(path: Path, folder: Path, seed: int, name: str, licence: str | None) -> StageEntry:
     """The entry of a detector, after it was copied into the bundle with gate arrays of its own."""
     from mambapose.export.detector import copy_detector, read_detector
     from mambapose.export.samples import sample_inputs
@@ -333,10 +340,10 @@ def add_detector(path: Path, folder: Path, seed: int, licence: str | None) -> St
     gate = file_entry(folder, arrays.relative_to(folder).as_posix())
     graph = GraphEntry(spec, {"onnx": listed}, gate=gate)
     return StageEntry(
-        network=path.stem,
+        network=name,
         precision="fp32",
         params=params,
-        weights=WeightsEntry(path.name, listed.sha256, trained=True, licence=licence),
+        weights=WeightsEntry(f"{name}.onnx", listed.sha256, trained=True, licence=licence),
         graphs={"main": graph},
         opset=opset,
         options={"layout": layout},

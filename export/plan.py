@@ -11,7 +11,7 @@ from mambapose.export.checkpoints.content import is_file
 from mambapose.export.models import NETWORKS, Network
 from mambapose.export.official_files import SOURCES, OfficialFile, wanted_sources, way_by_hand
 from mambapose.export.sizes import check_clip, check_size
-from mambapose.export.weights import shipped_detector, shipped_weights
+from mambapose.export.weights import DETECTOR, shipped_detector, shipped_weights
 from mambapose.runtime.errors import ExportError
 from mambapose.runtime.stages.table import DETECT, STAGES
 from mambapose.runtime.targets import Schedule, Target
@@ -104,7 +104,7 @@ class Plan:
                 f"{flip}, {weights}"
             )
         if self.detect == shipped_detector():
-            lines.append(f"detect  {self.detect.stem:24} weights that ship")
+            lines.append(f"detect  {DETECTOR:24} weights that ship")
         elif self.detect is not None:
             lines.append(f"detect  {self.detect}")
         if self.detect_source is not None:

@@ -104,8 +104,10 @@ def _sample(stage: str, kind: str, tensor: TensorSpec, seed: int, index: int) ->
             "no sample can be made of it"
         )
     maps = [smooth_field(generator, shape[2:]) for _ in range(shape[0] * shape[1])]
-    # In whole 64ths, which zip well: the arrays stay in the bundle.
-    return (np.round(64 * MAPS[kind] * np.stack(maps)) / 64).reshape(shape).astype(np.float32)
+    # In steps, which zip well: the arrays stay in the bundle. Pictures have whole numbers.
+    steps = 1 if kind == table.BYTE_MAP else 64
+    values = np.round(steps * MAPS[kind] * np.stack(maps)) / steps
+    return values.reshape(shape).astype(np.float32)
 
 
 def of_any_meaning(

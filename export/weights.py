@@ -21,8 +21,10 @@ from mambapose.export.checkpoints.content import is_safetensors
 from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.bundle import file_sha256
 from mambapose.runtime.errors import BundleError, ExportError
+from mambapose.runtime.loading import SHIPPED
 from mambapose.runtime.stages.joints import BODY_HEIGHTS, IMAGE_UNITS
 
+DETECTOR = "yolox-nano"  # the detector that ships
 FOLDER = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"
 LABELS = ("demonstration", "trained")
@@ -65,8 +67,11 @@ def shipped_weights(network: str) -> Path | None:
 
 
 def shipped_detector() -> Path:
-    """The ONNX file of the detector that ships: YOLOX-nano of Megvii, Apache-2.0, unchanged."""
-    return FOLDER / "yolox-nano.onnx"
+    """The ONNX file of the detector that ships: YOLOX-nano of Megvii, Apache-2.0, unchanged.
+
+    Its only copy is that in the bundle that ships.
+    """
+    return SHIPPED / "stages" / "detect.onnx"
 
 
 def facts_from_file(path: Path) -> Facts:

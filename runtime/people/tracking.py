@@ -334,9 +334,9 @@ def nearness(known: Boxes, found: Boxes, reach: NDArray[np.float64]) -> NDArray[
     large = _diagonal(known)[:, None]
     gap = np.linalg.norm(_centre(known)[:, None] - _centre(found)[None], axis=-1)
     ratio = _diagonal(found)[None] / np.maximum(large, 1e-9)
-    near = 1 - gap / np.maximum(reach[:, None] * large, 1e-9)
+    near: NDArray[np.float64] = np.clip(1 - gap / np.maximum(reach[:, None] * large, 1e-9), 0, 1)
     near[(ratio > SIZES) | (ratio < 1 / SIZES)] = 0.0
-    return np.clip(near, 0.0, 1.0)
+    return near
 
 
 def doubles(

@@ -44,8 +44,10 @@ def test_the_bundle_is_made_from_the_weights_that_ship(shipped: Bundle) -> None:
     assert shipped.target == "cpu"
     assert lift_unit(shipped) == "body_height"
     assert {name: stage.network for name, stage in shipped.stages.items()} == {
-        stage.stage: stage.network.name for stage in plan.stages
+        "detect": "yolox-nano",
+        **{stage.stage: stage.network.name for stage in plan.stages},
     }
+    assert shipped.stages["detect"].weights.licence == "Apache-2.0"
     for stage in plan.stages:
         entry = shipped.stages[stage.stage]
         assert stage.weights is not None

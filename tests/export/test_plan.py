@@ -247,6 +247,5 @@ def test_the_detector_that_ships_comes_with_a_pose_network_unless_told() -> None
     assert plan(untrained=True, download=("yolox-tiny",)).detect is None
 
 
-def test_the_detector_that_ships_is_the_published_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_the_detector_that_ships_is_the_published_file() -> None:
     assert file_sha256(shipped_detector()) == SOURCES["yolox-nano"].sha256
