@@ -18,8 +18,7 @@ from mambapose.runtime.bundle.entries import Bundle
 from mambapose.runtime.edges import edge
 from mambapose.runtime.errors import IncompleteError, OutputError
 from mambapose.runtime.pipeline import Pipeline
-from mambapose.runtime.results.destination import names_a_file
-from mambapose.runtime.results.files import DEFAULT_FORMATS, PART, WRITERS
+from mambapose.runtime.results.files import DEFAULT_FORMATS, PART, WRITERS, names_a_file
 from mambapose.runtime.results.journal import pose_from_record
 from mambapose.runtime.run_options import RunOptions
 from mambapose.runtime.running import Run, run_video

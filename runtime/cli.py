@@ -11,8 +11,7 @@ from click.core import ParameterSource
 from mambapose.runtime.commands import GroupedCommand, run_command
 from mambapose.runtime.options import FiniteRange
 from mambapose.runtime.people.choosing import CENTRE, LARGEST
-from mambapose.runtime.results.destination import names_a_file
-from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS
+from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS, names_a_file
 from mambapose.runtime.run_options import HEIGHTS_M
 from mambapose.runtime.video.pictures import MAX_PIXELS
 

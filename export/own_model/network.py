@@ -47,10 +47,12 @@ def user_code(folder: Path) -> Iterator[StandIns]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
-        # Another network may bring modules of the same names.
+        # Another network may bring modules of the same names. An environment may lie in the folder
+        # as well: its packages stay, and torch cannot be imported twice.
+        installed = Path(sys.prefix)
         for name in set(sys.modules) - known:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and Path(file).is_relative_to(folder):
+            file = Path(getattr(sys.modules[name], "__file__", None) or sys.prefix)
+            if file.is_relative_to(folder) and not file.is_relative_to(installed):
                 del sys.modules[name]
 
 

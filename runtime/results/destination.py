@@ -12,7 +12,7 @@ from pathlib import Path
 from mambapose.runtime.edges import edge, reason
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.folder_lock import InUseError, locked_folder
-from mambapose.runtime.results.files import PART, WRITERS, Written, write_results
+from mambapose.runtime.results.files import PART, WRITERS, Written, names_a_file, write_results
 from mambapose.runtime.results.journal import JOURNAL
 from mambapose.runtime.results.report import REPORT
 
@@ -122,12 +122,6 @@ class Destination:
     def write_results(self) -> Written:
         """Make the result files from the journal, each at its place."""
         return write_results(self.folder, self.formats, self.file)
-
-
-def names_a_file(out: Path) -> bool:
-    """Whether ``out`` names an overlay or a result file by its suffix, and is no folder."""
-    named = out.suffix.lower() in (".mp4", *(f".{name}" for name in WRITERS))
-    return named and not os.path.isdir(out)
 
 
 def destination_of(out: Path, formats: tuple[str, ...], *, overlay: bool = False) -> Destination:

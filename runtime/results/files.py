@@ -8,6 +8,7 @@ empty without a lifter, and where a killed run had not come to it yet. A new for
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -146,3 +147,9 @@ def _write_parts(
         for writer in writers:
             writer.finish()
     return frames
+
+
+def names_a_file(out: Path) -> bool:
+    """Whether ``out`` names an overlay or a result file by its suffix, and is no folder."""
+    named = out.suffix.lower() in (".mp4", *(f".{name}" for name in WRITERS))
+    return named and not os.path.isdir(out)
