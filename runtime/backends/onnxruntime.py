@@ -33,6 +33,7 @@ from mambapose.runtime.backends.native import (
 )
 from mambapose.runtime.bundle.entries import ONNX, Bundle
 from mambapose.runtime.bundle.onnx_file import check_graph_files, check_single_file
+from mambapose.runtime.edges import edge
 from mambapose.runtime.errors import LoadError, RunError
 from mambapose.runtime.text import printable
 from mambapose.runtime.types import Array, GraphSpec, TensorSpec, Where
@@ -127,7 +128,8 @@ def engine_from_bundle(
         _register(options, library)
     session = _session(bundle.file(entry.onnx), options, where.device)
     if scans and not fast:
-        metadata = session.get_modelmeta().custom_metadata_map
+        with edge(LoadError, f"graph {graph}: its metadata cannot be read", "export it again"):
+            metadata = session.get_modelmeta().custom_metadata_map
         check_function_form(metadata, _import().__version__)
         _warn_slow()
     check_spec(_declared(session, graph), entry.spec, f"stage {stage}, graph {graph}")
@@ -154,12 +156,15 @@ def engine_from_file(
 
 
 def _declared(session: Any, name: str) -> GraphSpec:
-    """The tensors that the file itself declares."""
-    return GraphSpec(
-        name,
-        tuple(_tensor(node) for node in session.get_inputs()),
-        tuple(_tensor(node) for node in session.get_outputs()),
-    )
+    """The tensors that the file itself declares. LoadError for names that are no text."""
+    with edge(
+        LoadError, f"graph {name}: the names of its tensors cannot be read", "export it again"
+    ):
+        return GraphSpec(
+            name,
+            tuple(_tensor(node) for node in session.get_inputs()),
+            tuple(_tensor(node) for node in session.get_outputs()),
+        )
 
 
 def _register(options: Any, library: Path) -> None:

@@ -24,6 +24,7 @@ from mambapose.runtime.bundle import manifest as strict
 from mambapose.runtime.bundle.entries import MANIFEST, Bundle, FileEntry
 from mambapose.runtime.bundle.json import bundle_from_json, bundle_json
 from mambapose.runtime.bundle.staging import earlier_copy, staged_folder
+from mambapose.runtime.edges import edge
 from mambapose.runtime.errors import BundleError
 from mambapose.runtime.text import printable
 
@@ -49,15 +50,10 @@ def read_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     version.
     """
     root = Path(path).absolute()
-    try:
+    wanted = f"a bundle that can be read was wanted at {printable(str(path))}"
+    with edge(BundleError, wanted, "check the path and its rights"):
         bundle = bundle_from_json(_manifest_bytes(root, path), root)
         _check_files(bundle, verify=verify)
-    except (OSError, ValueError) as err:  # ValueError: a NUL in a name
-        reason = (err.strerror if isinstance(err, OSError) else None) or err
-        raise BundleError(
-            f"{printable(str(path))}: a bundle folder that can be read was wanted, found: "
-            f"{printable(str(reason))}; check the path and its rights"
-        ) from err
     return bundle
 
 

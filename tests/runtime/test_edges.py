@@ -33,7 +33,7 @@ EDGES = (
     f"{RESULTS}.overlay.Overlay._add_stream",
     f"{RESULTS}.overlay.Overlay._encode_until_closed",
     f"{RESULTS}.overlay.durable.replace",
-    f"{RESULTS}.report.json.dumps",
+    "mambapose.runtime.bundle.bundle.file_sha256",
     f"{RESULTS}.files.JsonWriter.__init__",
     f"{RESULTS}.files.JsonWriter.add",
     f"{RESULTS}.files.JsonWriter.finish",

@@ -18,7 +18,7 @@ from mambapose.runtime.backends.loader import backend_from_name, load_engine, lo
 from mambapose.runtime.backends.native import find_library, slow_notice
 from mambapose.runtime.bundle.bundle import file_entry, write_bundle
 from mambapose.runtime.bundle.entries import Bundle, GraphEntry, StageEntry, WeightsEntry
-from mambapose.runtime.errors import EngineError
+from mambapose.runtime.errors import EngineError, LoadError
 from mambapose.runtime.targets import Schedule
 from mambapose.runtime.types import GraphSpec, TensorSpec, Where
 
@@ -121,6 +121,16 @@ def test_weights_are_mapped_from_their_file(tmp_path):
         assert np.allclose(engine.run({"x": x})["y"], WEIGHT)
         assert engine.memory() == {"weights": bundle.file("stages/pose2d.data").stat().st_size}
         assert engine.memory()["weights"] >= WEIGHT.nbytes
+
+
+def test_names_that_are_no_text_are_refused_in_one_line(tmp_path):
+    model = product_model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "QQQQ"
+    path = tmp_path / "product.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"QQQQ", b"\xffQQQ"))
+    with pytest.raises(LoadError, match="names of its tensors cannot be read") as caught:
+        load_file(path, Where("onnxruntime"))
+    assert "\n" not in str(caught.value)
 
 
 def test_wrong_tensors_are_refused_by_name(tmp_path):
