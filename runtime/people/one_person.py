@@ -29,6 +29,7 @@ from mambapose.runtime.people.tracking import (
     MIN_SCORE,
     PosesIn,
     boxes_from_joints,
+    followed,
     full_frame,
 )
 from mambapose.runtime.stages.detect import Detections
@@ -50,8 +51,6 @@ BEST, REFINEMENTS = 3, 2
 # in training gave 0.66 and more on the sample clip, up to 0.26 on the same scene without anybody.
 FOUND, KEPT, SURE = 0.25, 0.15, 0.5
 VISIBLE = 0.8  # a joint counts from this share of the mean score, at most from MIN_SCORE
-INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
-PARTIAL = 3  # INWARD times the share of joints seen to this power; chosen on pose2sim
 WIDER = 1.5  # enough to see the other half of a body; the exact factor is free
 GAIN = 1.1  # a wider box must score this much better than the present one
 ELSEWHERE = 2.5  # and another place be worth this much more
@@ -221,21 +220,6 @@ def sights_of(
         Sight(boxes[k], float(means[k]), around[k], float(worth[k]), float(seen[k]))
         for k in range(len(boxes))
     ]
-
-
-def followed(box: Boxes, around: Boxes, seen: float) -> Boxes:
-    """(1, 4) the box (1, 4) moved towards the box ``around`` the joints (4,).
-
-    Edges move outwards at once and inwards slowly, the more slowly the smaller the share ``seen``
-    of the joints. An edge may also move inwards as far as the opposite edge moves outwards, so the
-    box keeps up with a person who walks.
-    """
-    (now,) = box
-    step = INWARD * seen**PARTIAL * float((now[2:] - now[:2]).max())
-    low_by, high_by = np.maximum(now[:2] - around[:2], 0), np.maximum(around[2:] - now[2:], 0)
-    low = np.minimum(around[:2], now[:2] + step + high_by)
-    high = np.maximum(around[2:], now[2:] - step - low_by)
-    return np.concatenate([low, high])[None]
 
 
 def _around(box: Boxes, size: tuple[int, int]) -> list[Boxes]:

@@ -1,8 +1,9 @@
 """Who is who with a detector: boxes for the next frame from the last poses, and ids that stay.
 
     found    a detection that is nobody known starts an id, up to ``max_people``
-    kept     between detections the box is that of the last pose; a detection that overlaps a
-             person by IOU or more replaces it
+    kept     between detections the box grows to the last pose at once and shrinks onto it slowly,
+             the slower the fewer joints were recognised; a detection that overlaps a person by IOU
+             or more replaces it
     hidden   two people whose joints lie on each other: one of them hides the other. The pose is
              that of the person who was on his way there; the other's box goes on at his speed and
              is looked at for HIDDEN_FRAMES, but not reported until it shows somebody else
@@ -33,6 +34,8 @@ MIN_JOINTS = 5
 # Of the longer side, on every side: joints end at the eyes and ankles, and people move.
 MARGIN = 0.1
 MIN_SIDE = 16.0  # px
+INWARD = 0.07  # of its longer side, how far an edge of the box moves inwards per frame
+PARTIAL = 3  # INWARD times the share of joints seen to this power; chosen on pose2sim
 IOU = 0.3
 KEEP_FRAMES = 60
 MISSES, SURE_MISSES = 2, 6
@@ -81,6 +84,21 @@ def boxes_from_joints(
 def full_frame(frame: tuple[int, int]) -> Boxes:
     """(1, 4) a box that covers a whole frame (H, W)."""
     return np.array([[0.0, 0.0, frame[1], frame[0]]])
+
+
+def followed(box: Boxes, around: Boxes, seen: float) -> Boxes:
+    """(1, 4) the box (1, 4) moved towards the box ``around`` the joints (4,).
+
+    Edges move outwards at once and inwards slowly, the more slowly the smaller the share ``seen``
+    of the joints. An edge may also move inwards as far as the opposite edge moves outwards, so the
+    box keeps up with a person who walks.
+    """
+    (now,) = box
+    step = INWARD * seen**PARTIAL * float((now[2:] - now[:2]).max())
+    low_by, high_by = np.maximum(now[:2] - around[:2], 0), np.maximum(around[2:] - now[2:], 0)
+    low = np.minimum(around[:2], now[:2] + step + high_by)
+    high = np.maximum(around[2:], now[2:] - step - low_by)
+    return np.concatenate([low, high])[None]
 
 
 class Followed(Protocol):
@@ -144,17 +162,18 @@ class _Person:
     pose_box: Boxes = field(default_factory=lambda: np.zeros(4))
     pose_frame: int = 0
 
-    def see(self, frame: int, box: Boxes, score: float) -> None:
-        """Take in a pose: its box (4,) and the mean score of its joints."""
+    def see(self, frame: int, around: Boxes, score: float, share: float) -> None:
+        """Take in a pose: the box (4,) around it, the mean score of its joints, the share seen."""
         if self.confirmed:
-            moved = (_centre(box) - _centre(self.pose_box)) / max(1, frame - self.pose_frame)
+            moved = (_centre(around) - _centre(self.pose_box)) / max(1, frame - self.pose_frame)
             self.speed = MEMORY * self.speed + (1 - MEMORY) * moved
             self.score = MEMORY * self.score + (1 - MEMORY) * score
         else:
             self.score = score
+        (self.box,) = around[None] if self.hidden else followed(self.box[None], around, share)
         self.confirmed, self.active, self.hidden = True, True, False
-        self.box, self.last_seen = box, frame
-        self.pose_box, self.pose_frame = box, frame
+        self.last_seen = frame
+        self.pose_box, self.pose_frame = around, frame
 
     def hide(self, frame: int) -> None:
         """Go on unseen, for a while."""
@@ -287,7 +306,8 @@ class Tracker:
             elif frame < person.last_seen:  # a late pose: a detection has been there since
                 person.confirmed |= bool(reported[k])
             elif reported[k]:
-                person.see(frame, boxes[k], float(np.clip(score[k], 0, 1).mean()))
+                share = float((score[k] >= MIN_SCORE).mean())
+                person.see(frame, boxes[k], float(np.clip(score[k], 0, 1).mean()), share)
             elif behind[k] or (person.hidden and person.active):
                 person.hide(frame)
             else:
