@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mambapose.runtime.people import one_person
+from mambapose.runtime.people import one_person, tracking
 from mambapose.runtime.people.tracking import full_frame
 
 
@@ -14,4 +14,4 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     box is exactly that of its joints."""
     monkeypatch.setattr(one_person, "found_box", lambda last, size, look: full_frame(size))
     monkeypatch.setattr(one_person, "CHECK_EVERY", 1 << 30)
-    monkeypatch.setattr(one_person, "INWARD", 1.0)
+    monkeypatch.setattr(tracking, "INWARD", 1.0)
