@@ -301,7 +301,11 @@ def recover_results(
         if not quiet:
             state = "a complete run" if written.complete else "an interrupted run"
             journal = destination.folder / JOURNAL
-            click.echo(printable(f"{journal}: {_count(written.frames, 'frame')} of {state}"))
+            waited = f", {written.unlifted} of them without 3D, which waited for later frames"
+            done = (
+                f"{_count(written.frames, 'frame')} of {state}{waited if written.unlifted else ''}"
+            )
+            click.echo(printable(f"{journal}: {done}"))
             for path in written.paths:
                 click.echo(printable(f"wrote {path}"))
         if written.damage.lines:
@@ -333,6 +337,9 @@ def tell_results(run: Run, destination: Destination, paths: list[Path], outcome:
     own = [destination.folder / name for name in (REPORT, JOURNAL)]
     for path in [*paths, *overlay, *own]:
         click.echo(printable(f"wrote {path}"))
+    if outcome.people == 0:
+        who = "nobody" if run.person is None else f"nobody for --person {run.person}"
+        say(run, [f"{who} was found in any frame"])
     people = _count(outcome.people, "person", "people")
     rate = outcome.frames / max(outcome.seconds, 1e-9)
     stopped = "" if outcome.signal is None else f", stopped by {signal_name(outcome.signal)}"

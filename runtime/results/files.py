@@ -70,12 +70,14 @@ class Written:
     """Result files and what they hold.
 
     complete: whether the run had reached its end. damage: the lines of the journal left out.
+    unlifted: the frames whose 3D joints were still waited for when the run was killed.
     """
 
     paths: list[Path]
     frames: int
     complete: bool
     damage: Damage
+    unlifted: int = 0
 
 
 def write_results(
@@ -113,7 +115,7 @@ def write_results(
         for part in parts:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-    return Written(paths, frames, bool(found["complete"]), reader.damage)
+    return Written(paths, frames, bool(found["complete"]), reader.damage, reader.unlifted)
 
 
 def _meta(reader: JournalReader) -> dict[str, object]:

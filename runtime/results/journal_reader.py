@@ -45,8 +45,9 @@ class JournalReader:
     """The frames of a journal in order, and what else it says.
 
     meta: facts of the first line, None when that line is damaged. end: facts of the last line, None
-    when the run was interrupted. damage: what was left out when the frames were read last. Raises
-    OutputError for a file that cannot be read or that is no journal.
+    when the run was interrupted. damage: what was left out when the frames were read last;
+    unlifted: how many of them still waited for their 3D joints. Raises OutputError for a file that
+    cannot be read or that is no journal.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class JournalReader:
 
     def __post_init__(self) -> None:
         self.damage = Damage()
+        self.unlifted = 0
         with self._open() as file:
             first = file.readline(LINE_BYTES)
             size = file.seek(0, os.SEEK_END)
@@ -73,7 +75,7 @@ class JournalReader:
 
         3D joints that never came are None. Only frames that wait for their 3D are held.
         """
-        self.end, self.damage = None, Damage()
+        self.end, self.damage, self.unlifted = None, Damage(), 0
         count = 0
         for record in self._in_order():
             count += 1
@@ -116,6 +118,7 @@ class JournalReader:
             while waiting and all("xyz" in person for person in waiting[0][1]["people"]):
                 yield waiting.popleft()
         for number, record in waiting:
+            self.unlifted += any("xyz" not in person for person in record["people"])
             for person in record["people"]:
                 person.setdefault("xyz", None)
             yield number, record

@@ -198,6 +198,16 @@ def test_an_option_that_has_no_effect_is_named(capsys, tmp_path, bundle, clip):
     assert "--max-people" not in capsys.readouterr().err
 
 
+def test_nobody_is_said(capsys, tmp_path, bundle, clip):
+    common = ("--engine", bundle, clip, "--range", "0:2")
+    assert mp_run(*common, "-o", tmp_path / "a", "--person", 7) == 0
+    said = capsys.readouterr()
+    assert "note: nobody for --person 7 was found in any frame" in said.err
+    assert said.out.splitlines()[-1].startswith("2 frames, 0 people")
+    assert mp_run(*common, "-o", tmp_path / "b", "--person", 1) == 0
+    assert "nobody" not in capsys.readouterr().err
+
+
 def test_quiet_is_quiet(capsys, tmp_path, bundle, clip):
     assert mp_run("--engine", bundle, clip, "-o", tmp_path / "out", "--quiet") == 0
     said = capsys.readouterr()

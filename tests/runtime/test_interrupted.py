@@ -143,7 +143,9 @@ def test_kill_9_loses_no_frame_and_recover_makes_the_results(capsys, tmp_path, l
     assert not (out / "poses.json").exists()
     recorded = recorded_frames(out)
     assert mp_run("--recover", "-o", tmp_path / name) == 0
-    assert f"{recorded} frames of an interrupted run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{recorded} frames of an interrupted run, " in said
+    assert "of them without 3D, which waited for later frames" in said
     result = tmp_path / name if name.endswith(".json") else out / "poses.json"
     frames = json.loads(result.read_text())["frames"]
     assert [frame["frame"] for frame in frames] == list(range(recorded))
