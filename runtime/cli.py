@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from mambapose.runtime.commands import GroupedCommand, run_command
 from mambapose.runtime.options import FiniteRange
-from mambapose.runtime.people.choosing import CENTRE, LARGEST
+from mambapose.runtime.people.choosing import CENTRE, LARGEST, is_number
 from mambapose.runtime.results.files import DEFAULT_FORMATS, WRITERS, names_a_file
 from mambapose.runtime.run_options import HEIGHTS_M
 from mambapose.runtime.video.pictures import MAX_PIXELS
@@ -46,7 +46,7 @@ def _formats(context: click.Context, param: click.Parameter, text: str) -> tuple
 
 def _person(context: click.Context, param: click.Parameter, text: str | None) -> str | None:
     """largest, centre or the number of a person."""
-    if text is None or text in (LARGEST, CENTRE) or (text.isascii() and text.isdigit()):
+    if text is None or text in (LARGEST, CENTRE) or is_number(text):
         return text
     raise click.BadParameter(f"{text!r}: choose {LARGEST}, {CENTRE} or the number of a person")
 
@@ -138,7 +138,7 @@ def command(
 
     INPUT is a video, a folder of images, a camera (/dev/video0), an rtsp:// address or - (stdin:
     mkv, mpegts, nut, fragmented mp4 or y4m, no raw frames).
-    Without --detect one person is assumed, and found by the pose network itself.
+    With --detect none one person is assumed, and found by the pose network itself.
     """
     _check_one_file(asked["out"])
     if recover:

@@ -72,20 +72,25 @@ class Interruptible:
                 return
             yield frame
 
-    def __enter__(self) -> Interruptible:
+    def start(self) -> None:
+        """Take signals from here on, until one comes or ``restore``."""
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, _stop):
                     self._before[number] = signal.signal(number, self._ask)
+
+    def __enter__(self) -> Interruptible:
+        self.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._restore()
+        self.restore()
 
     def _ask(self, number: int, stack: object) -> None:
         self.asked = number
-        self._restore()
+        self.restore()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Let signals do what they did before; nothing if they already do."""
         while self._before:
             signal.signal(*self._before.popitem())

@@ -169,6 +169,11 @@ class Pipeline:
             yield from _lifted(waiting, self.lifter.finish())
 
     @property
+    def passed_over(self) -> tuple[int, ...]:
+        """The numbers of people who were not reported because another person was asked for."""
+        return () if self._chooser is None else tuple(sorted(self._chooser.others))
+
+    @property
     def lookahead(self) -> int:
         """How many later frames the 2D poses of a frame wait for."""
         return self._pose.lookahead

@@ -39,11 +39,12 @@ class RunOptions:
         least = {"depth_every": 1, "detect_every": 1, "flow_iters": 1, "max_people": 1}
         for name, low in {**least, "lookahead": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise EngineError(f"{name} of at least {low} was wanted, found {value}")
+            if value is not None and not (isinstance(value, int) and value >= low):
+                raise EngineError(f"{name} of at least {low} was wanted, found {value!r}")
         least_m, most_m = HEIGHTS_M
-        if self.height is not None and not least_m <= self.height <= most_m:
+        known = self.height is None or isinstance(self.height, (int, float))
+        if not known or (self.height is not None and not least_m <= self.height <= most_m):
             raise EngineError(
-                f"a body height of {least_m} to {most_m} m was wanted, found {self.height}; "
+                f"a body height of {least_m} to {most_m} m was wanted, found {self.height!r}; "
                 "give metres"
             )

@@ -109,9 +109,9 @@ def run_video(run: Run) -> int:
     destination = destination_of(run.out, run.formats, overlay=run.overlay)
     with destination.locked() as notes:
         destination.check(run.source, overwrite=run.overwrite)
-        before = destination.journal_state()
+        before, stop = destination.journal_state(), Interruptible()
         try:
-            outcome = _run_into(destination, run, notes)
+            outcome = _run_into(destination, run, notes, stop)
             if outcome.frames:
                 written = destination.write_results()
                 tell_results(run, destination, written.paths, outcome)
@@ -121,15 +121,20 @@ def run_video(run: Run) -> int:
             if destination.journal_state() not in (before, None):
                 say(run, [f"mp-run --recover --out {run.out} makes the results of what is done"])
             raise
+        finally:
+            stop.restore()
     if outcome.problem is not None:
         raise IncompleteError(
             f"{outcome.problem}; the results hold {_count(outcome.frames, 'frame')}"
         )
-    return 0 if outcome.signal is None else exit_code(outcome.signal)
+    return 0 if stop.asked is None else exit_code(stop.asked)
 
 
-def _run_into(destination: Destination, run: Run, notes: list[str]) -> Outcome:
-    """How the run ended, after its journal, overlay and run.json were written."""
+def _run_into(destination: Destination, run: Run, notes: list[str], stop: Interruptible) -> Outcome:
+    """How the run ended, after its journal, overlay and run.json were written.
+
+    stop: from the first frame on it takes signals, until the caller restores them.
+    """
     bundle = read_bundle(run.bundle)
     with ExitStack() as stack:
         source = stack.enter_context(
@@ -148,7 +153,7 @@ def _run_into(destination: Destination, run: Run, notes: list[str]) -> Outcome:
             )
         notes += _opening_notes(run, bundle, source, pipeline)
         say(run, notes)
-        return record(run, destination, bundle, source, pipeline, notes)
+        return record(run, destination, bundle, source, pipeline, notes, stop)
 
 
 def _opening_notes(run: Run, bundle: Bundle, source: Source, pipeline: Pipeline) -> list[str]:
@@ -175,7 +180,10 @@ def _opening_notes(run: Run, bundle: Bundle, source: Source, pipeline: Pipeline)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. signal: which one stopped it; problem: why the video broke off; or None."""
+    """How a run ended. signal: which one stopped it; problem: why the video broke off; or None.
+
+    others: the numbers of people who were not reported, as another person was asked for.
+    """
 
     frames: int = 0
     seconds: float = 0.0
@@ -183,6 +191,7 @@ class Outcome:
     corrupt_frames: int = 0
     signal: int | None = None
     problem: str | None = None
+    others: tuple[int, ...] = ()
 
 
 def record(
@@ -192,6 +201,7 @@ def record(
     source: Source,
     pipeline: Pipeline,
     notes: list[str],
+    stop: Interruptible,
 ) -> Outcome:
     """How the run ended, after every frame went into the journal, the overlay and run.json."""
     meta = run_meta(bundle, pipeline, source, masked(run.source), height=run.height)
@@ -202,7 +212,7 @@ def record(
         recording = stack.enter_context(Recording(destination, source, pipeline, meta, label=label))
         say(run, recording.notes)
         progress = stack.enter_context(Progress(source.frame_count, quiet=run.quiet))
-        stop = stack.enter_context(Interruptible())
+        stop.start()
         ahead = stack.enter_context(Prefetch(source, stop=lambda: stop.asked is not None))
 
         def seen(result: FrameResult) -> None:
@@ -220,6 +230,7 @@ def record(
             recording.corrupt_frames,
             stop.asked,
             problem,
+            pipeline.passed_over,
         )
         if stop.asked is None:
             if outcome.frames == 0:
@@ -338,8 +349,7 @@ def tell_results(run: Run, destination: Destination, paths: list[Path], outcome:
     for path in [*paths, *overlay, *own]:
         click.echo(printable(f"wrote {path}"))
     if outcome.people == 0:
-        who = "nobody" if run.person is None else f"nobody for --person {run.person}"
-        say(run, [f"{who} was found in any frame"])
+        say(run, [nobody(run, outcome)])
     people = _count(outcome.people, "person", "people")
     rate = outcome.frames / max(outcome.seconds, 1e-9)
     stopped = "" if outcome.signal is None else f", stopped by {signal_name(outcome.signal)}"
@@ -347,6 +357,14 @@ def tell_results(run: Run, destination: Destination, paths: list[Path], outcome:
     if outcome.corrupt_frames:
         frames += f" ({outcome.corrupt_frames} corrupt)"
     click.echo(f"{frames}, {people}, {rate:.1f} frames per second{stopped}")
+
+
+def nobody(run: Run, outcome: Outcome) -> str:
+    """What to say of a run in which nobody was reported."""
+    if run.person is None or not outcome.others:
+        return "nobody was found in any frame"
+    others = ", ".join(map(str, outcome.others))
+    return f"--person {run.person} was never there; found were {others}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

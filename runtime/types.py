@@ -71,6 +71,9 @@ class GraphName(NamedTuple):
         return self.base if self.size is None else f"{self.base}@{self.size}"
 
 
+MOST_THREADS = 1024  # far above any machine; each takes memory, and a hundred thousand all of it
+
+
 @dataclass(frozen=True)
 class Where:
     """Where graphs run.
@@ -84,6 +87,16 @@ class Where:
     device: str = "cpu"
     threads: int | None = None
     operator: Path | None = None
+
+    def __post_init__(self) -> None:
+        """EngineError for a number of threads that no machine has."""
+        if self.threads is not None and not (
+            isinstance(self.threads, int) and 1 <= self.threads <= MOST_THREADS
+        ):
+            raise EngineError(
+                f"1 to {MOST_THREADS} threads were wanted, found {self.threads}; leave the number "
+                "out for one per core"
+            )
 
     @property
     def thread_count(self) -> int:

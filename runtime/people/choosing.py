@@ -11,20 +11,26 @@ from mambapose.runtime.types import Boxes
 LARGEST, CENTRE = "largest", "centre"
 
 
+def is_number(text: str) -> bool:
+    """Whether this may be the number of a person: they count from 1."""
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0
+
+
 class Chooser:
     """Chooses one person and stays with this person until he is no longer reported.
 
     rule: ``largest`` (by the area of the box), ``centre`` (of the picture), or an id in digits.
-    EngineError for any other rule.
+    EngineError for any other rule. others: who else was reported.
     """
 
     def __init__(self, rule: str) -> None:
-        if rule not in (LARGEST, CENTRE) and not (rule.isascii() and rule.isdigit()):
+        if rule not in (LARGEST, CENTRE) and not is_number(rule):
             raise EngineError(
                 f"a person of {LARGEST}, {CENTRE} or the number of one was wanted, found {rule!r}"
             )
         self._rule = rule
         self._chosen: int | None = int(rule) if rule.isdigit() else None
+        self.others: set[int] = set()
 
     def choose(
         self,
@@ -40,6 +46,7 @@ class Chooser:
         present = {ids[k]: k for k in np.flatnonzero(reported)}
         if not self._rule.isdigit() and self._chosen not in present and present:
             self._chosen = max(present, key=lambda id_: self._worth(boxes[present[id_]], size))
+        self.others.update(present.keys() - {self._chosen})
         only = np.zeros(len(ids), bool)
         if self._chosen in present:
             only[present[self._chosen]] = True

@@ -46,6 +46,7 @@ class Overlay:
         self._size = size
         self._error: BaseException | None = None
         self._closed = False
+        self._written = 0
         rate = Fraction(fps).limit_denominator(1001)
         # A multiple of the rate, so constant rates stay exact; fine enough for variable ones.
         self._ticks = rate.numerator * math.ceil(60000 / rate.numerator)
@@ -110,6 +111,7 @@ class Overlay:
             dst_color_range=0,
         )
         self._queue.put((picture, timestamp))
+        self._written += 1
 
     def close(self) -> None:
         """Encode what waits, complete the file, stop the thread and give the file its name."""
@@ -117,11 +119,25 @@ class Overlay:
             return
         try:
             self._end()
+            self._check_whole()
             with edge(OutputError, self._cannot("written"), "free some space"):
                 durable.replace(self._part, self.path)
         finally:
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
+
+    def _check_whole(self) -> None:
+        """OutputError unless every frame is in the file: FFmpeg is silent about a full disk."""
+        import av
+
+        held = 0
+        with suppress(av.error.FFmpegError, *FAULTS), av.open(str(self._part)) as video:
+            held = sum(1 for packet in video.demux(video=0) if packet.size)
+        if held != self._written:
+            raise OutputError(
+                f"{self._cannot('written')} ({held} of {self._written} frames are in it: the disk "
+                "is full, or files may not be as large); free some space or run without the overlay"
+            )
 
     def _end(self) -> None:
         """Stop the thread. OutputError when it has failed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mambapose.runtime.edges import FAULTS
 from mambapose.runtime.errors import OutputError
 from mambapose.runtime.results.journal import JOURNAL, Record, pose_from_record
 from mambapose.runtime.results.journal_reader import JournalReader
@@ -29,6 +30,9 @@ def redraw_overlay(folder: Path, video: Path, source: str | None = None) -> int:
     facts = meta.get("source")
     facts = facts if isinstance(facts, dict) else {}
     place = source or facts.get("path")
+    # A journal may come from somebody else: what it names is opened only if it is a file here.
+    if source is None and not (isinstance(place, str) and _is_local(place)):
+        place = None
     if not isinstance(place, str):
         raise OutputError(
             f"the overlay of {folder} was to be drawn again, its journal names no file that it was "
@@ -44,6 +48,13 @@ def redraw_overlay(folder: Path, video: Path, source: str | None = None) -> int:
             )
         with Overlay(video, frames.size, frames.fps) as overlay:
             return _draw(overlay, frames, iter(reader), meta)
+
+
+def _is_local(place: str) -> bool:
+    try:
+        return Path(place).is_file() or Path(place).is_dir()
+    except FAULTS:
+        return False
 
 
 def _draw(overlay: Overlay, frames: Source, records: Iterator[Record], meta: Record) -> int:

@@ -63,7 +63,7 @@ class VideoSource:
         self._part = part
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._read = False
         self._count = 0
         self._damaged = self._before = 0
         self._keyed = False
@@ -111,6 +111,9 @@ class VideoSource:
         )
 
     def __iter__(self) -> Iterator[Frame]:
+        if self._read:
+            raise VideoError(f"video {self.name} has been read; open it again to read it again")
+        self._read = True
         part, delivered, last_s = self._part, False, 0.0
         while (frame := self._next()) is not None:
             index, last_s = frame.index, frame.timestamp

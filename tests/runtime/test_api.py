@@ -153,6 +153,8 @@ def test_bad_input_is_one_of_our_errors(tmp_path: Path) -> None:
         mp.run(SAMPLE, tmp_path / "poses.json")
     for wrong, sentence in (
         ({"height": 175}, r"0.3 to 3.0 m was wanted, found 175"),
+        ({"max_people": 1.5}, "max_people of at least 1 was wanted, found 1.5"),
+        ({"height": "1.75"}, "found '1.75'"),
         ({"max_people": 0}, "max_people of at least 1"),
         ({"lookahead": -1}, "lookahead of at least 0"),
         ({"detect": str(tmp_path / "none.onnx")}, "an ONNX file was wanted"),
@@ -170,3 +172,10 @@ def test_the_parts_work_together() -> None:
         with mp.open_pipeline(size=source.size, where=mp.Where(threads=1)) as pipeline:
             found = [pose for result in pipeline.run(source) for pose in result.poses]
     assert len(found) == 4
+
+
+def test_a_source_is_read_once() -> None:
+    with mp.open_source(SAMPLE, frame_range="0:3") as source:
+        assert len(list(source)) == 3
+        with pytest.raises(mp.MambaPoseError, match="has been read; open it again"):
+            list(source)

@@ -202,7 +202,7 @@ def test_nobody_is_said(capsys, tmp_path, bundle, clip):
     common = ("--engine", bundle, clip, "--range", "0:2")
     assert mp_run(*common, "-o", tmp_path / "a", "--person", 7) == 0
     said = capsys.readouterr()
-    assert "note: nobody for --person 7 was found in any frame" in said.err
+    assert "note: --person 7 was never there; found were 1\n" in said.err
     assert said.out.splitlines()[-1].startswith("2 frames, 0 people")
     assert mp_run(*common, "-o", tmp_path / "b", "--person", 1) == 0
     assert "nobody" not in capsys.readouterr().err

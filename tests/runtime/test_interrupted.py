@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +20,13 @@ import pytest
 
 from mambapose.runtime.commands import run_command
 from mambapose.runtime.interrupt import Interruptible, signals_raise
+from mambapose.runtime.results.destination import Destination
 from mambapose.runtime.types import Size
 from mambapose.runtime.video.prefetch import Prefetch
 from mambapose.runtime.video.sources import open_source
 
 from .drawn_clip import DrawnClip, write_clip
-from .small_bundle import write_fake_bundle
+from .small_bundle import use_fakes, write_fake_bundle
 from .test_cli import SCHEDULE, mp_run, plain_engines, refusal
 
 HERE = Path(__file__).resolve().parent
@@ -120,6 +122,25 @@ def recorded_frames(out):
     return (out / "poses.ndjson").read_bytes().count(b'"people":[')
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_results_are_written_waits_for_them(
+    monkeypatch, tmp_path, long_clip, number
+):
+    engines = plain_engines()
+    use_fakes(monkeypatch, engines)
+    bundle = write_fake_bundle(tmp_path / "bundle", engines, SCHEDULE).path
+    write = Destination.write_results
+
+    def disturbed(self):
+        os.kill(os.getpid(), number)
+        return write(self)
+
+    monkeypatch.setattr(Destination, "write_results", disturbed)
+    args = ("--engine", bundle, long_clip, "--range", "0:3", "-o", tmp_path / "out", "--quiet")
+    assert mp_run(*args) == 128 + number
+    assert {"poses.json", "poses.npz", "poses.csv", "run.json"} < set(os.listdir(tmp_path / "out"))
+
+
 def test_ctrl_c_twice_stops_at_once_and_says_how_to_go_on(capsys, tmp_path, long_clip):
     process, out = start_slow_run(tmp_path, long_clip, "--overlay")
     process.send_signal(signal.SIGINT)
@@ -204,6 +225,22 @@ def test_an_overlay_cannot_be_drawn_again_without_its_video(capsys, tmp_path, lo
     assert "mp-run VIDEO --recover --overlay" in line
     assert (out / "poses.json").read_bytes() != before  # the path is gone from its meta
     assert not (out / "overlay.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:{}/x.mp4", "tcp://127.0.0.1:{}", "/dev/video0"]
+)
+def test_what_a_journal_names_is_opened_only_if_it_is_a_file(capsys, tmp_path, long_clip, place):
+    process, out = start_slow_run(tmp_path, long_clip, "--range", "0:5", "--quiet")
+    assert ended_well(process)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        place = place.format(server.getsockname()[1])
+        journal = out / "poses.ndjson"
+        journal.write_text(journal.read_text().replace(str(long_clip), place))
+        assert "give the video" in refusal(capsys, "--recover", "--overlay", "-o", out)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_a_folder_that_is_deleted_in_mid_run_ends_it_with_the_truth(tmp_path, long_clip):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mambapose.runtime.errors import EngineError
-from mambapose.runtime.types import GraphName, Size
+from mambapose.runtime.types import GraphName, Size, Where
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_a_size_is_height_then_width() -> None:
     size = Size(640, 360)
     assert (str(size), size.portrait, size.turned) == ("640x360", True, Size(360, 640))
     assert not Size(5, 5).portrait
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**11, 1.5])
+def test_threads_are_at_least_one_and_of_a_number_that_machines_have(threads: int) -> None:
+    with pytest.raises(EngineError, match="1 to 1024 threads were wanted"):
+        Where(threads=threads)
+    assert Where(threads=1024).thread_count == 1024

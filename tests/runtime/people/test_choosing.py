@@ -42,9 +42,10 @@ def test_the_chosen_one_stays_until_he_is_gone():
 def test_a_number_never_means_anybody_else():
     chooser = Chooser("1")
     assert chosen(chooser, [2], [LARGE_AT_THE_EDGE]) == []
+    assert chooser.others == {2}
 
 
-@pytest.mark.parametrize("rule", ["", "smallest", "-1", "1.5", "²"])
+@pytest.mark.parametrize("rule", ["", "smallest", "-1", "0", "1.5", "²", "9" * 5000])
 def test_other_rules_are_refused(rule):
     with pytest.raises(EngineError, match="largest, centre or the number"):
         Chooser(rule)

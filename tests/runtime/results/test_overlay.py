@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -111,6 +113,37 @@ def test_overlay_on_a_full_disk(tmp_path: Path) -> None:
         fill()
     assert "\n" not in str(err.value)
     assert list(tmp_path.iterdir()) == []
+
+
+SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from mambapose.runtime.errors import OutputError
+from mambapose.runtime.results.overlay import Overlay
+from mambapose.runtime.types import Size
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+try:
+    with Overlay(Path(sys.argv[1]), Size(120, 160), 30) as video:
+        for index in range(12):
+            video.write(np.roll(noise, index, axis=0), index / 30)
+except OutputError as err:
+    print(err)
+"""
+
+
+def test_a_video_that_does_not_fit_never_takes_the_name_of_one_that_did(tmp_path: Path) -> None:
+    """FFmpeg says nothing of what it could not write."""
+    path = tmp_path / "o.mp4"
+    path.write_bytes(b"earlier")
+    command = [sys.executable, "-c", SMALL_DISK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert "cannot be written" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert path.read_bytes() == b"earlier"
+    assert [item.name for item in tmp_path.iterdir()] == ["o.mp4"]
 
 
 def test_a_video_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
