@@ -111,7 +111,7 @@ class VideoSource:
         )
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._read:
+        if self._read and not self._closed:
             raise VideoError(f"video {self.name} has been read; open it again to read it again")
         self._read = True
         part, delivered, last_s = self._part, False, 0.0
