@@ -59,6 +59,17 @@ main(sys.argv[1:])
 """
 
 
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """Signals as in a shell in front, also where the tests run under nohup or in the background."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
+             signal.SIGHUP: signal.SIG_DFL}  # fmt: skip
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def start_slow_run(tmp_path, clip, *options, limit=None):
     """mp-run in a process of its own, 50 ms per frame; returns it once 3D joints are recorded
     and, with an overlay, drawn.

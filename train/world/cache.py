@@ -122,7 +122,11 @@ class ShotStore:
 
     def __init__(self, folder: Path) -> None:
         try:
-            with np.load(folder / "index.npz", allow_pickle=False) as file:
+            # np.load leaves a file open that it opened itself when its zip is broken.
+            with (
+                (folder / "index.npz").open("rb") as stream,
+                np.load(stream, allow_pickle=False) as file,
+            ):
                 self._table = {name: file[name] for name in file.files}
             self._bytes = np.memmap(folder / "shots.bin", np.uint8, "r")
         except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError,
