@@ -13,6 +13,7 @@ from mambapose.runtime.backends.onnxruntime import engine_from_file
 from mambapose.runtime.bundle.bundle import write_bundle
 from mambapose.runtime.bundle.entries import Bundle, FileEntry, GraphEntry, StageEntry, WeightsEntry
 from mambapose.runtime.cli import main
+from mambapose.runtime.interrupt import Interruptible
 from mambapose.runtime.loading import lift_unit, needed_graphs, open_pipeline
 from mambapose.runtime.results.destination import destination_of
 from mambapose.runtime.run_options import RunOptions
@@ -133,8 +134,11 @@ def test_memory_is_flat_over_1000_frames(tmp_path, bundle):
     source = Looped()
     run = Run("looped", bundle.path, tmp_path / "out", overlay=True, quiet=True)
     destination = destination_of(run.out, run.formats, overlay=True)
-    with open_pipeline(bundle, source.size, run.options, Where(threads=1)) as pipeline:
-        outcome = record(run, destination, bundle, source, pipeline, [])
+    with (
+        open_pipeline(bundle, source.size, run.options, Where(threads=1)) as pipeline,
+        Interruptible() as stop,
+    ):
+        outcome = record(run, destination, bundle, source, pipeline, [], stop)
     assert outcome.frames == 1000
     assert destination.write_results().frames == 1000
     growth = (source.seen[-1] - source.seen[1]) / (len(source.seen) - 2)
