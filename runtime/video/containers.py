@@ -51,17 +51,19 @@ def open_container(name: str, address: str, form: str | None, max_pixels: int) -
     timeout = STREAM_TIMEOUT_S if "://" in address else None
     # While it is probed, too. PyAV before 17 writes behind an array when a stream is found only
     # then, as in MPEG-1, and has options to copy to each stream.
-    bounded = int(av.__version__.split(".")[0]) >= 17
-    each = {"max_pixels": decoder_limit(max_pixels)} if bounded else {}
+    release = int(av.__version__.split(".")[0])
+    each = {"max_pixels": decoder_limit(max_pixels)} if release >= 17 else {}
+    # Titles in Latin-1 are common in old files, and nobody here reads them. PyAV 19 has no such
+    # option any more, and opens such files without it.
+    titles = {"metadata_errors": "replace"} if release < 19 else {}
     try:
-        # Titles in Latin-1 are common in old files, and nobody here reads them.
         return av.open(
             address,
             format=form,
             options=each,
             container_options=options,
             timeout=timeout,
-            metadata_errors="replace",
+            **titles,
         )
     except Exception as err:
         if not is_edge_error(err):
