@@ -23,7 +23,8 @@ def reason(err: BaseException) -> str:
         return "nested too deeply"
     if isinstance(err, UnicodeError):
         return "text that is not UTF-8"
-    text = (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__
+    # FFmpeg's errors have a strerror too, and are not all of them OSErrors.
+    text = getattr(err, "strerror", None) or str(err) or type(err).__name__
     return " ".join(text.split())
 
 

@@ -29,16 +29,19 @@ class Recording:
         source: Source,
         pipeline: Pipeline,
         meta: Mapping[str, object],
-        *,
-        label: str | None,
     ) -> None:
         self._destination, self._pipeline, self._meta = destination, pipeline, meta
         self._journal: Journal | None = None
         self._lifts = pipeline.lifts_later
         self._ids: set[int] = set()
         self.corrupt_frames = 0
+        label = meta["label"]
         self._painter = Painter(
-            destination.overlay, source, pipeline, untrained=not meta["trained"], label=label
+            destination.overlay,
+            source,
+            pipeline,
+            untrained=not meta["trained"],
+            label=None if label is None else str(label),
         )
 
     @property

@@ -207,9 +207,8 @@ def record(
     meta = run_meta(bundle, pipeline, source, masked(run.source), height=run.height)
     start = time.perf_counter()
     broken: list[VideoError] = []
-    label = label_text(labelled_stages(bundle, pipeline))
     with ExitStack() as stack:
-        recording = stack.enter_context(Recording(destination, source, pipeline, meta, label=label))
+        recording = stack.enter_context(Recording(destination, source, pipeline, meta))
         say(run, recording.notes)
         progress = stack.enter_context(Progress(source.frame_count, quiet=run.quiet))
         stop.start()

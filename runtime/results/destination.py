@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +52,16 @@ class Destination:
             raise OutputError(
                 f"a folder was wanted at {self.folder}, found a file; choose another --out"
             )
-        with edge(OutputError, wanted, "choose another --out"):
-            lock = locked_folder(self.folder)
-            try:
-                locks = lock.__enter__()
-            except InUseError as err:
-                raise OutputError(
-                    f"{self.folder} is in use by another run or export; wait for it, or choose "
-                    "another --out"
-                ) from err
-        try:
+        with ExitStack() as stack:
+            with edge(OutputError, wanted, "choose another --out"):
+                try:
+                    locks = stack.enter_context(locked_folder(self.folder))
+                except InUseError as err:
+                    raise OutputError(
+                        f"{self.folder} is in use by another run or export; wait for it, or "
+                        "choose another --out"
+                    ) from err
             yield [] if locks else [f"{self.folder} cannot be locked: let no other run use it"]
-        finally:
-            lock.__exit__(None, None, None)
 
     def check(self, source: str, *, overwrite: bool) -> None:
         """OutputError when files of an earlier run are there, unless ``overwrite`` is set.

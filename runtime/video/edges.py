@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mambapose.runtime.edges import reason
 from mambapose.runtime.errors import MambaPoseError, VideoError
 
 # What PyAV, numpy and the system are known to raise for input that is damaged or not there.
@@ -46,10 +47,7 @@ def is_edge_error(err: BaseException) -> bool:
 
 def reason_of(err: BaseException) -> str:
     """What an error says, in one line and without passwords."""
-    if isinstance(err, MemoryError) and not str(err):
-        return "not enough memory"
-    text = str(getattr(err, "strerror", None) or err).strip()
-    return masked(text.splitlines()[0]) if text else type(err).__name__
+    return masked(reason(err))
 
 
 def masked(text: str) -> str:
