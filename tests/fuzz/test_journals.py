@@ -15,6 +15,7 @@ from mambapose.runtime.results.files import conventions, write_results
 from mambapose.runtime.results.journal import JOURNAL, Journal
 from mambapose.runtime.types import Pose
 
+from ..runtime.results.made_up import pose
 from .cases import numbers
 
 VALUES = [None, 1, -1, "x", [], {}, [[1, 2]], 1e400, float("nan"), True, 2**70, "\ud800"]
@@ -26,20 +27,9 @@ FRAMES = 12
 
 def sound_journal(folder: Path) -> bytes:
     """A journal of FRAMES frames with two people, whose 3D joints come three frames later."""
-    rng = np.random.default_rng(0)
 
     def poses(frame: int, *, solid: bool) -> list[Pose]:
-        return [
-            Pose(
-                frame,
-                track,
-                rng.uniform(0, 500, 4).astype(np.float32),
-                rng.uniform(0, 500, (17, 2)).astype(np.float32),
-                rng.uniform(0, 1, 17).astype(np.float32),
-                rng.normal(0, 0.3, (17, 3)).astype(np.float32) if solid else None,
-            )
-            for track in (1, 2)
-        ]
+        return [pose(frame, track, solid) for track in (1, 2)]
 
     with Journal(folder, {**conventions(), "trained": True}) as journal:
         for frame in range(FRAMES):

@@ -19,18 +19,7 @@ from mambapose.runtime.results.journal_reader import JournalReader
 from mambapose.runtime.skeleton import COCO17, H36M17
 from mambapose.runtime.types import Pose
 
-
-def pose(frame: int, track: int, solid: bool) -> Pose:
-    rng = np.random.default_rng([frame, track])
-    return Pose(
-        frame,
-        track,
-        rng.uniform(0, 500, 4).astype(np.float32),
-        rng.uniform(0, 500, (17, 2)).astype(np.float32),
-        rng.uniform(0, 1, 17).astype(np.float32),
-        rng.normal(0, 0.3, (17, 3)).astype(np.float32) if solid else None,
-    )
-
+from .made_up import pose
 
 # Frame 2 is empty, person 9 has no 3D.
 PEOPLE = {0: [(1, True)], 1: [(1, True), (9, False)], 2: [], 3: [(9, False)]}

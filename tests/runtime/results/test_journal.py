@@ -21,19 +21,9 @@ from mambapose.runtime.results.journal import Journal
 from mambapose.runtime.results.journal_reader import JournalReader
 from mambapose.runtime.types import Pose
 
+from .made_up import pose
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-def pose(frame: int, track: int = 1, solid: bool = True) -> Pose:
-    rng = np.random.default_rng([frame, track])
-    return Pose(
-        frame,
-        track,
-        rng.uniform(0, 500, 4).astype(np.float32),
-        rng.uniform(0, 500, (17, 2)).astype(np.float32),
-        rng.uniform(0, 1, 17).astype(np.float32),
-        rng.normal(0, 0.3, (17, 3)).astype(np.float32) if solid else None,
-    )
 
 
 def test_journal_is_one_line_per_frame(tmp_path: Path) -> None:
